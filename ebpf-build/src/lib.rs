@@ -1,0 +1,1 @@
+//! Finds a compiler that can build for bpfel-unknown-none, and builds the eBPF object.

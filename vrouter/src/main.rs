@@ -1,0 +1,2 @@
+//! The `vrouter` command.
+fn main() {}

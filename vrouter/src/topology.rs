@@ -1,0 +1,3 @@
+//! The declarative document: reading, checking, and the model the compiler works from.
+
+pub mod model;

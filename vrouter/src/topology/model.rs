@@ -1,0 +1,234 @@
+//! The topology as objects: what a document says after it was read and found to be in order.
+//!
+//! Every object carries `line`, where its definition starts in the document (1-based), so that later
+//! stages can still point at it. Cross-references are names. The nouns are Neutron's and Octavia's.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::IpNet;
+use serde::Serialize;
+
+/// A hardware address, printed `02:00:00:00:01:0a`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(into = "String")]
+pub struct Mac(pub [u8; 6]);
+
+/// The whole document. Objects are in document order; names are unique per kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Topology {
+    pub networks: Vec<Network>,
+    pub routers: Vec<Router>,
+    pub security_groups: Vec<SecurityGroup>,
+    pub address_groups: Vec<AddressGroup>,
+    pub ports: Vec<Port>,
+    pub floating_ips: Vec<FloatingIp>,
+    pub nodes: Vec<Node>,
+}
+
+/// An L2 segment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Network {
+    pub name: String,
+    /// 1 to 2^24-1, always set after reading: written in the document, or derived from the name
+    /// (see [`super::derive_vni`]).
+    pub vni: u32,
+    /// Largest L3 packet in bytes; `None`: the underlay's MTU less the encapsulation.
+    pub mtu: Option<u16>,
+    /// Reached through each node's external interface instead of the overlay.
+    pub external: bool,
+    pub subnets: Vec<Subnet>,
+    pub line: usize,
+}
+
+/// An address range on a network. Subnet names are unique over all networks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Subnet {
+    pub name: String,
+    /// Host bits are zero.
+    pub cidr: IpNet,
+    /// The router interface's address in this subnet.
+    pub gateway: Option<IpAddr>,
+    pub dns: Vec<IpAddr>,
+    pub line: usize,
+}
+
+/// A distributed router: present on every node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Router {
+    pub name: String,
+    /// One interface per subnet, holding `address`.
+    pub interfaces: Vec<RouterInterface>,
+    pub gateway: Option<RouterGateway>,
+    pub routes: Vec<StaticRoute>,
+    pub line: usize,
+}
+
+/// A router's leg on a subnet. In the document a subnet's name alone means: with the subnet's gateway
+/// address; `{ subnet: NAME, address: ADDR }` gives another (two routers on one subnet).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RouterInterface {
+    pub subnet: String,
+    pub address: IpAddr,
+    pub line: usize,
+}
+
+/// A router's leg on an external network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RouterGateway {
+    pub network: String,
+    pub address: IpAddr,
+    pub snat: bool,
+    pub line: usize,
+}
+
+/// An extra route. `nexthop: blackhole` and `nexthop: unreachable` are the kernel's route types.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct StaticRoute {
+    pub destination: IpNet,
+    pub target: RouteTarget,
+    pub line: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RouteTarget {
+    /// One address for now on the data path; several mean equal-cost multipath.
+    Nexthops(Vec<IpAddr>),
+    Blackhole,
+    Unreachable,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SecurityGroup {
+    pub name: String,
+    pub stateful: bool,
+    pub rules: Vec<Rule>,
+    pub line: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    Ingress,
+    Egress,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Rule {
+    pub direction: Direction,
+    /// IP protocol number; `None`: any.
+    pub protocol: Option<u8>,
+    /// Inclusive destination port range, or ICMP type as `(type, type)`.
+    pub ports: Option<(u16, u16)>,
+    pub icmp_code: Option<u8>,
+    /// `None`: IPv4 and IPv6.
+    pub ethertype: Option<EtherFamily>,
+    pub remote: Option<Remote>,
+    pub line: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EtherFamily {
+    Ipv4,
+    Ipv6,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Remote {
+    Cidr(IpNet),
+    Group(String),
+    AddressGroup(String),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct AddressGroup {
+    pub name: String,
+    pub addresses: Vec<IpNet>,
+    pub line: usize,
+}
+
+/// A workload's NIC.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Port {
+    pub name: String,
+    pub network: String,
+    pub mac: Mac,
+    pub fixed_ips: Vec<IpAddr>,
+    pub security_groups: Vec<String>,
+    /// False: neither anti-spoofing nor security groups on this port.
+    pub port_security: bool,
+    pub allowed_address_pairs: Vec<AllowedAddressPair>,
+    /// The node it is bound to; `None`: unbound.
+    pub node: Option<String>,
+    /// The kernel interface on that node.
+    pub interface: Option<String>,
+    pub hook: Hook,
+    pub line: usize,
+}
+
+/// Where a port's program is attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Hook {
+    #[default]
+    Tc,
+    /// Native XDP in front of TC, for packet-processing workloads.
+    Xdp,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct AllowedAddressPair {
+    /// A single address is a /32 or /128.
+    pub ip: IpNet,
+    /// `None`: the port's own.
+    pub mac: Option<Mac>,
+    pub line: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct FloatingIp {
+    pub address: IpAddr,
+    pub port: Option<String>,
+    pub port_forwardings: Vec<PortForwarding>,
+    pub line: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PortForwarding {
+    /// IP protocol number: 6 or 17.
+    pub protocol: u8,
+    pub external_port: u16,
+    pub port: String,
+    pub internal_port: u16,
+    pub line: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Node {
+    pub name: String,
+    pub vtep: Ipv4Addr,
+    /// May carry external traffic for others.
+    pub gateway: bool,
+    pub line: usize,
+}
+
+impl std::fmt::Display for Mac {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl std::fmt::Debug for Mac {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Display::fmt(self, f)
+    }
+}
+
+impl From<Mac> for String {
+    fn from(mac: Mac) -> Self {
+        mac.to_string()
+    }
+}
