@@ -1,2 +1,37 @@
-//! The forwarding decision.
-#![no_std]
+//! The forwarding decision of vrouter, written once, and the types that cross the kernel boundary.
+//!
+//! The kernel compiles this crate into its XDP and TC programs; user space compiles it over in-memory
+//! tables (feature `user`) for property tests, the differential test and the offline half of tracing.
+//! A packet's way is [`pipeline::forward`], read from top to bottom:
+//!
+//! ```text
+//! parse -> flow lookup -> apply                    an established flow ends here
+//!             | miss
+//!             v
+//!          decide: admit -> switch | route -> apply
+//! ```
+//!
+//! Each stage is a module with one verb. What a stage may drop, and with which [`reason::DropReason`], is
+//! in its first lines.
+#![cfg_attr(not(any(test, feature = "user")), no_std)]
+
+pub mod addr;
+pub mod admit;
+pub mod answer;
+pub mod apply;
+pub mod checksum;
+pub mod decide;
+pub mod flow;
+#[cfg(any(test, feature = "user"))]
+pub mod memory;
+pub mod packet;
+pub mod parse;
+pub mod pipeline;
+pub mod reason;
+pub mod route;
+pub mod tables;
+pub mod tunnel;
+pub mod wire;
+
+#[cfg(feature = "user")]
+mod pod;

@@ -1,0 +1,170 @@
+//! Stage 3c: answers in place: what to send back, and writing it over the packet that asked.
+//!
+//! Reads: the packet. Writes: [`Answer`] while deciding, then the packet. Drops: nothing of its own but
+//! `no_room` when the kernel gives none.
+//!
+//! An answer always leaves by the port the packet came from, so its headers are the asker's, swapped. TC
+//! and user space write answers; XDP leaves the packets that need one to TC.
+
+pub mod arp;
+pub mod echo;
+pub mod error;
+pub mod nd;
+pub mod reset;
+
+use crate::{
+    addr::Ip,
+    decide::{Decision, Work},
+    packet::Packet,
+    parse::{self, Depth, Headers, Parsed},
+    reason::{DropReason, Event},
+    tables::RouterLeg,
+    wire::*,
+};
+
+/// What to send back.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Answer {
+    /// `ARP_REPLY` and its siblings.
+    pub kind: u8,
+    /// ICMP type.
+    pub icmp_type: u8,
+    /// ICMP code.
+    pub icmp_code: u8,
+    /// Routers between the asker and who answers.
+    pub hops: u8,
+    /// The ICMP header's second word: MTU or pointer, host order.
+    pub rest: u32,
+    /// Who has the address asked for.
+    pub mac: [u8; 6],
+    /// The address asked for is a router's.
+    pub router: u8,
+    /// Zero.
+    pub zero: u8,
+    /// Who answers.
+    pub source: Ip,
+}
+const _: () = assert!(size_of::<Answer>() == 32);
+
+/// An ARP reply.
+pub const ARP_REPLY: u8 = 1;
+/// A neighbour advertisement.
+pub const ND_ADVERT: u8 = 2;
+/// An ICMP echo reply.
+pub const ECHO_REPLY: u8 = 3;
+/// An ICMP error.
+pub const ICMP_ERROR: u8 = 4;
+/// A TCP reset.
+pub const TCP_RESET: u8 = 5;
+
+/// TTL of what a router sends itself: Linux's default.
+pub const ROUTER_TTL: u8 = 64;
+
+/// Why a router refuses, in the terms of either family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// No route.
+    NoRoute,
+    /// An unreachable route.
+    UnreachableRoute,
+    /// The next hop cannot be resolved.
+    Host,
+    /// Nothing listens.
+    Port,
+    /// Nobody speaks this protocol.
+    Protocol,
+    /// A link-local address would leave its link.
+    Scope,
+    /// TTL or hop limit.
+    TimeExceeded,
+    /// Larger than this MTU.
+    TooBig(u32),
+}
+
+impl Refusal {
+    /// ICMP type, code and second word (RFC 792, RFC 1812 5.2.7; RFC 4443). Where a route is unreachable
+    /// Linux says host unreachable over IPv4 and no route over IPv6.
+    #[inline(always)]
+    const fn icmp(self, v6: bool, proto_at: u16) -> (u8, u8, u32) {
+        if v6 {
+            match self {
+                Self::NoRoute | Self::UnreachableRoute => (ICMPV6_UNREACHABLE, 0, 0),
+                Self::Host => (ICMPV6_UNREACHABLE, 3, 0),
+                Self::Port => (ICMPV6_UNREACHABLE, 4, 0),
+                Self::Protocol => (ICMPV6_PARAMETER_PROBLEM, 1, proto_at as u32),
+                Self::Scope => (ICMPV6_UNREACHABLE, 2, 0),
+                Self::TimeExceeded => (ICMPV6_TIME_EXCEEDED, 0, 0),
+                Self::TooBig(mtu) => (ICMPV6_TOO_BIG, 0, mtu),
+            }
+        } else {
+            match self {
+                Self::NoRoute => (ICMP_UNREACHABLE, 0, 0),
+                Self::UnreachableRoute | Self::Host | Self::Scope => (ICMP_UNREACHABLE, 1, 0),
+                Self::Port => (ICMP_UNREACHABLE, 3, 0),
+                Self::Protocol => (ICMP_UNREACHABLE, 2, 0),
+                Self::TimeExceeded => (ICMP_TIME_EXCEEDED, 0, 0),
+                Self::TooBig(mtu) => (ICMP_UNREACHABLE, 4, mtu),
+            }
+        }
+    }
+}
+
+/// Refuses a packet with an ICMP error from the router's address where it came in.
+#[inline(always)]
+pub fn refuse(
+    headers: &Headers,
+    came_in: &RouterLeg,
+    refusal: Refusal,
+    reason: DropReason,
+    work: &mut Work,
+) -> Result<Decision, DropReason> {
+    let source = if headers.v6 { came_in.v6 } else { came_in.v4 };
+    refuse_as(headers, source, refusal, reason, work)
+}
+
+/// The same from a given address; silently where no error may be sent (RFC 1122 3.2.2, RFC 4443 2.4 e).
+#[inline(always)]
+pub fn refuse_as(
+    headers: &Headers,
+    source: Ip,
+    refusal: Refusal,
+    reason: DropReason,
+    work: &mut Work,
+) -> Result<Decision, DropReason> {
+    if headers.later_fragment
+        || headers.is_icmp_error()
+        || headers.macs.is_group()
+        || headers.dst.is_multicast()
+        || headers.src.is_unspecified()
+        || source == Ip::UNSPECIFIED
+    {
+        return Err(reason);
+    }
+    let (icmp_type, icmp_code, rest) = refusal.icmp(headers.v6, headers.proto_at);
+    work.answer.kind = ICMP_ERROR;
+    work.answer.icmp_type = icmp_type;
+    work.answer.icmp_code = icmp_code;
+    work.answer.rest = rest;
+    work.answer.source = source;
+    Ok(Decision::Reject(reason))
+}
+
+/// Writes the answer over the packet. The packet is as it came in, from a port.
+#[inline(always)]
+pub fn write<P: Packet>(packet: &mut P, answer: &Answer) -> Result<Event, DropReason> {
+    if answer.kind == ARP_REPLY {
+        arp::write(packet, answer)?;
+        return Ok(Event::ArpAnswered);
+    }
+    let Parsed::Ip(headers) = parse::parse(packet, 0, Depth::Full)? else {
+        return Err(DropReason::Internal);
+    };
+    match answer.kind {
+        ND_ADVERT => nd::write(packet, &headers, answer).map(|()| Event::NdAnswered),
+        ECHO_REPLY => echo::write(packet, &headers, answer).map(|()| Event::EchoAnswered),
+        ICMP_ERROR => error::write(packet, &headers, answer).map(|()| Event::ErrorSent),
+        TCP_RESET => reset::write(packet, &headers, answer).map(|()| Event::ErrorSent),
+        _ => Err(DropReason::Internal),
+    }
+}

@@ -1,0 +1,72 @@
+//! ARP (RFC 826) answered from the topology, on the asker's node (behaviour L2).
+//!
+//! Drops: `arp_malformed`, `spoofed_arp`, `spoofed_mac`, `mac_unknown`, `router_ignored`.
+
+use super::{ARP_REPLY, Answer};
+use crate::{
+    addr::{Be16, Be32, Ip, Macs},
+    admit,
+    decide::{Decision, Work, deliver_frame},
+    packet::{Packet, View},
+    reason::DropReason,
+    tables::*,
+    wire::*,
+};
+
+const ARP_LEN: usize = 28;
+const REQUEST: u16 = 1;
+const REPLY: u16 = 2;
+
+/// Decides an ARP packet from a port: a request for an address somebody else has is answered; one nobody
+/// is known to have is flooded; a reply is switched.
+#[inline(always)]
+pub fn decide<P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
+    bank: u32,
+    binding: &Binding,
+    macs: &Macs,
+    work: &mut Work,
+) -> Result<Decision, DropReason> {
+    let arp = packet.view(ETH_LEN, ARP_LEN).ok_or(DropReason::ArpMalformed)?;
+    let operation = arp.be16(6).get();
+    // Ethernet, IPv4, lengths 6 and 4.
+    if arp.be32(0) != Be32::new(0x0001_0800)
+        || arp.be16(4) != Be16::new(0x0604)
+        || operation != REQUEST && operation != REPLY
+    {
+        return Err(DropReason::ArpMalformed);
+    }
+    let sender = Ip::v4(arp.be32(14));
+    let target = Ip::v4(arp.be32(24));
+    admit::arp(tables, bank, binding, macs.src(), arp.mac(8), sender)?;
+    if operation == REQUEST
+        && let Some(station) = tables.address(&AddressKey::new(bank, binding.network, target))
+        // Asking for one's own address announces it, or probes for somebody else who has it.
+        && !(station.kind == STATION_PORT && station.owner == binding.port)
+    {
+        work.answer.kind = ARP_REPLY;
+        work.answer.mac = station.mac;
+        work.answer.source = target;
+        return Ok(Decision::Answer);
+    }
+    if macs.is_group() {
+        return Ok(Decision::Flood);
+    }
+    deliver_frame(tables, bank, binding, macs, work)
+}
+
+/// Turns the request into the reply.
+#[inline(always)]
+pub fn write<P: Packet>(packet: &mut P, answer: &Answer) -> Result<(), DropReason> {
+    let frame = packet.view(0, ETH_LEN + ARP_LEN).ok_or(DropReason::ArpMalformed)?;
+    let asker = frame.mac(ETH_LEN + 8);
+    let asker_ip = frame.be32(ETH_LEN + 14);
+    frame.put_macs(0, &Macs::new(asker, answer.mac));
+    frame.put_be16(ETH_LEN + 6, Be16::new(REPLY));
+    frame.put_mac(ETH_LEN + 8, &answer.mac);
+    frame.put_be32(ETH_LEN + 14, answer.source.as_v4());
+    frame.put_mac(ETH_LEN + 18, &asker);
+    frame.put_be32(ETH_LEN + 24, asker_ip);
+    Ok(())
+}

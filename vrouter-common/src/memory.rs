@@ -1,0 +1,384 @@
+//! The decision in user space: a packet in memory, tables in memory, and the same pipeline.
+
+use core::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+
+use crate::{
+    addr::{Be16, Be32},
+    answer,
+    apply::Exit,
+    checksum,
+    decide::{Decision, Work},
+    flow::{Flow, FlowKey},
+    packet::{NoRoom, Packet, View},
+    pipeline::{self, Hook, Ingress},
+    reason::{DropReason, Event},
+    tables::*,
+    tunnel,
+    wire::*,
+};
+
+/// A frame in memory.
+#[derive(Clone, Debug, Default)]
+pub struct MemoryPacket {
+    bytes: Vec<Cell<u8>>,
+    /// Set for a super-packet.
+    pub gso_size: u32,
+}
+
+impl MemoryPacket {
+    /// A copy of a frame.
+    pub fn new(frame: &[u8]) -> Self {
+        Self { bytes: frame.iter().map(|&byte| Cell::new(byte)).collect(), gso_size: 0 }
+    }
+
+    /// The frame as it is now.
+    pub fn to_vec(&self) -> Vec<u8> {
+        self.bytes.iter().map(Cell::get).collect()
+    }
+}
+
+impl Packet for MemoryPacket {
+    type View<'a> = &'a [Cell<u8>];
+
+    fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn view(&self, at: usize, len: usize) -> Option<Self::View<'_>> {
+        self.bytes.get(at..at.checked_add(len)?)
+    }
+
+    fn gso_size(&self) -> u32 {
+        self.gso_size
+    }
+
+    fn push_outer(&mut self) -> Result<(), NoRoom> {
+        self.push_front(OUTER_LEN)
+    }
+
+    fn pop_outer(&mut self) -> Result<(), NoRoom> {
+        if self.bytes.len() < OUTER_LEN + ETH_LEN {
+            return Err(NoRoom);
+        }
+        self.bytes.drain(..OUTER_LEN);
+        Ok(())
+    }
+
+    fn push_front(&mut self, bytes: usize) -> Result<(), NoRoom> {
+        self.bytes.splice(0..0, core::iter::repeat_n(Cell::new(0), bytes));
+        Ok(())
+    }
+
+    fn resize(&mut self, len: usize) -> Result<(), NoRoom> {
+        self.bytes.resize(len, Cell::new(0));
+        Ok(())
+    }
+
+    fn sum(&self, at: usize, len: usize) -> Option<u32> {
+        let bytes = self.bytes.get(at..at.checked_add(len)?)?;
+        let mut sum = 0;
+        for pair in bytes.chunks(2) {
+            let second = pair.get(1).map_or(0, Cell::get);
+            sum += u32::from(u16::from_ne_bytes([pair[0].get(), second]));
+        }
+        Some(u32::from(checksum::fold(sum)))
+    }
+}
+
+impl View for &[Cell<u8>] {
+    fn u8(&self, at: usize) -> u8 {
+        self[at].get()
+    }
+
+    fn be16(&self, at: usize) -> Be16 {
+        Be16::from_memory(u16::from_ne_bytes([self[at].get(), self[at + 1].get()]))
+    }
+
+    fn be32(&self, at: usize) -> Be32 {
+        Be32::from_memory(u32::from_ne_bytes([0, 1, 2, 3].map(|i| self[at + i].get())))
+    }
+
+    fn put_u8(&self, at: usize, value: u8) {
+        self[at].set(value);
+    }
+
+    fn put_be16(&self, at: usize, value: Be16) {
+        for (i, byte) in value.memory().to_ne_bytes().into_iter().enumerate() {
+            self[at + i].set(byte);
+        }
+    }
+
+    fn put_be32(&self, at: usize, value: Be32) {
+        for (i, byte) in value.memory().to_ne_bytes().into_iter().enumerate() {
+            self[at + i].set(byte);
+        }
+    }
+}
+
+/// One bank of compiled topology, keys without their bank bit. What the compiler produces, what the agent
+/// writes into the maps, and what the decision runs on in user space.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Image {
+    /// Ports by interface.
+    pub bindings: BTreeMap<BindingKey, Binding>,
+    /// Networks.
+    pub networks: BTreeMap<NetworkKey, Network>,
+    /// Network numbers by VNI.
+    pub vnis: BTreeMap<VniKey, u32>,
+    /// Node numbers by VTEP.
+    pub vteps: BTreeMap<VtepKey, u32>,
+    /// Stations by hardware address.
+    pub fdb: BTreeMap<FdbKey, Station>,
+    /// Stations by address.
+    pub addresses: BTreeMap<AddressKey, Station>,
+    /// Allowed sources; the value says nothing.
+    pub allowed: BTreeMap<AllowedKey, u32>,
+    /// Routes.
+    pub routes: BTreeMap<RouteKey, Route>,
+    /// Router legs.
+    pub router_legs: BTreeMap<RouterLegKey, RouterLeg>,
+    /// Flooding lists.
+    pub floods: BTreeMap<FloodKey, Flood>,
+}
+
+/// Everything the decision looks up, in memory.
+#[derive(Debug, Default)]
+pub struct MemoryTables {
+    /// The state in force; its epoch must be even, so that its bank is 0, where [`Image`]'s keys are.
+    pub commit: Commit,
+    /// The compiled topology.
+    pub image: Image,
+    /// Epochs by network; missing: 0.
+    pub revisions: BTreeMap<u32, u32>,
+    /// Ways to the nodes.
+    pub underlay: BTreeMap<u32, Underlay>,
+    /// The flow table. Entries are leaked boxes: a reader may hold one while it is replaced.
+    flows: RefCell<BTreeMap<FlowKey, &'static Flow>>,
+    /// Whether flows are stored.
+    pub flows_disabled: bool,
+    /// Dropped packets.
+    pub drops: RefCell<BTreeMap<DropReason, u64>>,
+    /// Other events.
+    pub events: RefCell<BTreeMap<Event, u64>>,
+}
+
+impl MemoryTables {
+    /// The stored flows.
+    pub fn flows(&self) -> Vec<(FlowKey, Flow)> {
+        self.flows.borrow().iter().map(|(key, flow)| (*key, **flow)).collect()
+    }
+}
+
+/// Longest prefix match by trying every length: slow and plainly right.
+fn longest<K: Ord + Copy, V>(
+    table: &BTreeMap<K, V>,
+    fixed_bits: u32,
+    masked: impl Fn(u32) -> K,
+) -> Option<&V> {
+    (0..=128).rev().find_map(|len| table.get(&masked(fixed_bits + len)))
+}
+
+fn mask(ip: crate::addr::Ip, len: u32) -> crate::addr::Ip {
+    let mut words = ip.0;
+    for (i, word) in words.iter_mut().enumerate() {
+        let bits = len.saturating_sub(i as u32 * 32).min(32);
+        let mask = if bits == 0 { 0 } else { u32::MAX << (32 - bits) };
+        *word = (u32::from_be(*word) & mask).to_be();
+    }
+    crate::addr::Ip(words)
+}
+
+impl Tables for MemoryTables {
+    fn commit(&self) -> Option<Commit> {
+        Some(self.commit)
+    }
+
+    fn revision(&self, network: u32) -> u32 {
+        self.revisions.get(&network).copied().unwrap_or(0)
+    }
+
+    fn flow(&self, key: &FlowKey) -> Option<&Flow> {
+        self.flows.borrow().get(key).copied()
+    }
+
+    fn store_flow(&self, key: &FlowKey, flow: &Flow) -> bool {
+        if !self.flows_disabled {
+            self.flows.borrow_mut().insert(*key, Box::leak(Box::new(*flow)));
+        }
+        !self.flows_disabled
+    }
+
+    fn touch(&self, flow: &Flow, bytes: u64) {
+        let mut flows = self.flows.borrow_mut();
+        if let Some(entry) = flows.values_mut().find(|entry| core::ptr::eq(**entry, flow)) {
+            let touched = Flow { packets: flow.packets + 1, bytes: flow.bytes + bytes, ..*flow };
+            *entry = Box::leak(Box::new(touched));
+        }
+    }
+
+    fn now(&self) -> u32 {
+        0
+    }
+
+    fn binding(&self, key: &BindingKey) -> Option<&Binding> {
+        self.image.bindings.get(key)
+    }
+
+    fn network(&self, key: &NetworkKey) -> Option<&Network> {
+        self.image.networks.get(key)
+    }
+
+    fn vni(&self, key: &VniKey) -> Option<u32> {
+        self.image.vnis.get(key).copied()
+    }
+
+    fn vtep(&self, key: &VtepKey) -> Option<u32> {
+        self.image.vteps.get(key).copied()
+    }
+
+    fn fdb(&self, key: &FdbKey) -> Option<&Station> {
+        self.image.fdb.get(key)
+    }
+
+    fn address(&self, key: &AddressKey) -> Option<&Station> {
+        self.image.addresses.get(key)
+    }
+
+    fn allowed(&self, key: &AllowedKey) -> bool {
+        longest(&self.image.allowed, AllowedKey::FIXED_BITS, |prefix_len| AllowedKey {
+            prefix_len,
+            ip: mask(key.ip, prefix_len - AllowedKey::FIXED_BITS),
+            ..*key
+        })
+        .is_some()
+    }
+
+    fn route(&self, key: &RouteKey) -> Option<&Route> {
+        longest(&self.image.routes, RouteKey::FIXED_BITS, |prefix_len| RouteKey {
+            prefix_len,
+            dst: mask(key.dst, prefix_len - RouteKey::FIXED_BITS),
+            ..*key
+        })
+    }
+
+    fn router_leg(&self, key: &RouterLegKey) -> Option<&RouterLeg> {
+        self.image.router_legs.get(key)
+    }
+
+    fn underlay(&self, node: u32) -> Option<&Underlay> {
+        self.underlay.get(&node)
+    }
+
+    fn count_drop(&self, reason: DropReason, _bytes: u64) {
+        *self.drops.borrow_mut().entry(reason).or_default() += 1;
+    }
+
+    fn count(&self, event: Event) {
+        *self.events.borrow_mut().entry(event).or_default() += 1;
+    }
+}
+
+/// What became of a frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Sent by an interface.
+    Sent {
+        /// Interface index.
+        ifindex: u32,
+        /// As it left.
+        frame: Vec<u8>,
+    },
+    /// Sent by an interface to a next hop the kernel resolves.
+    SentToNeighbour {
+        /// Interface index.
+        ifindex: u32,
+        /// IPv4 next hop.
+        nexthop: Be32,
+        /// As it left, without its outer Ethernet addresses.
+        frame: Vec<u8>,
+    },
+    /// Answered to the port it came from; the reason if it was also refused.
+    Answered {
+        /// The answer.
+        frame: Vec<u8>,
+        /// Why the packet went no further.
+        refused: Option<DropReason>,
+    },
+    /// Copied to every receiver of a network.
+    Flooded {
+        /// Network number.
+        network: u32,
+    },
+    /// Left to the kernel or the next hook.
+    Passed,
+    /// Dropped.
+    Dropped(DropReason),
+}
+
+/// Where a frame enters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// From a workload, on the interface of this index.
+    Port(u32),
+    /// From the underlay.
+    Uplink,
+}
+
+/// Runs a frame through the decision as a TC program would.
+pub fn run(tables: &MemoryTables, entry: Entry, packet: MemoryPacket) -> Verdict {
+    let bytes = packet.len() as u64;
+    let verdict = try_run(tables, entry, packet).unwrap_or_else(Verdict::Dropped);
+    match &verdict {
+        Verdict::Dropped(reason) | Verdict::Answered { refused: Some(reason), .. } => {
+            tables.count_drop(*reason, bytes);
+        }
+        _ => {}
+    }
+    verdict
+}
+
+fn try_run(tables: &MemoryTables, entry: Entry, mut packet: MemoryPacket) -> Result<Verdict, DropReason> {
+    let ingress = match entry {
+        Entry::Port(ifindex) => Ingress::port(ifindex),
+        Entry::Uplink => match tunnel::open(&packet, tables.commit.vtep)? {
+            Some(outer) => Ingress::tunnel(&outer),
+            None => {
+                tables.count(Event::ToKernel);
+                return Ok(Verdict::Passed);
+            }
+        },
+    };
+    if let Some(exit) = pipeline::established(&mut packet, tables, &ingress, Hook::Tc) {
+        return Ok(sent(exit?, &packet));
+    }
+    let mut work = Work::default();
+    match pipeline::first(&packet, tables, &ingress, &mut work, Hook::Tc)? {
+        Decision::Forward | Decision::ForwardOnce => {
+            let exit = pipeline::apply_first(&mut packet, tables, &ingress, &work, Hook::Tc)?;
+            Ok(sent(exit, &packet))
+        }
+        Decision::Answer => {
+            tables.count(answer::write(&mut packet, &work.answer)?);
+            Ok(Verdict::Answered { frame: packet.to_vec(), refused: None })
+        }
+        Decision::Reject(reason) => {
+            tables.count(answer::write(&mut packet, &work.answer)?);
+            Ok(Verdict::Answered { frame: packet.to_vec(), refused: Some(reason) })
+        }
+        Decision::Flood => {
+            tables.count(Event::FrameFlooded);
+            Ok(Verdict::Flooded { network: work.flood_network })
+        }
+    }
+}
+
+fn sent(exit: Exit, packet: &MemoryPacket) -> Verdict {
+    match exit {
+        Exit::Interface(ifindex) => Verdict::Sent { ifindex, frame: packet.to_vec() },
+        Exit::Neighbour { ifindex, nexthop } => {
+            Verdict::SentToNeighbour { ifindex, nexthop, frame: packet.to_vec() }
+        }
+        Exit::NextHook => Verdict::Passed,
+    }
+}

@@ -1,0 +1,141 @@
+//! The packet's way, in order.
+
+use crate::{
+    addr::Be32,
+    apply::{self, Exit},
+    decide::{self, Decision, Work},
+    flow::{FLOW_FRAMES, FROM_PORT, FROM_TUNNEL, Flow},
+    packet::{Packet, View},
+    parse::{self, Depth, Headers, Parsed},
+    reason::{DropReason, Event},
+    tables::Tables,
+    tunnel::Outer,
+    wire::*,
+};
+
+/// Where a packet came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ingress {
+    /// [`FROM_PORT`] or [`FROM_TUNNEL`].
+    pub from: u8,
+    /// Interface index or VNI.
+    pub zone: u32,
+    /// The sending node, or zero.
+    pub vtep: Be32,
+    /// Where the (inner) frame starts.
+    pub at: usize,
+}
+
+impl Ingress {
+    /// From a port's interface.
+    #[inline(always)]
+    pub const fn port(ifindex: u32) -> Self {
+        Self { from: FROM_PORT, zone: ifindex, vtep: Be32::from_memory(0), at: 0 }
+    }
+
+    /// From another node.
+    #[inline(always)]
+    pub const fn tunnel(outer: &Outer) -> Self {
+        Self { from: FROM_TUNNEL, zone: outer.vni, vtep: outer.vtep, at: OUTER_LEN }
+    }
+
+    #[inline(always)]
+    const fn tunnelled(&self) -> bool {
+        self.from == FROM_TUNNEL
+    }
+}
+
+/// What can carry a packet on from here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// Everything.
+    Tc,
+    /// What is a frame and stays one.
+    Xdp,
+}
+
+/// The way of an established packet: parse, one lookup, apply. `None`: no current entry decides it.
+#[inline(always)]
+pub fn established<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    ingress: &Ingress,
+    hook: Hook,
+) -> Option<Result<Exit, DropReason>> {
+    let headers = match parse::parse(packet, ingress.at, Depth::Fast) {
+        Ok(Parsed::Ip(headers)) => headers,
+        // Said once, where everything is checked.
+        _ => return None,
+    };
+    let key = decide::key(&headers, ingress.from, ingress.zone);
+    let flow = tables.flow(&key)?;
+    if !is_current(packet, tables, flow, ingress, &headers) {
+        return None;
+    }
+    if hook == Hook::Xdp && flow.flags & FLOW_FRAMES == 0 {
+        return Some(Ok(Exit::NextHook));
+    }
+    tables.touch(flow, packet.len() as u64);
+    let ethertype = if headers.v6 { ETHERTYPE_IPV6 } else { ETHERTYPE_IPV4 };
+    Some(apply::apply(packet, tables, flow, ingress.tunnelled(), ethertype))
+}
+
+/// Whether what was checked when the flow was decided holds for this packet.
+#[inline(always)]
+fn is_current<P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
+    flow: &Flow,
+    ingress: &Ingress,
+    headers: &Headers,
+) -> bool {
+    flow.epoch >= tables.revision(flow.network)
+        && flow.in_macs == headers.macs
+        && flow.in_vtep == ingress.vtep
+        && headers.ttl > flow.hops
+        && decide::segment_len(packet, headers) <= flow.mtu as u32
+}
+
+/// Decides a packet the flow table does not, and remembers the decision.
+#[inline(always)]
+pub fn first<P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
+    ingress: &Ingress,
+    work: &mut Work,
+    hook: Hook,
+) -> Result<Decision, DropReason> {
+    tables.count(Event::FlowMiss);
+    let commit = tables.commit().ok_or(DropReason::PortUnknown)?;
+    let decision = decide::decide(packet, tables, &commit, ingress, work)?;
+    if decision == Decision::Forward
+        && let Ok(Parsed::Ip(headers)) = parse::parse(packet, ingress.at, Depth::Fast)
+    {
+        // What XDP leaves to TC is counted there.
+        if hook == Hook::Tc || work.flow.flags & FLOW_FRAMES != 0 {
+            work.flow.packets = 1;
+            work.flow.bytes = packet.len() as u64;
+        }
+        if !tables.store_flow(&decide::key(&headers, ingress.from, ingress.zone), &work.flow) {
+            tables.count(Event::FlowNotStored);
+        }
+    }
+    Ok(decision)
+}
+
+/// Applies a decision just made.
+#[inline(always)]
+pub fn apply_first<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    ingress: &Ingress,
+    work: &Work,
+    hook: Hook,
+) -> Result<Exit, DropReason> {
+    if hook == Hook::Xdp && work.flow.flags & FLOW_FRAMES == 0 {
+        return Ok(Exit::NextHook);
+    }
+    let ethertype =
+        packet.view(ingress.at, ETH_LEN).ok_or(DropReason::FrameTruncated)?.be16(12).get();
+    apply::apply(packet, tables, &work.flow, ingress.tunnelled(), ethertype)
+}

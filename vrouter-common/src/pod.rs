@@ -1,0 +1,16 @@
+//! aya's marker for what may be copied to and from kernel maps.
+
+use crate::{flow::*, tables::*};
+
+macro_rules! pod {
+    ($($name:ty),+ $(,)?) => { $(
+        // SAFETY: repr(C), only integers and arrays of them, no padding: the size assertions beside the
+        // definitions hold the sum of the fields' sizes.
+        unsafe impl aya::Pod for $name {}
+    )+ };
+}
+
+pod!(
+    AddressKey, AllowedKey, Binding, BindingKey, Commit, FdbKey, Flood, FloodKey, Flow, FlowKey, Network,
+    NetworkKey, Route, RouteKey, RouterLeg, RouterLegKey, Station, Underlay, VniKey, VtepKey,
+);

@@ -1,0 +1,74 @@
+//! The data path of vrouter in the kernel: thin entry points around `vrouter-common`'s pipeline.
+//!
+//! | program | hook | entry |
+//! |---|---|---|
+//! | `vr_tc_port` | TC ingress of a port's interface | [`tc::port`] |
+//! | `vr_tc_uplink` | TC ingress of an uplink | [`tc::uplink`] |
+//! | `vr_xdp_port` | native XDP of a port that asks for it | [`xdp::port`] |
+//! | `vr_xdp_uplink` | native XDP of an uplink | [`xdp::uplink`] |
+//! | `vr_clock` | `BPF_PROG_TEST_RUN` only | tells user space the clock of the flow table |
+#![no_std]
+#![no_main]
+#![feature(asm_experimental_arch)]
+
+mod atomic;
+mod maps;
+mod tables;
+mod tc;
+mod xdp;
+
+use aya_ebpf::{
+    bindings::{TC_ACT_OK, xdp_action},
+    macros::{classifier, xdp},
+    programs::{TcContext, XdpContext},
+};
+
+/// Packets from a workload.
+#[classifier]
+pub fn vr_tc_port(ctx: TcContext) -> i32 {
+    tc::port(ctx.skb.skb)
+}
+
+/// Packets from the underlay.
+#[classifier]
+pub fn vr_tc_uplink(ctx: TcContext) -> i32 {
+    tc::uplink(ctx.skb.skb)
+}
+
+/// Frames from a packet-processing workload.
+#[xdp(frags)]
+pub fn vr_xdp_port(ctx: XdpContext) -> u32 {
+    xdp::port(ctx.ctx)
+}
+
+/// Frames from the underlay.
+#[xdp(frags)]
+pub fn vr_xdp_uplink(ctx: XdpContext) -> u32 {
+    xdp::uplink(ctx.ctx)
+}
+
+/// Accepts every frame: what a veth peer needs attached to receive frames from XDP.
+#[xdp(frags)]
+pub fn vr_xdp_pass(_ctx: XdpContext) -> u32 {
+    xdp_action::XDP_PASS
+}
+
+/// Writes the flow table's clock where user space can read it.
+#[classifier]
+pub fn vr_clock(_ctx: TcContext) -> i32 {
+    if let Some(clock) = maps::CLOCK.get_ptr_mut(0) {
+        // SAFETY: the array's only entry, checked by the lookup.
+        unsafe { *clock = tables::jiffies() };
+    }
+    TC_ACT_OK as i32
+}
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo) -> ! {
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
