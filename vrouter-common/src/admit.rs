@@ -93,11 +93,11 @@ fn neighbour_discovery<P: Packet, T: Tables>(
         _ => return Ok(()),
     }
     // RFC 4861, 7.1; RFC 6980 forbids fragments.
-    let len = headers.l3 + headers.l3_len as usize - headers.l4;
+    let len = headers.l4_len();
     if headers.ttl != 255 || headers.dport.get() & 0xff != 0 || headers.fragment || len < 24 {
         return Err(DropReason::NdMalformed);
     }
-    let nd = packet.view(headers.l4, 24).ok_or(DropReason::NdMalformed)?;
+    let nd = packet.view(headers.l4(), 24).ok_or(DropReason::NdMalformed)?;
     let mac = headers.macs.src();
     if kind == ND_NEIGHBOR_ADVERT && !tables.allowed(&AllowedKey::lookup(bank, binding.port, mac, nd.ip6(8)))
     {
@@ -109,7 +109,7 @@ fn neighbour_discovery<P: Packet, T: Tables>(
         if at + 8 > len {
             return Ok(());
         }
-        let option = packet.view(headers.l4 + at, 8).ok_or(DropReason::NdMalformed)?;
+        let option = packet.view(headers.l4() + at, 8).ok_or(DropReason::NdMalformed)?;
         let option_len = option.u8(1) as usize * 8;
         if option_len == 0 || at + option_len > len {
             return Err(DropReason::NdMalformed);

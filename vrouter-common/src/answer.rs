@@ -14,9 +14,9 @@ pub mod reset;
 
 use crate::{
     addr::Ip,
-    decide::{Decision, Work},
+    decide::{Decision, Plan},
     packet::Packet,
-    parse::{self, Depth, Headers, Parsed},
+    parse::Headers,
     reason::{DropReason, Event},
     tables::RouterLeg,
     wire::*,
@@ -117,10 +117,10 @@ pub fn refuse(
     came_in: &RouterLeg,
     refusal: Refusal,
     reason: DropReason,
-    work: &mut Work,
+    plan: &mut Plan,
 ) -> Result<Decision, DropReason> {
     let source = if headers.v6 { came_in.v6 } else { came_in.v4 };
-    refuse_as(headers, source, refusal, reason, work)
+    refuse_as(headers, source, refusal, reason, plan)
 }
 
 /// The same from a given address; silently where no error may be sent (RFC 1122 3.2.2, RFC 4443 2.4 e).
@@ -130,7 +130,7 @@ pub fn refuse_as(
     source: Ip,
     refusal: Refusal,
     reason: DropReason,
-    work: &mut Work,
+    plan: &mut Plan,
 ) -> Result<Decision, DropReason> {
     if headers.later_fragment
         || headers.is_icmp_error()
@@ -142,29 +142,23 @@ pub fn refuse_as(
         return Err(reason);
     }
     let (icmp_type, icmp_code, rest) = refusal.icmp(headers.v6, headers.proto_at);
-    work.answer.kind = ICMP_ERROR;
-    work.answer.icmp_type = icmp_type;
-    work.answer.icmp_code = icmp_code;
-    work.answer.rest = rest;
-    work.answer.source = source;
+    plan.answer.kind = ICMP_ERROR;
+    plan.answer.icmp_type = icmp_type;
+    plan.answer.icmp_code = icmp_code;
+    plan.answer.rest = rest;
+    plan.answer.source = source;
     Ok(Decision::Reject(reason))
 }
 
 /// Writes the answer over the packet. The packet is as it came in, from a port.
 #[inline(always)]
-pub fn write<P: Packet>(packet: &mut P, answer: &Answer) -> Result<Event, DropReason> {
-    if answer.kind == ARP_REPLY {
-        arp::write(packet, answer)?;
-        return Ok(Event::ArpAnswered);
-    }
-    let Parsed::Ip(headers) = parse::parse(packet, 0, Depth::Full)? else {
-        return Err(DropReason::Internal);
-    };
+pub fn write<P: Packet>(packet: &mut P, headers: &Headers, answer: &Answer) -> Result<Event, DropReason> {
     match answer.kind {
-        ND_ADVERT => nd::write(packet, &headers, answer).map(|()| Event::NdAnswered),
-        ECHO_REPLY => echo::write(packet, &headers, answer).map(|()| Event::EchoAnswered),
-        ICMP_ERROR => error::write(packet, &headers, answer).map(|()| Event::ErrorSent),
-        TCP_RESET => reset::write(packet, &headers, answer).map(|()| Event::ErrorSent),
+        ARP_REPLY => arp::write(packet, answer).map(|()| Event::ArpAnswered),
+        ND_ADVERT => nd::write(packet, headers, answer).map(|()| Event::NdAnswered),
+        ECHO_REPLY => echo::write(packet, headers, answer).map(|()| Event::EchoAnswered),
+        ICMP_ERROR => error::write(packet, headers, answer).map(|()| Event::ErrorSent),
+        TCP_RESET => reset::write(packet, headers, answer).map(|()| Event::ErrorSent),
         _ => Err(DropReason::Internal),
     }
 }

@@ -1,6 +1,6 @@
 //! Stage 3: decides a packet that no flow entry decides.
 //!
-//! Reads: the compiled topology. Writes: [`Work`]. Drops: what [`parse`](crate::parse),
+//! Reads: the compiled topology. Writes: [`Plan`]. Drops: what [`parse`](crate::parse),
 //! [`admit`](crate::admit), [`route`](crate::route) and the checks here name.
 //!
 //! The node where a packet enters decides everything ([`from_port`]); the node it is tunnelled to only
@@ -12,7 +12,7 @@ use crate::{
     answer::Answer,
     flow::{EXIT_PORT, EXIT_TUNNEL, FLOW_FRAMES, FROM_PORT, Flow, FlowKey},
     packet::{Packet, View},
-    parse::{self, Depth, Headers, Parsed},
+    parse::Headers,
     pipeline::Ingress,
     reason::DropReason,
     route,
@@ -25,6 +25,16 @@ use crate::{
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Work {
+    /// What the packet says.
+    pub headers: Headers,
+    /// What becomes of it.
+    pub plan: Plan,
+}
+
+/// A decision under construction.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Plan {
     /// The decision under construction.
     pub flow: Flow,
     /// What to send back.
@@ -38,15 +48,15 @@ pub struct Work {
 /// What becomes of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// Forward as `work.flow` says, and remember it under its key.
+    /// Forward as `plan.flow` says, and remember it under its key.
     Forward,
-    /// Forward as `work.flow` says, this once.
+    /// Forward as `plan.flow` says, this once.
     ForwardOnce,
-    /// Answer as `work.answer` says.
+    /// Answer as `plan.answer` says.
     Answer,
-    /// Drop, and answer as `work.answer` says.
+    /// Drop, and answer as `plan.answer` says.
     Reject(DropReason),
-    /// Copy to every receiver of `work.flood_network`.
+    /// Copy to every receiver of `plan.flood_network`.
     Flood,
 }
 
@@ -57,16 +67,17 @@ pub fn decide<P: Packet, T: Tables>(
     tables: &T,
     commit: &Commit,
     ingress: &Ingress,
-    work: &mut Work,
+    headers: &Headers,
+    plan: &mut Plan,
 ) -> Result<Decision, DropReason> {
-    work.flow = Flow::default();
-    work.flow.epoch = commit.epoch;
-    work.flow.created = tables.now();
-    work.flow.seen = work.flow.created;
+    plan.flow = Flow::default();
+    plan.flow.epoch = commit.epoch;
+    plan.flow.created = tables.now();
+    plan.flow.seen = plan.flow.created;
     if ingress.from == FROM_PORT {
-        from_port(packet, tables, commit, ingress, work)
+        from_port(packet, tables, commit, ingress, headers, plan)
     } else {
-        from_tunnel(packet, tables, commit, ingress, work)
+        from_tunnel(tables, commit, ingress, headers, plan)
     }
 }
 
@@ -76,58 +87,57 @@ fn from_port<P: Packet, T: Tables>(
     tables: &T,
     commit: &Commit,
     ingress: &Ingress,
-    work: &mut Work,
+    headers: &Headers,
+    plan: &mut Plan,
 ) -> Result<Decision, DropReason> {
     let bank = commit.bank();
     let binding = tables
         .binding(&BindingKey { ifindex: Scoped::new(bank, ingress.zone) })
         .ok_or(DropReason::PortUnknown)?;
-    work.flow.network = binding.network;
-    work.flood_network = binding.network;
-    work.flood_vni = binding.vni;
-    let headers = match parse::parse(packet, 0, Depth::Full)? {
-        Parsed::Ip(headers) => headers,
-        Parsed::Arp(macs) => return answer::arp::decide(packet, tables, bank, binding, &macs, work),
-        Parsed::Unusual => return Err(DropReason::Internal),
-    };
-    admit::ip(packet, tables, bank, binding, &headers)?;
+    plan.flow.network = binding.network;
+    plan.flood_network = binding.network;
+    plan.flood_vni = binding.vni;
+    if headers.arp {
+        return answer::arp::decide(packet, tables, bank, binding, headers, plan);
+    }
+    admit::ip(packet, tables, bank, binding, headers)?;
     if headers.v6
         && headers.proto == PROTO_ICMPV6
         && headers.dport.get() >> 8 == ND_NEIGHBOR_SOLICIT as u16
-        && let Some(decision) = answer::nd::decide(packet, tables, bank, binding, &headers, work)?
+        && let Some(decision) = answer::nd::decide(packet, tables, bank, binding, headers, plan)?
     {
         return Ok(decision);
     }
     if headers.macs.is_group() {
         return Ok(Decision::Flood);
     }
-    work.flow.in_macs = headers.macs;
+    plan.flow.in_macs = headers.macs;
     let station = tables
         .fdb(&FdbKey::new(bank, binding.network, headers.macs.dst()))
         .ok_or(DropReason::MacUnknown)?;
     if station.kind == STATION_ROUTER {
-        return route::route(packet, tables, bank, binding.network, station.owner, &headers, work);
+        return route::route(packet, tables, bank, binding.network, station.owner, headers, plan);
     }
     if station.owner == binding.port {
         return Err(DropReason::Hairpin);
     }
-    work.flow.out_macs = headers.macs;
-    let hash = key(&headers, FROM_PORT, 0).tuple_hash();
-    deliver(tables, hash, station, binding.vni, binding.mtu, work)?;
-    if segment_len(packet, &headers) > binding.mtu {
+    plan.flow.out_macs = headers.macs;
+    let hash = key(headers, FROM_PORT, 0).tuple_hash();
+    deliver(tables, hash, station, binding.vni, binding.mtu, plan)?;
+    if segment_len(packet, headers) > binding.mtu {
         // A switch has no address to complain from.
         return Err(DropReason::TooBig);
     }
-    Ok(remember(&headers))
+    Ok(remember(headers))
 }
 
 #[inline(always)]
-fn from_tunnel<P: Packet, T: Tables>(
-    packet: &P,
+fn from_tunnel<T: Tables>(
     tables: &T,
     commit: &Commit,
     ingress: &Ingress,
-    work: &mut Work,
+    headers: &Headers,
+    plan: &mut Plan,
 ) -> Result<Decision, DropReason> {
     let bank = commit.bank();
     tables
@@ -135,69 +145,62 @@ fn from_tunnel<P: Packet, T: Tables>(
         .ok_or(DropReason::VtepUnknown)?;
     let network =
         tables.vni(&VniKey { vni: Scoped::new(bank, ingress.zone) }).ok_or(DropReason::VniUnknown)?;
-    work.flow.network = network;
-    work.flood_network = network;
-    work.flood_vni = ingress.zone;
-    let (macs, headers) = match parse::parse(packet, ingress.at, Depth::Full)? {
-        Parsed::Ip(headers) => (headers.macs, Some(headers)),
-        Parsed::Arp(macs) => (macs, None),
-        Parsed::Unusual => return Err(DropReason::Internal),
-    };
+    plan.flow.network = network;
+    plan.flood_network = network;
+    plan.flood_vni = ingress.zone;
+    let macs = headers.macs;
     if macs.is_group() {
         return Ok(Decision::Flood);
     }
     let station =
         tables.fdb(&FdbKey::new(bank, network, macs.dst())).ok_or(DropReason::TunnelMisdelivered)?;
-    work.flow.in_macs = macs;
-    work.flow.in_vtep = ingress.vtep;
-    work.flow.out_macs = macs;
-    work.flow.mtu = u16::MAX;
+    plan.flow.in_macs = macs;
+    plan.flow.in_vtep = ingress.vtep;
+    plan.flow.out_macs = macs;
+    plan.flow.mtu = u16::MAX;
     match station.place {
-        PLACE_LOCAL | PLACE_LOCAL_FRAMES => to_port(station, work),
+        PLACE_LOCAL | PLACE_LOCAL_FRAMES => to_port(station, plan),
         PLACE_UNPLUGGED => return Err(DropReason::PortUnplugged),
         _ => return Err(DropReason::TunnelMisdelivered),
     }
-    Ok(match headers {
-        Some(headers) => remember(&headers),
-        None => Decision::ForwardOnce,
-    })
+    Ok(remember(headers))
 }
 
 /// Whether a decision may be stored under the packet's key.
 #[inline(always)]
 pub fn remember(headers: &Headers) -> Decision {
-    if headers.options || headers.fragment { Decision::ForwardOnce } else { Decision::Forward }
+    if headers.options || headers.fragment || headers.arp { Decision::ForwardOnce } else { Decision::Forward }
 }
 
 #[inline(always)]
-fn to_port(station: &Station, work: &mut Work) {
-    work.flow.exit = EXIT_PORT;
-    work.flow.target = station.at;
+fn to_port(station: &Station, plan: &mut Plan) {
+    plan.flow.exit = EXIT_PORT;
+    plan.flow.target = station.at;
     if station.place == PLACE_LOCAL_FRAMES {
-        work.flow.flags |= FLOW_FRAMES;
+        plan.flow.flags |= FLOW_FRAMES;
     }
 }
 
-/// Switches a frame that is not IP to a station of the sender's network.
+/// Switches a frame that is not IP to a station of the sender's netplan.
 #[inline(always)]
 pub fn deliver_frame<T: Tables>(
     tables: &T,
     bank: u32,
     binding: &Binding,
-    macs: &Macs,
-    work: &mut Work,
+    headers: &Headers,
+    plan: &mut Plan,
 ) -> Result<Decision, DropReason> {
     let station =
-        tables.fdb(&FdbKey::new(bank, binding.network, macs.dst())).ok_or(DropReason::MacUnknown)?;
+        tables.fdb(&FdbKey::new(bank, binding.network, headers.macs.dst())).ok_or(DropReason::MacUnknown)?;
     if station.kind == STATION_ROUTER {
         return Err(DropReason::RouterIgnored);
     }
     if station.owner == binding.port {
         return Err(DropReason::Hairpin);
     }
-    work.flow.in_macs = *macs;
-    work.flow.out_macs = *macs;
-    deliver(tables, 0, station, binding.vni, binding.mtu, work)?;
+    plan.flow.in_macs = headers.macs;
+    plan.flow.out_macs = headers.macs;
+    deliver(tables, 0, station, binding.vni, binding.mtu, plan)?;
     Ok(Decision::ForwardOnce)
 }
 
@@ -209,20 +212,20 @@ pub fn deliver<T: Tables>(
     station: &Station,
     vni: u32,
     mtu: u32,
-    work: &mut Work,
+    plan: &mut Plan,
 ) -> Result<(), DropReason> {
-    work.flow.mtu = if mtu > u16::MAX as u32 { u16::MAX } else { mtu as u16 };
+    plan.flow.mtu = if mtu > u16::MAX as u32 { u16::MAX } else { mtu as u16 };
     match station.place {
-        PLACE_LOCAL | PLACE_LOCAL_FRAMES => to_port(station, work),
+        PLACE_LOCAL | PLACE_LOCAL_FRAMES => to_port(station, plan),
         PLACE_REMOTE => {
-            work.flow.exit = EXIT_TUNNEL;
-            work.flow.target = station.at;
-            work.flow.vni = vni;
-            work.flow.outer_sport = tunnel::outer_sport(hash);
+            plan.flow.exit = EXIT_TUNNEL;
+            plan.flow.target = station.at;
+            plan.flow.vni = vni;
+            plan.flow.outer_sport = tunnel::outer_sport(hash);
             if let Some(way) = tables.underlay(station.at)
                 && way.flags & UNDERLAY_FRAMES != 0
             {
-                work.flow.flags |= FLOW_FRAMES;
+                plan.flow.flags |= FLOW_FRAMES;
             }
         }
         PLACE_UNPLUGGED => return Err(DropReason::PortUnplugged),
@@ -255,13 +258,13 @@ pub fn segment_len<P: Packet>(packet: &P, headers: &Headers) -> u32 {
         return headers.l3_len as u32;
     }
     let transport = match headers.proto {
-        PROTO_TCP => match packet.view(headers.l4, 14) {
+        PROTO_TCP => match packet.view(headers.l4(), 14) {
             Some(tcp) => (tcp.u8(12) >> 4) as u32 * 4,
             None => 20,
         },
         _ => 8,
     };
-    gso_size + (headers.l4 - headers.l3) as u32 + transport
+    gso_size + (headers.l3_len as u32).wrapping_sub(headers.l4_len() as u32) + transport
 }
 
 /// Swaps the two addresses: for an answer.

@@ -353,22 +353,24 @@ fn try_run(tables: &MemoryTables, entry: Entry, mut packet: MemoryPacket) -> Res
         return Ok(sent(exit?, &packet));
     }
     let mut work = Work::default();
-    match pipeline::first(&packet, tables, &ingress, &mut work, Hook::Tc)? {
+    pipeline::read(&packet, ingress.at, &mut work.headers)?;
+    let Work { headers, plan } = &mut work;
+    match pipeline::first(&packet, tables, &ingress, headers, plan, Hook::Tc)? {
         Decision::Forward | Decision::ForwardOnce => {
-            let exit = pipeline::apply_first(&mut packet, tables, &ingress, &work, Hook::Tc)?;
+            let exit = pipeline::apply_first(&mut packet, tables, &ingress, plan, Hook::Tc)?;
             Ok(sent(exit, &packet))
         }
         Decision::Answer => {
-            tables.count(answer::write(&mut packet, &work.answer)?);
+            tables.count(answer::write(&mut packet, headers, &plan.answer)?);
             Ok(Verdict::Answered { frame: packet.to_vec(), refused: None })
         }
         Decision::Reject(reason) => {
-            tables.count(answer::write(&mut packet, &work.answer)?);
+            tables.count(answer::write(&mut packet, headers, &plan.answer)?);
             Ok(Verdict::Answered { frame: packet.to_vec(), refused: Some(reason) })
         }
         Decision::Flood => {
             tables.count(Event::FrameFlooded);
-            Ok(Verdict::Flooded { network: work.flood_network })
+            Ok(Verdict::Flooded { network: plan.flood_network })
         }
     }
 }

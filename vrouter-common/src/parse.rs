@@ -16,7 +16,8 @@ use crate::{
 };
 
 /// What a frame says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Headers {
     /// Ethernet addresses.
     pub macs: Macs,
@@ -28,10 +29,10 @@ pub struct Headers {
     pub sport: Be16,
     /// Destination port; ICMP: type and code; else 0.
     pub dport: Be16,
-    /// Offset of the IP header in the packet.
-    pub l3: usize,
-    /// Offset of the transport header in the packet.
-    pub l4: usize,
+    /// Offset of the IP header in the packet; see [`Self::l3`].
+    l3_at: u16,
+    /// Offset of the transport header in the packet; see [`Self::l4`].
+    l4_at: u16,
     /// Bytes of the IP packet.
     pub l3_len: u16,
     /// Offset within the IP packet of the field that named `proto`.
@@ -40,6 +41,8 @@ pub struct Headers {
     pub proto: u8,
     /// TTL or hop limit.
     pub ttl: u8,
+    /// ARP: nothing else but the Ethernet addresses is set.
+    pub arp: bool,
     /// IPv6.
     pub v6: bool,
     /// A fragment: first or later.
@@ -64,10 +67,8 @@ pub enum Depth {
 /// The outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Parsed {
-    /// An IP packet.
-    Ip(Headers),
-    /// An ARP packet, with its Ethernet addresses.
-    Arp(Macs),
+    /// An IP or ARP packet.
+    Known(Headers),
     /// Not for the fast path.
     Unusual,
 }
@@ -97,7 +98,7 @@ pub fn parse<P: Packet>(packet: &P, at: usize, depth: Depth) -> Result<Parsed, D
     match ethertype {
         IPV4 => ipv4(packet, macs, at + ETH_LEN, depth),
         IPV6 => ipv6(packet, macs, at + ETH_LEN, depth),
-        ARP => Ok(Parsed::Arp(macs)),
+        ARP => Ok(Parsed::Known(Headers { macs, arp: true, ..Headers::default() })),
         VLAN | QINQ => Err(DropReason::VlanTagged),
         _ => Err(DropReason::EthertypeUnknown),
     }
@@ -127,8 +128,9 @@ fn ipv4<P: Packet>(packet: &P, macs: Macs, l3: usize, depth: Depth) -> Result<Pa
         dst: Ip::v4(ip.be32(16)),
         sport: Be16::new(0),
         dport: Be16::new(0),
-        l3,
-        l4: l3 + header_len,
+        l3_at: l3 as u16,
+        l4_at: (l3 + header_len) as u16,
+        arp: false,
         l3_len,
         proto_at: 9,
         proto: ip.u8(9),
@@ -145,7 +147,7 @@ fn ipv4<P: Packet>(packet: &P, macs: Macs, l3: usize, depth: Depth) -> Result<Pa
     if !later_fragment {
         transport(packet, &mut headers, l3_len as usize - header_len)?;
     }
-    Ok(Parsed::Ip(headers))
+    Ok(Parsed::Known(headers))
 }
 
 /// Verifies the header checksum (RFC 1812, 5.2.2) and refuses source routing. A hit in the flow table does
@@ -166,27 +168,33 @@ fn ipv4_header<P: Packet>(packet: &P, l3: usize, header_len: usize) -> Result<()
     if checksum::fold(sum) != 0xffff {
         return Err(DropReason::Ipv4Checksum);
     }
+    // Byte by byte, skipping what belongs to an option: every offset is a constant, which keeps the
+    // verifier's states few.
+    let mut skip = 0;
     let mut at = IPV4_LEN;
-    let mut walked = 0;
-    while walked < OPTIONS_MAX {
-        if at + 1 >= header_len || at > 58 {
+    while at < IPV4_LEN + OPTIONS_MAX {
+        if at + 1 >= header_len {
             break;
         }
         let option = packet.view(l3 + at, 2).ok_or(DropReason::FrameTruncated)?;
-        match option.u8(0) {
-            0 => break,
-            1 => at += 1,
-            // Loose and strict source routing.
-            131 | 137 => return Err(DropReason::Ipv4SourceRoute),
-            _ => {
-                let len = option.u8(1) as usize;
-                if len < 2 || len > OPTIONS_MAX {
-                    return Err(DropReason::Ipv4Malformed);
+        if skip > 0 {
+            skip -= 1;
+        } else {
+            match option.u8(0) {
+                0 => break,
+                1 => {}
+                // Loose and strict source routing.
+                131 | 137 => return Err(DropReason::Ipv4SourceRoute),
+                _ => {
+                    let len = option.u8(1);
+                    if len < 2 || len as usize > OPTIONS_MAX {
+                        return Err(DropReason::Ipv4Malformed);
+                    }
+                    skip = len - 1;
                 }
-                at += len;
             }
         }
-        walked += 1;
+        at += 1;
     }
     Ok(())
 }
@@ -209,8 +217,9 @@ fn ipv6<P: Packet>(packet: &P, macs: Macs, l3: usize, depth: Depth) -> Result<Pa
         dst,
         sport: Be16::new(0),
         dport: Be16::new(0),
-        l3,
-        l4: l3 + IPV6_LEN,
+        l3_at: l3 as u16,
+        l4_at: (l3 + IPV6_LEN) as u16,
+        arp: false,
         l3_len: (payload + IPV6_LEN) as u16,
         proto_at: 6,
         proto: ip.u8(6),
@@ -231,7 +240,7 @@ fn ipv6<P: Packet>(packet: &P, macs: Macs, l3: usize, depth: Depth) -> Result<Pa
     if !headers.later_fragment {
         transport(packet, &mut headers, left)?;
     }
-    Ok(Parsed::Ip(headers))
+    Ok(Parsed::Known(headers))
 }
 
 #[inline(always)]
@@ -252,7 +261,7 @@ fn extensions<P: Packet>(packet: &P, headers: &mut Headers, payload: usize) -> R
         if used + 8 > payload {
             return Err(DropReason::Ipv6Malformed);
         }
-        let at = headers.l3 + IPV6_LEN + used;
+        let at = headers.l3() + IPV6_LEN + used;
         let header = packet.view(at, 8).ok_or(DropReason::FrameTruncated)?;
         let len = match headers.proto {
             PROTO_FRAGMENT => {
@@ -271,7 +280,7 @@ fn extensions<P: Packet>(packet: &P, headers: &mut Headers, payload: usize) -> R
         if used > payload || used > 2048 {
             return Err(DropReason::Ipv6Malformed);
         }
-        headers.l4 = headers.l3 + IPV6_LEN + used;
+        headers.l4_at = headers.l3_at + (IPV6_LEN + used) as u16;
         walked += 1;
     }
     if is_extension(headers.proto) && !headers.later_fragment {
@@ -293,7 +302,7 @@ fn transport<P: Packet>(packet: &P, headers: &mut Headers, left: usize) -> Resul
     if left < if headers.fragment { 8 } else { need } {
         return Err(DropReason::TransportTruncated);
     }
-    let l4 = packet.view(headers.l4, 8).ok_or(DropReason::FrameTruncated)?;
+    let l4 = packet.view(headers.l4(), 8).ok_or(DropReason::FrameTruncated)?;
     match headers.proto {
         PROTO_ICMP | PROTO_ICMPV6 => {
             headers.dport = l4.be16(0);
@@ -316,6 +325,25 @@ fn transport<P: Packet>(packet: &P, headers: &mut Headers, left: usize) -> Resul
 }
 
 impl Headers {
+    /// Offset of the IP header in the packet.
+    #[inline(always)]
+    pub fn l3(&self) -> usize {
+        // The mask is never felt; it tells the verifier a bound.
+        self.l3_at as usize & 0xff
+    }
+
+    /// Offset of the transport header in the packet.
+    #[inline(always)]
+    pub fn l4(&self) -> usize {
+        self.l4_at as usize & 0xfff
+    }
+
+    /// Bytes of transport header and payload, after the IP header and its extensions.
+    #[inline(always)]
+    pub fn l4_len(&self) -> usize {
+        (self.l3_len as usize).wrapping_sub(self.l4().wrapping_sub(self.l3())) & 0xffff
+    }
+
     /// The IPv4 addresses' words, for what is built from them.
     #[inline(always)]
     pub fn v4_words(&self) -> (Be32, Be32) {

@@ -3,7 +3,7 @@
 use crate::{
     addr::Be32,
     apply::{self, Exit},
-    decide::{self, Decision, Work},
+    decide::{self, Decision, Plan},
     flow::{FLOW_FRAMES, FROM_PORT, FROM_TUNNEL, Flow},
     packet::{Packet, View},
     parse::{self, Depth, Headers, Parsed},
@@ -63,7 +63,7 @@ pub fn established<P: Packet, T: Tables>(
     hook: Hook,
 ) -> Option<Result<Exit, DropReason>> {
     let headers = match parse::parse(packet, ingress.at, Depth::Fast) {
-        Ok(Parsed::Ip(headers)) => headers,
+        Ok(Parsed::Known(headers)) if !headers.arp => headers,
         // Said once, where everything is checked.
         _ => return None,
     };
@@ -96,27 +96,36 @@ fn is_current<P: Packet, T: Tables>(
         && decide::segment_len(packet, headers) <= flow.mtu as u32
 }
 
-/// Decides a packet the flow table does not, and remembers the decision.
+/// Reads the whole of a packet that no flow entry decides.
+#[inline(always)]
+pub fn read<P: Packet>(packet: &P, at: usize, headers: &mut Headers) -> Result<(), DropReason> {
+    match parse::parse(packet, at, Depth::Full)? {
+        Parsed::Known(read) => *headers = read,
+        Parsed::Unusual => return Err(DropReason::Internal),
+    }
+    Ok(())
+}
+
+/// Decides a packet that was [`read`], and remembers the decision.
 #[inline(always)]
 pub fn first<P: Packet, T: Tables>(
     packet: &P,
     tables: &T,
     ingress: &Ingress,
-    work: &mut Work,
+    headers: &Headers,
+    plan: &mut Plan,
     hook: Hook,
 ) -> Result<Decision, DropReason> {
     tables.count(Event::FlowMiss);
     let commit = tables.commit().ok_or(DropReason::PortUnknown)?;
-    let decision = decide::decide(packet, tables, &commit, ingress, work)?;
-    if decision == Decision::Forward
-        && let Ok(Parsed::Ip(headers)) = parse::parse(packet, ingress.at, Depth::Fast)
-    {
+    let decision = decide::decide(packet, tables, &commit, ingress, headers, plan)?;
+    if decision == Decision::Forward {
         // What XDP leaves to TC is counted there.
-        if hook == Hook::Tc || work.flow.flags & FLOW_FRAMES != 0 {
-            work.flow.packets = 1;
-            work.flow.bytes = packet.len() as u64;
+        if hook == Hook::Tc || plan.flow.flags & FLOW_FRAMES != 0 {
+            plan.flow.packets = 1;
+            plan.flow.bytes = packet.len() as u64;
         }
-        if !tables.store_flow(&decide::key(&headers, ingress.from, ingress.zone), &work.flow) {
+        if !tables.store_flow(&decide::key(headers, ingress.from, ingress.zone), &plan.flow) {
             tables.count(Event::FlowNotStored);
         }
     }
@@ -129,13 +138,13 @@ pub fn apply_first<P: Packet, T: Tables>(
     packet: &mut P,
     tables: &T,
     ingress: &Ingress,
-    work: &Work,
+    plan: &Plan,
     hook: Hook,
 ) -> Result<Exit, DropReason> {
-    if hook == Hook::Xdp && work.flow.flags & FLOW_FRAMES == 0 {
+    if hook == Hook::Xdp && plan.flow.flags & FLOW_FRAMES == 0 {
         return Ok(Exit::NextHook);
     }
     let ethertype =
         packet.view(ingress.at, ETH_LEN).ok_or(DropReason::FrameTruncated)?.be16(12).get();
-    apply::apply(packet, tables, &work.flow, ingress.tunnelled(), ethertype)
+    apply::apply(packet, tables, &plan.flow, ingress.tunnelled(), ethertype)
 }

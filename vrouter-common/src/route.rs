@@ -1,6 +1,6 @@
 //! Stage 3b: routes a packet that was sent to a router's hardware address (behaviours R1-R5, R9).
 //!
-//! Reads: the routing tries, router legs, stations. Writes: [`Work::flow`] or [`Work::answer`]. Drops:
+//! Reads: the routing tries, router legs, stations. Writes: [`Plan::flow`] or [`Plan::answer`]. Drops:
 //! `martian`, `link_local_routed`, `multicast_routed`, `no_route`, `route_*`, `ttl_exceeded`,
 //! `next_hop_unknown`, `router_*`, `too_big`, and what delivering names.
 //!
@@ -11,7 +11,7 @@
 use crate::{
     addr::{Ip, Macs},
     answer::{self, Refusal},
-    decide::{self, Decision, Work},
+    decide::{self, Decision, Plan},
     flow::FROM_PORT,
     packet::{Packet, View},
     parse::Headers,
@@ -32,7 +32,7 @@ pub fn route<P: Packet, T: Tables>(
     network: u32,
     router: u32,
     headers: &Headers,
-    work: &mut Work,
+    plan: &mut Plan,
 ) -> Result<Decision, DropReason> {
     if headers.dst.is_multicast() || headers.dst == Ip::V4_BROADCAST {
         return Err(DropReason::MulticastRouted);
@@ -44,28 +44,28 @@ pub fn route<P: Packet, T: Tables>(
     let mut router = router;
     let mut hops = 0_u8;
     while hops < ROUTERS_MAX {
-        work.answer.hops = hops;
+        plan.answer.hops = hops;
         let came_in = tables
             .router_leg(&RouterLegKey { router: Scoped::new(bank, router), network })
             .ok_or(DropReason::RouterDetached)?;
         let Some(route) = tables.route(&RouteKey::lookup(bank, router, headers.dst)) else {
-            return answer::refuse(headers, came_in, Refusal::NoRoute, DropReason::NoRoute, work);
+            return answer::refuse(headers, came_in, Refusal::NoRoute, DropReason::NoRoute, plan);
         };
         match route.kind {
             ROUTE_CONNECTED | ROUTE_VIA => {}
-            ROUTE_SELF => return to_router(packet, headers, work),
+            ROUTE_SELF => return to_router(packet, headers, plan),
             ROUTE_BLACKHOLE => return Err(DropReason::RouteBlackhole),
             ROUTE_BROADCAST => return Err(DropReason::MulticastRouted),
             _ => {
                 let refusal = Refusal::UnreachableRoute;
-                return answer::refuse(headers, came_in, refusal, DropReason::RouteUnreachable, work);
+                return answer::refuse(headers, came_in, refusal, DropReason::RouteUnreachable, plan);
             }
         }
         if headers.v6 && (headers.src.is_v6_link_local() || headers.dst.is_v6_link_local()) {
-            return answer::refuse(headers, came_in, Refusal::Scope, DropReason::LinkLocalRouted, work);
+            return answer::refuse(headers, came_in, Refusal::Scope, DropReason::LinkLocalRouted, plan);
         }
         if headers.ttl <= hops + 1 {
-            return answer::refuse(headers, came_in, Refusal::TimeExceeded, DropReason::TtlExceeded, work);
+            return answer::refuse(headers, came_in, Refusal::TimeExceeded, DropReason::TtlExceeded, plan);
         }
         let goes_out = tables
             .router_leg(&RouterLegKey { router: Scoped::new(bank, router), network: route.network })
@@ -74,11 +74,11 @@ pub fn route<P: Packet, T: Tables>(
             if !headers.dont_fragment {
                 return Err(DropReason::TooBig);
             }
-            return answer::refuse(headers, came_in, Refusal::TooBig(goes_out.mtu), DropReason::TooBig, work);
+            return answer::refuse(headers, came_in, Refusal::TooBig(goes_out.mtu), DropReason::TooBig, plan);
         }
         let nexthop = if route.kind == ROUTE_VIA { route.nexthop } else { headers.dst };
         let Some(station) = tables.address(&AddressKey::new(bank, route.network, nexthop)) else {
-            return answer::refuse(headers, came_in, Refusal::Host, DropReason::NextHopUnknown, work);
+            return answer::refuse(headers, came_in, Refusal::Host, DropReason::NextHopUnknown, plan);
         };
         hops += 1;
         if station.kind == STATION_ROUTER {
@@ -93,12 +93,12 @@ pub fn route<P: Packet, T: Tables>(
             } else {
                 DropReason::PortUnplugged
             };
-            return answer::refuse(headers, came_in, Refusal::Host, reason, work);
+            return answer::refuse(headers, came_in, Refusal::Host, reason, plan);
         }
-        work.flow.hops = hops;
-        work.flow.out_macs = Macs::new(station.mac, goes_out.mac);
+        plan.flow.hops = hops;
+        plan.flow.out_macs = Macs::new(station.mac, goes_out.mac);
         let hash = decide::key(headers, FROM_PORT, 0).tuple_hash();
-        decide::deliver(tables, hash, station, goes_out.vni, goes_out.mtu, work)?;
+        decide::deliver(tables, hash, station, goes_out.vni, goes_out.mtu, plan)?;
         return Ok(decide::remember(headers));
     }
     Err(DropReason::RouterLoop)
@@ -109,7 +109,7 @@ pub fn route<P: Packet, T: Tables>(
 fn to_router<P: Packet>(
     packet: &P,
     headers: &Headers,
-    work: &mut Work,
+    plan: &mut Plan,
 ) -> Result<Decision, DropReason> {
     if headers.later_fragment {
         return Err(DropReason::RouterIgnored);
@@ -120,21 +120,21 @@ fn to_router<P: Packet>(
             if headers.dport.get() != (echo as u16) << 8 || headers.fragment {
                 return Err(DropReason::RouterIgnored);
             }
-            work.answer.kind = answer::ECHO_REPLY;
+            plan.answer.kind = answer::ECHO_REPLY;
             Ok(Decision::Answer)
         }
         PROTO_UDP => {
-            answer::refuse_as(headers, headers.dst, Refusal::Port, DropReason::RouterPortUnreachable, work)
+            answer::refuse_as(headers, headers.dst, Refusal::Port, DropReason::RouterPortUnreachable, plan)
         }
         PROTO_TCP => {
-            let tcp = packet.view(headers.l4, 20).ok_or(DropReason::TransportTruncated)?;
+            let tcp = packet.view(headers.l4(), 20).ok_or(DropReason::TransportTruncated)?;
             // A reset is never answered (RFC 9293, 3.5.2); a fragment cannot be measured.
             if tcp.u8(13) & TCP_RST != 0 || headers.fragment || headers.src.is_unspecified() {
                 return Err(DropReason::RouterIgnored);
             }
-            work.answer.kind = answer::TCP_RESET;
+            plan.answer.kind = answer::TCP_RESET;
             Ok(Decision::Reject(DropReason::RouterRefused))
         }
-        _ => answer::refuse_as(headers, headers.dst, Refusal::Protocol, DropReason::RouterProtocol, work),
+        _ => answer::refuse_as(headers, headers.dst, Refusal::Protocol, DropReason::RouterProtocol, plan),
     }
 }

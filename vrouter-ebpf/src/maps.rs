@@ -17,6 +17,8 @@ use vrouter_common::{
 const NO_PREALLOC: usize = 1;
 const STATIONS: usize = 1 << 20;
 const NETWORKS: usize = 1 << 16;
+const SUMMED_LEN: usize = 3 * 512 + 8;
+const _: () = assert!(SUM_MAX + 4 <= SUMMED_LEN);
 
 /// The published state.
 #[btf_map]
@@ -78,9 +80,9 @@ pub static EVENTS: PerCpuArray<u64, { Event::COUNT as usize }> = PerCpuArray::ne
 /// Scratch of the packet at hand.
 #[btf_map]
 pub static WORK: PerCpuArray<Work, 1> = PerCpuArray::new();
-/// Bytes being summed; a word more, so that the tail can be padded.
+/// Bytes being summed, in up to three blocks of 512.
 #[btf_map]
-pub static SUMMED: PerCpuArray<[u8; SUM_MAX + 16], 1> = PerCpuArray::new();
+pub static SUMMED: PerCpuArray<[u8; SUMMED_LEN], 1> = PerCpuArray::new();
 /// Where `vr_clock` leaves the time.
 #[btf_map]
 pub static CLOCK: Array<u64, 1> = Array::new();

@@ -31,6 +31,29 @@ const HEADERS: u32 = 160;
 /// A socket buffer.
 pub struct Skb(*mut __sk_buff);
 
+// The offsets the macro below loads from.
+const _: () = assert!(core::mem::offset_of!(__sk_buff, data) == 76);
+const _: () = assert!(core::mem::offset_of!(__sk_buff, data_end) == 80);
+
+/// Loads the packet's start and end from a context. In assembly, because LLVM likes to compute the address
+/// of a context's field apart from the load, which the verifier refuses ("modified ctx ptr").
+macro_rules! bounds {
+    ($ctx:expr, $data:literal, $data_end:literal) => {{
+        let (start, end): (usize, usize);
+        // SAFETY: loads two fields of the context the program was given.
+        unsafe {
+            core::arch::asm!(
+                concat!("{start} = *(u32 *)({ctx} + ", $data, ")"),
+                concat!("{end} = *(u32 *)({ctx} + ", $data_end, ")"),
+                start = out(reg) start, end = lateout(reg) end, ctx = in(reg) $ctx,
+                options(pure, readonly, nostack)
+            );
+        }
+        (start, end)
+    }};
+}
+pub(crate) use bounds;
+
 /// Bytes between the packet's start and end, as checked.
 #[derive(Clone, Copy)]
 pub struct Bytes(pub *mut u8);
@@ -108,8 +131,7 @@ impl Packet for Skb {
 
     #[inline(always)]
     fn view(&self, at: usize, len: usize) -> Option<Bytes> {
-        // SAFETY: the program's context.
-        let (start, end) = unsafe { ((*self.0).data as usize, (*self.0).data_end as usize) };
+        let (start, end) = bounds!(self.0, 76, 80);
         // This exact shape is what the verifier learns from.
         if start + at + len > end {
             return None;
@@ -275,7 +297,7 @@ pub fn port(skb: *mut __sk_buff) -> i32 {
     match pipeline::established(&mut packet, &Maps, &ingress, Hook::Tc) {
         Some(Ok(exit)) => emit(exit),
         Some(Err(reason)) => dropped(reason, bytes),
-        None => vr_tc_first(skb, FROM_PORT as u32),
+        None => first(skb, &ingress),
     }
 }
 
@@ -295,7 +317,7 @@ pub fn uplink(skb: *mut __sk_buff) -> i32 {
     match pipeline::established(&mut packet, &Maps, &ingress, Hook::Tc) {
         Some(Ok(exit)) => emit(exit),
         Some(Err(reason)) => dropped(reason, bytes),
-        None => vr_tc_first(skb, ingress.from as u32),
+        None => first(skb, &ingress),
     }
 }
 
@@ -308,8 +330,27 @@ fn open(packet: &Skb) -> Result<Option<Ingress>, DropReason> {
     Ok(tunnel::open(packet, vtep)?.map(|outer| Ingress::tunnel(&outer)))
 }
 
-/// The first packet of a flow, and every packet no flow entry is made of. A function of its own: the
-/// verifier checks it once, and its stack is not the fast path's.
+/// `vr_tc_first`: the packet needs an answer.
+const TO_ANSWER: i32 = 0x100;
+/// `vr_tc_first`: the packet needs copies.
+const TO_FLOOD: i32 = 0x101;
+
+/// The first packet of a flow, and every packet no flow entry is made of: read, decide, then what the
+/// decision asks for. Functions of their own, called from here one after the other: the verifier checks
+/// each once, and the stack never holds more than two of them.
+#[inline(always)]
+fn first(skb: *mut __sk_buff, ingress: &Ingress) -> i32 {
+    if vr_tc_read(skb, ingress.at as u32) != 0 {
+        return TC_ACT_SHOT as i32;
+    }
+    match vr_tc_first(skb, ingress.from as u32) {
+        TO_ANSWER => vr_tc_answer(skb),
+        TO_FLOOD => vr_tc_flood(skb, ingress.from as u32),
+        verdict => verdict,
+    }
+}
+
+/// Decides the packet whose headers are in the scratch, and forwards it if that is the decision.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn vr_tc_first(skb: *mut __sk_buff, from: u32) -> i32 {
@@ -329,24 +370,42 @@ pub extern "C" fn vr_tc_first(skb: *mut __sk_buff, from: u32) -> i32 {
         return dropped(DropReason::Internal, bytes);
     };
     // SAFETY: this CPU's own scratch; programs on one CPU do not interrupt each other here.
-    let work = unsafe { &mut *work };
-    let decision = match pipeline::first(&packet, &Maps, &ingress, work, Hook::Tc) {
+    let Work { headers, plan } = unsafe { &mut *work };
+    let decision = match pipeline::first(&packet, &Maps, &ingress, headers, plan, Hook::Tc) {
         Ok(decision) => decision,
         Err(reason) => return dropped(reason, bytes),
     };
     match decision {
         Decision::Forward | Decision::ForwardOnce => {
-            match pipeline::apply_first(&mut packet, &Maps, &ingress, work, Hook::Tc) {
+            match pipeline::apply_first(&mut packet, &Maps, &ingress, plan, Hook::Tc) {
                 Ok(exit) => emit(exit),
                 Err(reason) => dropped(reason, bytes),
             }
         }
-        Decision::Answer => vr_tc_answer(skb),
+        Decision::Answer => TO_ANSWER,
         Decision::Reject(reason) => {
             Maps.count_drop(reason, bytes);
-            vr_tc_answer(skb)
+            TO_ANSWER
         }
-        Decision::Flood => vr_tc_flood(skb, from),
+        Decision::Flood => TO_FLOOD,
+    }
+}
+
+/// Reads the packet into the scratch; what it finds is counted here if it is a reason to drop. Apart, so
+/// that the verifier follows the ways through the headers once, not once for every decision after them.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn vr_tc_read(skb: *mut __sk_buff, at: u32) -> i32 {
+    let packet = Skb(skb);
+    let Some(work) = maps::WORK.get_ptr_mut(0) else {
+        return dropped(DropReason::Internal, 0);
+    };
+    // SAFETY: as in `vr_tc_first`.
+    let headers = unsafe { &mut (*work).headers };
+    let at = if at == 0 { 0 } else { OUTER_LEN };
+    match pipeline::read(&packet, at, headers) {
+        Ok(()) => 0,
+        Err(reason) => dropped(reason, packet.len() as u64),
     }
 }
 
@@ -361,7 +420,7 @@ pub extern "C" fn vr_tc_answer(skb: *mut __sk_buff) -> i32 {
     };
     // SAFETY: as in `vr_tc_first`.
     let work: &Work = unsafe { &*work };
-    match answer::write(&mut packet, &work.answer) {
+    match answer::write(&mut packet, &work.headers, &work.plan.answer) {
         Ok(event) => {
             Maps.count(event);
             // SAFETY: the program's context.
@@ -394,7 +453,7 @@ pub extern "C" fn vr_tc_flood(skb: *mut __sk_buff, from: u32) -> i32 {
         return dropped(DropReason::Internal, bytes);
     };
     // SAFETY: as in `vr_tc_first`.
-    let (network, vni) = unsafe { ((*work).flood_network, (*work).flood_vni) };
+    let (network, vni) = unsafe { ((*work).plan.flood_network, (*work).plan.flood_vni) };
     Maps.count(Event::FrameFlooded);
     let tunnelled = from != FROM_PORT as u32;
     let at = if tunnelled { OUTER_LEN } else { 0 };

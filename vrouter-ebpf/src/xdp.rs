@@ -7,7 +7,7 @@ use aya_ebpf::{
 };
 use vrouter_common::{
     apply::Exit,
-    decide::Decision,
+    decide::{Decision, Work},
     flow::FROM_PORT,
     packet::{NoRoom, Packet},
     pipeline::{self, Hook, Ingress},
@@ -17,7 +17,7 @@ use vrouter_common::{
     wire::*,
 };
 
-use crate::{maps, tables::Maps, tc::Bytes};
+use crate::{maps, tables::Maps, tc::{Bytes, bounds}};
 
 /// An XDP frame.
 pub struct Frame(*mut xdp_md);
@@ -33,8 +33,7 @@ impl Packet for Frame {
 
     #[inline(always)]
     fn view(&self, at: usize, len: usize) -> Option<Bytes> {
-        // SAFETY: the program's context.
-        let (start, end) = unsafe { ((*self.0).data as usize, (*self.0).data_end as usize) };
+        let (start, end) = bounds!(self.0, 0, 4);
         if start + at + len > end {
             return None;
         }
@@ -105,7 +104,7 @@ pub fn port(ctx: *mut xdp_md) -> u32 {
     match pipeline::established(&mut frame, &Maps, &ingress, Hook::Xdp) {
         Some(Ok(exit)) => emit(exit),
         Some(Err(reason)) => dropped(reason, 0),
-        None => vr_xdp_first(ctx, FROM_PORT as u32),
+        None => first(ctx, &ingress),
     }
 }
 
@@ -121,7 +120,7 @@ pub fn uplink(ctx: *mut xdp_md) -> u32 {
     match pipeline::established(&mut frame, &Maps, &ingress, Hook::Xdp) {
         Some(Ok(exit)) => emit(exit),
         Some(Err(reason)) => dropped(reason, 0),
-        None => vr_xdp_first(ctx, ingress.from as u32),
+        None => first(ctx, &ingress),
     }
 }
 
@@ -134,7 +133,16 @@ fn open(frame: &Frame) -> Result<Option<Ingress>, DropReason> {
     Ok(tunnel::open(frame, vtep)?.map(|outer| Ingress::tunnel(&outer)))
 }
 
-/// The first packet of a flow: see `vr_tc_first`.
+/// The first packet of a flow: see its namesake in `tc`.
+#[inline(always)]
+fn first(ctx: *mut xdp_md, ingress: &Ingress) -> u32 {
+    if vr_xdp_read(ctx, ingress.at as u32) != 0 {
+        return xdp_action::XDP_DROP;
+    }
+    vr_xdp_first(ctx, ingress.from as u32)
+}
+
+/// Decides the frame whose headers are in the scratch, and forwards it if that is the decision.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn vr_xdp_first(ctx: *mut xdp_md, from: u32) -> u32 {
@@ -154,15 +162,32 @@ pub extern "C" fn vr_xdp_first(ctx: *mut xdp_md, from: u32) -> u32 {
         return dropped(DropReason::Internal, bytes);
     };
     // SAFETY: this CPU's own scratch; programs on one CPU do not interrupt each other here.
-    let work = unsafe { &mut *work };
-    match pipeline::first(&frame, &Maps, &ingress, work, Hook::Xdp) {
+    let Work { headers, plan } = unsafe { &mut *work };
+    match pipeline::first(&frame, &Maps, &ingress, headers, plan, Hook::Xdp) {
         Ok(Decision::Forward | Decision::ForwardOnce) => {
-            match pipeline::apply_first(&mut frame, &Maps, &ingress, work, Hook::Xdp) {
+            match pipeline::apply_first(&mut frame, &Maps, &ingress, plan, Hook::Xdp) {
                 Ok(exit) => emit(exit),
                 Err(reason) => dropped(reason, bytes),
             }
         }
         Ok(Decision::Answer | Decision::Reject(_) | Decision::Flood) => to_tc(),
         Err(reason) => dropped(reason, bytes),
+    }
+}
+
+/// Reads the frame into the scratch: see `vr_tc_read`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn vr_xdp_read(ctx: *mut xdp_md, at: u32) -> u32 {
+    let frame = Frame(ctx);
+    let Some(work) = maps::WORK.get_ptr_mut(0) else {
+        return dropped(DropReason::Internal, 0);
+    };
+    // SAFETY: as in `vr_xdp_first`.
+    let headers = unsafe { &mut (*work).headers };
+    let at = if at == 0 { 0 } else { OUTER_LEN };
+    match pipeline::read(&frame, at, headers) {
+        Ok(()) => 0,
+        Err(reason) => dropped(reason, frame.len() as u64),
     }
 }

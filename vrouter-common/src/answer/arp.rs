@@ -6,8 +6,9 @@ use super::{ARP_REPLY, Answer};
 use crate::{
     addr::{Be16, Be32, Ip, Macs},
     admit,
-    decide::{Decision, Work, deliver_frame},
+    decide::{Decision, Plan, deliver_frame},
     packet::{Packet, View},
+    parse::Headers,
     reason::DropReason,
     tables::*,
     wire::*,
@@ -25,8 +26,8 @@ pub fn decide<P: Packet, T: Tables>(
     tables: &T,
     bank: u32,
     binding: &Binding,
-    macs: &Macs,
-    work: &mut Work,
+    headers: &Headers,
+    plan: &mut Plan,
 ) -> Result<Decision, DropReason> {
     let arp = packet.view(ETH_LEN, ARP_LEN).ok_or(DropReason::ArpMalformed)?;
     let operation = arp.be16(6).get();
@@ -39,21 +40,21 @@ pub fn decide<P: Packet, T: Tables>(
     }
     let sender = Ip::v4(arp.be32(14));
     let target = Ip::v4(arp.be32(24));
-    admit::arp(tables, bank, binding, macs.src(), arp.mac(8), sender)?;
+    admit::arp(tables, bank, binding, headers.macs.src(), arp.mac(8), sender)?;
     if operation == REQUEST
         && let Some(station) = tables.address(&AddressKey::new(bank, binding.network, target))
         // Asking for one's own address announces it, or probes for somebody else who has it.
         && !(station.kind == STATION_PORT && station.owner == binding.port)
     {
-        work.answer.kind = ARP_REPLY;
-        work.answer.mac = station.mac;
-        work.answer.source = target;
+        plan.answer.kind = ARP_REPLY;
+        plan.answer.mac = station.mac;
+        plan.answer.source = target;
         return Ok(Decision::Answer);
     }
-    if macs.is_group() {
+    if headers.macs.is_group() {
         return Ok(Decision::Flood);
     }
-    deliver_frame(tables, bank, binding, macs, work)
+    deliver_frame(tables, bank, binding, headers, plan)
 }
 
 /// Turns the request into the reply.

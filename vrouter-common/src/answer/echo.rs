@@ -33,7 +33,7 @@ pub fn write<P: Packet>(packet: &mut P, headers: &Headers, answer: &Answer) -> R
         ip.put_be32(ETH_LEN + 12, dst);
         ip.put_be32(ETH_LEN + 16, src);
     }
-    let icmp = packet.view(headers.l4, 8).ok_or(DropReason::Internal)?;
+    let icmp = packet.view(headers.l4(), 8).ok_or(DropReason::Internal)?;
     let (request, reply) =
         if headers.v6 { (ICMPV6_ECHO, ICMPV6_ECHO_REPLY) } else { (ICMP_ECHO, ICMP_ECHO_REPLY) };
     let (old, new) = (Be16::new((request as u16) << 8), Be16::new((reply as u16) << 8));

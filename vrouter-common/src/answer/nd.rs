@@ -6,7 +6,7 @@ use super::{Answer, ND_ADVERT};
 use crate::{
     addr::{Be16, Be32, Ip, Macs},
     checksum,
-    decide::{Decision, Work},
+    decide::{Decision, Plan},
     packet::{Packet, View},
     parse::Headers,
     reason::DropReason,
@@ -27,14 +27,14 @@ pub fn decide<P: Packet, T: Tables>(
     bank: u32,
     binding: &Binding,
     headers: &Headers,
-    work: &mut Work,
+    plan: &mut Plan,
 ) -> Result<Option<Decision>, DropReason> {
     // Without port security nobody checked it before.
-    let len = headers.l3 + headers.l3_len as usize - headers.l4;
+    let len = headers.l4_len();
     if headers.ttl != 255 || headers.fragment || headers.dport.get() & 0xff != 0 || len < 24 {
         return Err(DropReason::NdMalformed);
     }
-    let nd = packet.view(headers.l4, 24).ok_or(DropReason::NdMalformed)?;
+    let nd = packet.view(headers.l4(), 24).ok_or(DropReason::NdMalformed)?;
     let target = nd.ip6(8);
     if target.is_v4() || target.is_multicast() {
         return Err(DropReason::NdMalformed);
@@ -45,10 +45,10 @@ pub fn decide<P: Packet, T: Tables>(
     if station.kind == STATION_PORT && station.owner == binding.port {
         return Ok(None);
     }
-    work.answer.kind = ND_ADVERT;
-    work.answer.mac = station.mac;
-    work.answer.router = (station.kind == STATION_ROUTER) as u8;
-    work.answer.source = target;
+    plan.answer.kind = ND_ADVERT;
+    plan.answer.mac = station.mac;
+    plan.answer.router = (station.kind == STATION_ROUTER) as u8;
+    plan.answer.source = target;
     Ok(Some(Decision::Answer))
 }
 

@@ -17,11 +17,11 @@ const TCP_LEN: usize = 20;
 #[inline(always)]
 pub fn write<P: Packet>(packet: &mut P, headers: &Headers, answer: &Answer) -> Result<(), DropReason> {
     let ttl = ROUTER_TTL - (answer.hops & 0xf);
-    let tcp = packet.view(headers.l4, TCP_LEN).ok_or(DropReason::TransportTruncated)?;
+    let tcp = packet.view(headers.l4(), TCP_LEN).ok_or(DropReason::TransportTruncated)?;
     let (sequence, acknowledged) = (tcp.be32(4), tcp.be32(8));
     let header_len = (tcp.u8(12) >> 4) as u32 * 4;
     let flags = tcp.u8(13);
-    let segment = headers.l3 as u32 + headers.l3_len as u32 - headers.l4 as u32;
+    let segment = headers.l4_len() as u32;
     let data = segment.saturating_sub(header_len);
     let occupied = data + (flags & TCP_SYN != 0) as u32 + (flags & TCP_FIN != 0) as u32;
     let (seq, ack, out_flags) = if flags & TCP_ACK != 0 {
