@@ -11,6 +11,6 @@ macro_rules! pod {
 }
 
 pod!(
-    AddressKey, AllowedKey, Binding, BindingKey, Commit, FdbKey, Flood, FloodKey, Flow, FlowKey, Network,
+    AddressKey, AllowedKey, Binding, BindingKey, Commit, FdbKey, Flood, FloodKey, Flow, FlowKey, Name, NameKey, Network,
     NetworkKey, Route, RouteKey, RouterLeg, RouterLegKey, Station, Underlay, VniKey, VtepKey,
 );

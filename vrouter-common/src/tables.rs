@@ -384,6 +384,39 @@ pub const UNDERLAY_RESOLVED: u32 = 2;
 /// The uplink takes frames from XDP.
 pub const UNDERLAY_FRAMES: u32 = 4;
 
+/// Key of the names: what makes pins readable without an agent, and keeps identities over restarts. No
+/// packet reads it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NameKey {
+    /// `NAME_*`.
+    pub kind: u32,
+    /// The identity.
+    pub id: u32,
+}
+const _: () = assert!(size_of::<NameKey>() == 8);
+
+/// Network numbers, below [`NETWORKS_MAX`].
+pub const NAME_NETWORK: u32 = 1;
+/// Router numbers.
+pub const NAME_ROUTER: u32 = 2;
+/// Port numbers.
+pub const NAME_PORT: u32 = 3;
+/// Node numbers, below [`NODES_MAX`].
+pub const NAME_NODE: u32 = 4;
+/// Networks an instance can know.
+pub const NETWORKS_MAX: u32 = 1 << 16;
+/// Nodes an instance can know.
+pub const NODES_MAX: u32 = 4096;
+
+/// A name, zero-filled.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Name {
+    /// At most 255 bytes of UTF-8.
+    pub bytes: [u8; 256],
+}
+
 /// The compiled topology and the flow table, as the decision sees them. The kernel reads its maps, user
 /// space its in-memory tables.
 pub trait Tables {

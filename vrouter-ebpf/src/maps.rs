@@ -16,7 +16,6 @@ use vrouter_common::{
 
 const NO_PREALLOC: usize = 1;
 const STATIONS: usize = 1 << 20;
-const NETWORKS: usize = 1 << 16;
 const SUMMED_LEN: usize = 3 * 512 + 8;
 const _: () = assert!(SUM_MAX + 4 <= SUMMED_LEN);
 
@@ -25,7 +24,7 @@ const _: () = assert!(SUM_MAX + 4 <= SUMMED_LEN);
 pub static COMMIT: Array<Commit, 1> = Array::new();
 /// Per network number: the epoch of the last apply that touched what it can reach.
 #[btf_map]
-pub static REVISIONS: Array<u32, NETWORKS> = Array::new();
+pub static REVISIONS: Array<u32, { NETWORKS_MAX as usize }> = Array::new();
 /// Established flows. The loader sets the size.
 #[btf_map]
 pub static FLOWS: HashMap<FlowKey, Flow, 262_144> = HashMap::new();
@@ -34,7 +33,7 @@ pub static FLOWS: HashMap<FlowKey, Flow, 262_144> = HashMap::new();
 pub static BINDINGS: HashMap<BindingKey, Binding, 131_072, NO_PREALLOC> = HashMap::new();
 /// Networks.
 #[btf_map]
-pub static NETWORKS_MAP: HashMap<NetworkKey, Network, 131_072, NO_PREALLOC> = HashMap::new();
+pub static NETWORKS: HashMap<NetworkKey, Network, 131_072, NO_PREALLOC> = HashMap::new();
 /// Network numbers by VNI.
 #[btf_map]
 pub static VNIS: HashMap<VniKey, u32, 131_072, NO_PREALLOC> = HashMap::new();
@@ -61,7 +60,7 @@ pub static ROUTER_LEGS: HashMap<RouterLegKey, RouterLeg, 131_072, NO_PREALLOC> =
 pub static FLOODS: HashMap<FloodKey, Flood, STATIONS, NO_PREALLOC> = HashMap::new();
 /// Ways to the nodes, by node number.
 #[btf_map]
-pub static UNDERLAY: Array<Underlay, 4096> = Array::new();
+pub static UNDERLAY: Array<Underlay, { NODES_MAX as usize }> = Array::new();
 
 /// Packets and bytes.
 #[repr(C)]
@@ -83,6 +82,9 @@ pub static WORK: PerCpuArray<Work, 1> = PerCpuArray::new();
 /// Bytes being summed, in up to three blocks of 512.
 #[btf_map]
 pub static SUMMED: PerCpuArray<[u8; SUMMED_LEN], 1> = PerCpuArray::new();
+/// The names behind the numbers. Only user space reads it.
+#[btf_map]
+pub static NAMES: HashMap<NameKey, Name, STATIONS, NO_PREALLOC> = HashMap::new();
 /// Where `vr_clock` leaves the time.
 #[btf_map]
 pub static CLOCK: Array<u64, 1> = Array::new();

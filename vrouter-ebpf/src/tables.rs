@@ -79,7 +79,7 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn network(&self, key: &NetworkKey) -> Option<&Network> {
-        get!(NETWORKS_MAP, key)
+        get!(NETWORKS, key)
     }
 
     #[inline(always)]

@@ -1,0 +1,4 @@
+//! Embeds the eBPF object.
+fn main() -> anyhow::Result<()> {
+    ebpf_build::embed()
+}

@@ -1,0 +1,89 @@
+//! What a machine must offer, each lack with its own message.
+
+use std::{
+    fs::{self, File},
+    path::Path,
+};
+
+use anyhow::{Context, Result, bail};
+use nix::fcntl::{Flock, FlockArg};
+
+use crate::{config::AgentConfig, netlink::Link};
+
+/// TCX links, by which programs are replaced without a gap.
+const KERNEL_MIN: (u32, u32) = (6, 6);
+/// Outer and inner headers, and 576 bytes that every IPv4 host must take (RFC 791).
+const UNDERLAY_MTU_MIN: u32 = 576 + 50;
+
+/// Checks the machine before anything is touched.
+pub fn check(config: &AgentConfig) -> Result<()> {
+    super::check_instance(&config.instance)?;
+    if !nix::unistd::geteuid().is_root() {
+        bail!("the agent needs root (CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON) to load its data path: run it with sudo, or as a system service");
+    }
+    let release = nix::sys::utsname::uname().context("uname")?.release().to_string_lossy().into_owned();
+    if let Some(version) = kernel_version(&release)
+        && version < KERNEL_MIN
+    {
+        bail!(
+            "kernel {release} is too old: vrouter needs {}.{} or newer (TCX links); boot a newer kernel",
+            KERNEL_MIN.0,
+            KERNEL_MIN.1
+        );
+    }
+    if !Path::new("/sys/kernel/btf/vmlinux").exists() {
+        bail!("the kernel has no BTF (/sys/kernel/btf/vmlinux is missing): use a kernel built with CONFIG_DEBUG_INFO_BTF=y, as every distribution's is");
+    }
+    Ok(())
+}
+
+fn kernel_version(release: &str) -> Option<(u32, u32)> {
+    let mut parts = release.split(|c: char| !c.is_ascii_digit());
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+/// Checks the uplinks.
+pub fn check_uplinks(config: &AgentConfig, links: &[Link]) -> Result<()> {
+    if config.uplinks.is_empty() {
+        bail!("no uplink given: name the interface that reaches the other nodes, --uplink eth0");
+    }
+    for name in &config.uplinks {
+        let Some(link) = links.iter().find(|link| link.name == *name) else {
+            let present: Vec<_> = links.iter().map(|link| link.name.as_str()).collect();
+            bail!(
+                "uplink {name} does not exist in this network namespace; there are: {}. Name one of them with --uplink",
+                present.join(", ")
+            );
+        };
+        if link.mtu < UNDERLAY_MTU_MIN {
+            bail!(
+                "uplink {name} has MTU {}, too small for the overlay, which needs {UNDERLAY_MTU_MIN} or more: `ip link set {name} mtu 1500`",
+                link.mtu
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Makes sure that one agent at a time runs an instance.
+pub fn lock(run_dir: &Path) -> Result<Flock<File>> {
+    fs::create_dir_all(run_dir).with_context(|| format!("cannot create {}", run_dir.display()))?;
+    let path = run_dir.join("lock");
+    let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| {
+        anyhow::anyhow!("another agent of this instance is running ({} is locked): stop it, or choose another --instance", path.display())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn releases_of_all_kinds_are_read() {
+        assert_eq!(kernel_version("6.18.44-fc-v782"), Some((6, 18)));
+        assert_eq!(kernel_version("6.1.0-37-amd64"), Some((6, 1)));
+        assert_eq!(kernel_version("7.0-rc1"), Some((7, 0)));
+        assert_eq!(kernel_version("weird"), None);
+    }
+}

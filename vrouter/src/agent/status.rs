@@ -1,0 +1,99 @@
+//! What the agent says of itself.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde::Serialize;
+
+use crate::{compile::LocalPort, config::AgentConfig, netlink::Link, topology::Problem};
+
+/// The agent's half of `vrouter status`.
+#[derive(Clone, Debug, Serialize)]
+pub struct AgentStatus {
+    pub alive: bool,
+    pub pid: u32,
+    pub version: &'static str,
+    pub node: String,
+    pub topology: String,
+    pub wanted: Option<Wanted>,
+    /// Why the last apply failed.
+    pub error: Option<String>,
+    pub uplinks: Vec<UplinkStatus>,
+    pub ports: Vec<PortStatus>,
+    pub peers: Vec<PeerStatus>,
+}
+
+/// The document as it was read last.
+#[derive(Clone, Debug, Serialize)]
+pub struct Wanted {
+    pub digest: String,
+    pub problems: Vec<Problem>,
+    pub warnings: Vec<String>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct UplinkStatus {
+    pub name: String,
+    pub ifindex: Option<u32>,
+    pub mtu: u32,
+    pub up: bool,
+    pub xdp: bool,
+    pub note: Option<String>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct PortStatus {
+    pub name: String,
+    pub interface: String,
+    /// `None`: missing.
+    pub ifindex: Option<u32>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct PeerStatus {
+    pub node: String,
+    pub vtep: String,
+    /// `resolved`, `resolving` (the kernel is asked for each packet) or `unreachable`.
+    pub state: &'static str,
+    pub ifindex: u32,
+    pub nexthop: String,
+    pub mac: String,
+}
+
+impl AgentStatus {
+    pub fn new(config: &AgentConfig) -> Self {
+        Self {
+            alive: true,
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION"),
+            node: config.node.clone(),
+            topology: config.topology.display().to_string(),
+            wanted: None,
+            error: None,
+            uplinks: Vec::new(),
+            ports: Vec::new(),
+            peers: Vec::new(),
+        }
+    }
+}
+
+impl UplinkStatus {
+    pub fn new(link: &Link, xdp: bool) -> Self {
+        Self { name: link.name.clone(), ifindex: Some(link.index), mtu: link.mtu, up: link.up, xdp, note: None }
+    }
+
+    pub fn missing(name: &str) -> Self {
+        let note = Some("the interface does not exist".to_owned());
+        Self { name: name.to_owned(), ifindex: None, mtu: 0, up: false, xdp: false, note }
+    }
+}
+
+impl From<&LocalPort> for PortStatus {
+    fn from(port: &LocalPort) -> Self {
+        Self { name: port.name.clone(), interface: port.interface.clone(), ifindex: port.ifindex }
+    }
+}
+
+/// A panic elsewhere does not make a status unreadable.
+pub fn lock(status: &Mutex<AgentStatus>) -> MutexGuard<'_, AgentStatus> {
+    status.lock().unwrap_or_else(PoisonError::into_inner)
+}

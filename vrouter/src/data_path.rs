@@ -1,0 +1,296 @@
+//! The data path as kernel objects: loading, pinning, attaching, taking over.
+//!
+//! Everything outlives the agent under `<bpffs>/vrouter/<instance>/`: `maps/`, `programs/`, `links/`. A
+//! new agent loads its programs with the pinned maps and replaces the program in each pinned link in one
+//! step, so no packet finds an interface without one.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, anyhow, bail};
+use aya::{
+    Ebpf, EbpfLoader,
+    programs::{
+        LinkOrder, SchedClassifier, TcAttachType, Xdp, XdpMode,
+        links::{FdLink, PinnedLink},
+        tc::{SchedClassifierLink, TcAttachOptions},
+        xdp::XdpLink,
+    },
+};
+use serde::Serialize;
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("VR_EBPF_OBJECT"));
+
+/// Every map of the object that is pinned, by name. Scratch maps belong to one load of the programs.
+pub const PINNED_MAPS: &[&str] = &[
+    "COMMIT", "REVISIONS", "FLOWS", "BINDINGS", "NETWORKS", "VNIS", "VTEPS", "FDB", "ADDRESSES", "ALLOWED", "ROUTES",
+    "ROUTER_LEGS", "FLOODS", "UNDERLAY", "DROPS", "EVENTS", "NAMES", "CLOCK",
+];
+
+const CLASSIFIERS: &[&str] = &["vr_tc_port", "vr_tc_uplink", "vr_clock"];
+const XDP_PROGRAMS: &[&str] = &["vr_xdp_port", "vr_xdp_uplink"];
+
+/// Where the pins of an instance are.
+#[derive(Clone, Debug)]
+pub struct Pins {
+    root: PathBuf,
+}
+
+impl Pins {
+    /// The instance's directory under a mounted bpffs.
+    pub fn new(bpffs: &Path, instance: &str) -> Self {
+        Self { root: bpffs.join("vrouter").join(instance) }
+    }
+
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub fn maps(&self) -> PathBuf {
+        self.root.join("maps")
+    }
+
+    pub fn programs(&self) -> PathBuf {
+        self.root.join("programs")
+    }
+
+    fn links(&self) -> PathBuf {
+        self.root.join("links")
+    }
+
+    /// Whether an agent ever ran.
+    pub fn exist(&self) -> bool {
+        self.maps().join("COMMIT").exists()
+    }
+
+    fn create(&self) -> Result<()> {
+        for dir in [self.maps(), self.programs(), self.links()] {
+            fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Removes every pin: interfaces lose their programs, flows are forgotten.
+    pub fn discard(&self) -> Result<()> {
+        match fs::remove_dir_all(&self.root) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("cannot remove {}", self.root.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Mounts bpffs where it is missing.
+pub fn mount_bpffs(at: &Path) -> Result<()> {
+    const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
+    fs::create_dir_all(at).ok();
+    let kind = nix::sys::statfs::statfs(at).with_context(|| format!("{} does not exist", at.display()))?;
+    if kind.filesystem_type().0 as i64 == BPF_FS_MAGIC {
+        return Ok(());
+    }
+    nix::mount::mount(Some("bpf"), at, Some("bpf"), nix::mount::MsFlags::empty(), Some("mode=0700"))
+        .with_context(|| format!("cannot mount bpffs at {}", at.display()))
+}
+
+/// Where a program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Hook {
+    TcPort,
+    TcUplink,
+    XdpPort,
+    XdpUplink,
+}
+
+impl Hook {
+    const ALL: [Self; 4] = [Self::TcPort, Self::TcUplink, Self::XdpPort, Self::XdpUplink];
+
+    fn program(self) -> &'static str {
+        match self {
+            Self::TcPort => "vr_tc_port",
+            Self::TcUplink => "vr_tc_uplink",
+            Self::XdpPort => "vr_xdp_port",
+            Self::XdpUplink => "vr_xdp_uplink",
+        }
+    }
+
+    fn pin_prefix(self) -> &'static str {
+        match self {
+            Self::TcPort => "tc_port-",
+            Self::TcUplink => "tc_uplink-",
+            Self::XdpPort => "xdp_port-",
+            Self::XdpUplink => "xdp_uplink-",
+        }
+    }
+
+    fn is_xdp(self) -> bool {
+        matches!(self, Self::XdpPort | Self::XdpUplink)
+    }
+}
+
+/// The loaded programs and the attachments.
+pub struct DataPath {
+    ebpf: Ebpf,
+    pins: Pins,
+    attached: BTreeSet<(u32, Hook)>,
+}
+
+impl DataPath {
+    /// Loads the programs with the pinned maps, creating what is missing, and takes over every pinned link.
+    pub fn load(pins: Pins, flow_entries: u32) -> Result<Self> {
+        if OBJECT.is_empty() {
+            bail!("this vrouter was built without its eBPF object (VR_EBPF=skip): build it with `cargo xtask build-ebpf`");
+        }
+        pins.create()?;
+        let maps = pins.maps();
+        let mut loader = EbpfLoader::new();
+        loader.map_max_entries("FLOWS", flow_entries);
+        for name in PINNED_MAPS {
+            loader.map_pin_path(name, maps.join(name));
+        }
+        let mut ebpf = loader.load(OBJECT).context("cannot create the maps")?;
+        for name in CLASSIFIERS {
+            let program: &mut SchedClassifier =
+                ebpf.program_mut(name).with_context(|| format!("the object has no program {name}"))?.try_into()?;
+            program.load().map_err(|error| loading(name, error))?;
+        }
+        for name in XDP_PROGRAMS {
+            let program: &mut Xdp =
+                ebpf.program_mut(name).with_context(|| format!("the object has no program {name}"))?.try_into()?;
+            program.load().map_err(|error| loading(name, error))?;
+        }
+        let mut data_path = Self { ebpf, pins, attached: BTreeSet::new() };
+        data_path.take_over()?;
+        data_path.pin_programs()?;
+        Ok(data_path)
+    }
+
+    /// Puts this load's programs into the links that earlier agents left; drops links whose interface is gone.
+    fn take_over(&mut self) -> Result<()> {
+        let dir = self.pins.links();
+        for entry in fs::read_dir(&dir).with_context(|| format!("cannot read {}", dir.display()))? {
+            let path = entry?.path();
+            let Some((hook, ifindex)) = parse_pin(&path) else { continue };
+            let link = PinnedLink::from_pin(&path).with_context(|| format!("cannot open {}", path.display()))?;
+            match self.replace(hook, FdLink::from(link)) {
+                Ok(()) => {
+                    self.attached.insert((ifindex, hook));
+                }
+                Err(error) => {
+                    tracing::debug!(link = %path.display(), %error, "link without an interface: removed");
+                    fs::remove_file(&path).ok();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn replace(&mut self, hook: Hook, link: FdLink) -> Result<()> {
+        let program = self.ebpf.program_mut(hook.program()).context("program missing")?;
+        if hook.is_xdp() {
+            let program: &mut Xdp = program.try_into()?;
+            let id = program.attach_to_link(XdpLink::try_from(link)?)?;
+            // The pin keeps the link; what is returned here is only one more reference.
+            let _ = program.take_link(id)?;
+        } else {
+            let program: &mut SchedClassifier = program.try_into()?;
+            let id = program.attach_to_link(SchedClassifierLink::try_from(link)?)?;
+            let _ = program.take_link(id)?;
+        }
+        Ok(())
+    }
+
+    fn pin_programs(&mut self) -> Result<()> {
+        let dir = self.pins.programs();
+        for (name, program) in self.ebpf.programs_mut() {
+            if !CLASSIFIERS.contains(&name) && !XDP_PROGRAMS.contains(&name) {
+                continue;
+            }
+            let (path, new) = (dir.join(name), dir.join(format!("{name}_new")));
+            fs::remove_file(&new).ok();
+            program.pin(&new).with_context(|| format!("cannot pin {}", new.display()))?;
+            fs::rename(&new, &path).with_context(|| format!("cannot replace {}", path.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Attaches and detaches so that exactly `wanted` (interface index and name, by hook) is attached.
+    /// Problems are returned by interface; the rest is done.
+    pub fn attach(&mut self, wanted: &BTreeMap<(u32, Hook), String>) -> Vec<(String, Hook, anyhow::Error)> {
+        let mut problems = Vec::new();
+        for (&(ifindex, hook), name) in wanted {
+            if self.attached.contains(&(ifindex, hook)) {
+                continue;
+            }
+            match self.attach_one(ifindex, hook, name) {
+                Ok(()) => {
+                    tracing::info!(interface = %name, ifindex, ?hook, "attached");
+                    self.attached.insert((ifindex, hook));
+                }
+                Err(error) => problems.push((name.clone(), hook, error)),
+            }
+        }
+        let gone: Vec<_> = self.attached.iter().filter(|key| !wanted.contains_key(key)).copied().collect();
+        for (ifindex, hook) in gone {
+            fs::remove_file(self.link_path(ifindex, hook)).ok();
+            self.attached.remove(&(ifindex, hook));
+            tracing::info!(ifindex, ?hook, "detached");
+        }
+        problems
+    }
+
+    /// Forgets an interface that the kernel removed, and with it the links.
+    pub fn forget(&mut self, ifindex: u32) {
+        for hook in Hook::ALL {
+            if self.attached.remove(&(ifindex, hook)) {
+                fs::remove_file(self.link_path(ifindex, hook)).ok();
+            }
+        }
+    }
+
+    /// What is attached.
+    pub fn attached(&self) -> &BTreeSet<(u32, Hook)> {
+        &self.attached
+    }
+
+    fn link_path(&self, ifindex: u32, hook: Hook) -> PathBuf {
+        self.pins.links().join(format!("{}{ifindex}", hook.pin_prefix()))
+    }
+
+    fn attach_one(&mut self, ifindex: u32, hook: Hook, name: &str) -> Result<()> {
+        let path = self.link_path(ifindex, hook);
+        fs::remove_file(&path).ok();
+        let program = self.ebpf.program_mut(hook.program()).context("program missing")?;
+        let link = if hook.is_xdp() {
+            let program: &mut Xdp = program.try_into()?;
+            let id = program.attach_to_if_index(ifindex, XdpMode::Driver)?;
+            FdLink::try_from(program.take_link(id)?).map_err(|error| anyhow!("no XDP link: {error}"))?
+        } else {
+            let program: &mut SchedClassifier = program.try_into()?;
+            let options = TcAttachOptions::TcxOrder(LinkOrder::last());
+            let id = program.attach_with_options(name, TcAttachType::Ingress, options)?;
+            FdLink::try_from(program.take_link(id)?).map_err(|error| anyhow!("no TCX link: {error}"))?
+        };
+        link.pin(&path).with_context(|| format!("cannot pin {}", path.display()))?;
+        Ok(())
+    }
+}
+
+fn parse_pin(path: &Path) -> Option<(Hook, u32)> {
+    let name = path.file_name()?.to_str()?;
+    Hook::ALL.into_iter().find_map(|hook| Some((hook, name.strip_prefix(hook.pin_prefix())?.parse().ok()?)))
+}
+
+fn loading(name: &str, error: aya::programs::ProgramError) -> anyhow::Error {
+    if let aya::programs::ProgramError::LoadError { io_error, verifier_log } = &error {
+        let log = verifier_log.to_string();
+        let lines: Vec<_> = log.lines().rev().take(30).collect();
+        let tail: Vec<_> = lines.into_iter().rev().collect();
+        return anyhow!("the kernel refused {name}: {io_error}\n{}", tail.join("\n"));
+    }
+    anyhow::Error::new(error).context(format!("cannot load {name}"))
+}
