@@ -5,16 +5,17 @@
 //! building, after a panic, and from another process.
 
 use std::collections::HashSet;
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::ErrorKind;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Read as _};
+use std::os::fd::IntoRawFd as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
-use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction};
 use nix::unistd::Pid;
 
 use crate::netns::{NETNS_DIRECTORY, check};
@@ -108,49 +109,74 @@ pub fn exists(prefix: &str) -> bool {
 /// Removes the directories all labs share, where they are empty.
 pub fn remove_shared_directories() {
     let Ok(_lock) = global_lock() else { return };
-    let _ = std::fs::remove_file(Path::new(LABS).join("lock"));
+    if names(LABS, "") == ["lock"] {
+        let _ = std::fs::remove_file(Path::new(LABS).join("lock"));
+    }
     for directory in [PINS, RUNTIME, LABS] {
         // Not empty: somebody else's, who still needs it.
         let _ = std::fs::remove_dir(directory);
     }
 }
 
-/// From now on SIGINT and SIGTERM remove the lab called `prefix` before they end the process. To be called
-/// by the main thread before it starts others: they inherit its signal mask.
+/// From now on SIGINT and SIGTERM remove the lab called `prefix` before they end the process.
+///
+/// A handler that writes to a pipe, not a blocked signal that a thread waits for: children would inherit the
+/// block, and `tcpdump` could no longer be stopped by SIGINT.
 pub fn remove_on_signal(prefix: &str) -> Result<()> {
-    let mut signals = SigSet::empty();
-    signals.add(Signal::SIGINT);
-    signals.add(Signal::SIGTERM);
-    signals.thread_block().context("cannot block SIGINT and SIGTERM")?;
+    let (mut reader, writer) = std::io::pipe().context("cannot make a pipe")?;
+    SIGNAL_PIPE.store(writer.into_raw_fd(), Ordering::SeqCst);
+    let action = SigAction::new(SigHandler::Handler(on_signal), SaFlags::SA_RESTART, SigSet::empty());
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        // SAFETY: the handler does nothing but an atomic load and write(2), both async-signal-safe.
+        unsafe { sigaction(signal, &action) }.with_context(|| format!("cannot handle {signal}"))?;
+    }
     let prefix = prefix.to_owned();
     std::thread::spawn(move || {
-        let Ok(signal) = signals.wait() else { return };
+        let mut number = [0];
+        if reader.read_exact(&mut number).is_err() {
+            return;
+        }
         INTERRUPTED.store(true, Ordering::SeqCst);
-        eprintln!("\n{signal}: removing the lab");
+        eprintln!("\ninterrupted: removing the lab");
         if let Err(error) = remove(&prefix) {
             eprintln!("{error:#}");
         }
-        std::process::exit(128 + signal as i32);
+        std::process::exit(128 + i32::from(number[0]));
     });
     Ok(())
 }
 
-/// Nothing new may be made while a signal's handler removes the lab.
-pub(crate) fn refuse_if_interrupted() -> Result<()> {
-    if INTERRUPTED.load(Ordering::SeqCst) {
-        bail!("interrupted");
+/// The writing end of the pipe of [`remove_on_signal`].
+static SIGNAL_PIPE: AtomicI32 = AtomicI32::new(-1);
+
+extern "C" fn on_signal(number: i32) {
+    let byte = number as u8;
+    // SAFETY: one byte of a local; the descriptor is never closed.
+    unsafe { libc::write(SIGNAL_PIPE.load(Ordering::SeqCst), (&raw const byte).cast(), 1) };
+}
+
+/// Returns at once, or never if a signal has come: the thread that removes the lab ends the process, and until
+/// then nothing new may be made or said.
+pub fn stop_if_interrupted() {
+    while INTERRUPTED.load(Ordering::SeqCst) {
+        std::thread::park();
     }
-    Ok(())
 }
 
 /// Serialises what labs of several processes must not do at the same time.
 pub(crate) fn global_lock() -> Result<Flock<File>> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(LABS)
-        .with_context(|| format!("cannot create {LABS}"))?;
-    lock(&Path::new(LABS).join("lock"), FlockArg::LockExclusive)
+    let path = Path::new(LABS).join("lock");
+    loop {
+        std::fs::create_dir_all(LABS).with_context(|| format!("cannot create {LABS}"))?;
+        let lock = lock(&path, FlockArg::LockExclusive)?;
+        // Whoever had it may have removed the file: then a lock on it keeps nobody out.
+        let is_in_place = std::fs::metadata(&path).is_ok_and(|named| {
+            lock.metadata().is_ok_and(|held| (held.dev(), held.ino()) == (named.dev(), named.ino()))
+        });
+        if is_in_place {
+            return Ok(lock);
+        }
+    }
 }
 
 fn lock(path: &Path, how: FlockArg) -> Result<Flock<File>> {

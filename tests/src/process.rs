@@ -42,7 +42,7 @@ impl Process {
     /// Starts a command with its output left as the caller set it.
     pub fn spawn_as_is(command: &mut Command) -> Result<Self> {
         use std::os::unix::process::CommandExt as _;
-        clean::refuse_if_interrupted()?;
+        clean::stop_if_interrupted();
         let line = format!("{command:?}").replace('"', "");
         let child = command.stdin(Stdio::null()).process_group(0).spawn();
         let child = child.with_context(|| format!("cannot start `{line}`"))?;
