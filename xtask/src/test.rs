@@ -51,8 +51,8 @@ fn run_steps(args: &Args, steps: &mut Steps) -> Result<()> {
 fn lint(steps: &mut Steps) -> Result<()> {
     let manifest = repository::ebpf_manifest();
     steps.cargo("format", "fmt --check")?;
-    let mut format = repository::cargo("fmt --check --manifest-path");
-    steps.command("format of the eBPF crate", format.arg(&manifest))?;
+    let format = format!("fmt --check --manifest-path {}/Cargo.toml", ebpf_build::PACKAGE);
+    steps.cargo("format of the eBPF crate", &format)?;
 
     let toolchain = Toolchain::detect()?;
     if toolchain.clippy_driver().is_some() {
