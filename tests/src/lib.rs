@@ -1,1 +1,35 @@
-//! Labs in network namespaces.
+//! Labs in network namespaces: several nodes, their workloads and the underlay between them, on one machine.
+//!
+//! System tests, `cargo xtask demo` and `cargo xtask bench` all build their surroundings here. Start at
+//! [`Lab::builder`]; `docs/design/labs.md` draws a lab and states what it guarantees.
+
+pub mod agent;
+pub mod capture;
+pub mod clean;
+pub mod host;
+pub mod lab;
+pub mod netns;
+pub mod packet;
+pub mod ping;
+pub mod process;
+pub mod tools;
+pub mod topology;
+
+pub use agent::{Agent, AgentOptions};
+pub use capture::Capture;
+pub use host::{Host, Neighbour};
+pub use lab::{Lab, LabBuilder, Node, Workload, WorkloadSpec};
+pub use netns::Netns;
+pub use packet::Sniffer;
+pub use ping::{Ping, RunningPing};
+pub use process::Process;
+
+/// Fails, naming the remedy, unless the effective user is root.
+pub fn require_root() -> anyhow::Result<()> {
+    if !nix::unistd::Uid::effective().is_root() {
+        anyhow::bail!(
+            "a lab makes network namespaces and needs root; run this as root, for example `sudo -E cargo xtask test`"
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,482 @@
+//! The lab itself: underlay, nodes, workloads.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::clean::{self, LabDirectory};
+use crate::topology::Topology;
+use crate::{Agent, AgentOptions, Host, Netns, require_root};
+
+/// The bridge in the underlay's namespace.
+pub const UNDERLAY_BRIDGE: &str = "br0";
+
+/// What a lab is to be made of.
+#[derive(Clone, Debug)]
+pub struct LabBuilder {
+    prefix: Option<String>,
+    mtu: u32,
+    nodes: Vec<String>,
+    workloads: Vec<WorkloadSpec>,
+    foreign: Vec<(String, u8)>,
+    topology: Option<String>,
+    vrouter: Option<PathBuf>,
+}
+
+/// A workload: a namespace whose `eth0` is the other end of an interface on a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkloadSpec {
+    /// Its name in the lab.
+    pub name: String,
+    /// The node it runs on.
+    pub node: String,
+    /// The interface's name on the node.
+    pub tap: String,
+    /// Its hardware address.
+    pub mac: String,
+    /// Its addresses, with prefix length, IPv4 and IPv6.
+    pub addresses: Vec<String>,
+    /// Its default gateways, at most one of each family.
+    pub gateways: Vec<String>,
+    /// Its MTU.
+    pub mtu: u32,
+}
+
+/// A running lab. Dropping it removes every trace of it.
+#[derive(Debug)]
+pub struct Lab {
+    prefix: String,
+    directory: LabDirectory,
+    underlay: Netns,
+    nodes: BTreeMap<String, Node>,
+    workloads: BTreeMap<String, Workload>,
+    foreign: BTreeMap<String, Host>,
+    vrouter: Option<PathBuf>,
+    is_kept: bool,
+}
+
+/// A compute node: a [`Host`] whose `eth0` is on the underlay and whose other interfaces lead to workloads.
+#[derive(Clone, Debug)]
+pub struct Node {
+    host: Host,
+    address: String,
+    underlay_port: String,
+}
+
+/// A workload: a [`Host`] that can also be unplugged.
+#[derive(Clone, Debug)]
+pub struct Workload {
+    host: Host,
+    node: Netns,
+    spec: WorkloadSpec,
+}
+
+impl Lab {
+    /// An empty lab to be filled.
+    pub fn builder() -> LabBuilder {
+        LabBuilder {
+            prefix: None,
+            mtu: 1500,
+            nodes: Vec::new(),
+            workloads: Vec::new(),
+            foreign: Vec::new(),
+            topology: None,
+            vrouter: None,
+        }
+    }
+
+    /// What the names of everything in this lab start with.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// Its directory: topology and logs.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// The namespace of the underlay: every node's and foreign host's wire ends in its [`UNDERLAY_BRIDGE`].
+    pub fn underlay(&self) -> &Netns {
+        &self.underlay
+    }
+
+    /// The node called `name`.
+    ///
+    /// # Panics
+    /// If there is none; so do the other lookups by name.
+    pub fn node(&self, name: &str) -> &Node {
+        self.nodes.get(name).unwrap_or_else(|| panic!("the lab has no node {name}"))
+    }
+
+    /// The workload called `name`.
+    pub fn workload(&self, name: &str) -> &Workload {
+        self.workloads.get(name).unwrap_or_else(|| panic!("the lab has no workload {name}"))
+    }
+
+    /// The foreign host called `name`.
+    pub fn foreign(&self, name: &str) -> &Host {
+        self.foreign.get(name).unwrap_or_else(|| panic!("the lab has no foreign host {name}"))
+    }
+
+    /// All nodes, by name.
+    pub fn nodes(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.values()
+    }
+
+    /// All workloads, by name.
+    pub fn workloads(&self) -> impl Iterator<Item = &Workload> {
+        self.workloads.values()
+    }
+
+    /// The topology file all agents of the lab read, unless told otherwise.
+    pub fn topology_path(&self) -> PathBuf {
+        self.directory().join("topology.yaml")
+    }
+
+    /// Replaces the topology file atomically.
+    pub fn write_topology(&self, topology: impl Display) -> Result<()> {
+        let path = self.topology_path();
+        let new = self.directory().join(".topology.yaml.new");
+        std::fs::write(&new, topology.to_string())
+            .and_then(|()| std::fs::rename(&new, &path))
+            .with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Starts an agent on a node; see [`Agent::wait_ready`] for when it is at work.
+    pub fn start_agent(&self, node: &str, options: &AgentOptions) -> Result<Agent> {
+        let mut options = options.clone();
+        options.binary = options.binary.or_else(|| self.vrouter.clone());
+        Agent::start(self, self.node(node), options)
+    }
+
+    /// Leaves the lab as it is; [`clean::remove`] removes it by its prefix.
+    pub fn keep(mut self) {
+        self.is_kept = true;
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if self.is_kept {
+            return;
+        }
+        if let Err(error) = clean::remove(&self.prefix) {
+            eprintln!("{error:#}");
+        }
+    }
+}
+
+impl Node {
+    /// Its address on the underlay.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// The other end of its wire, an interface in [`Lab::underlay`].
+    pub fn underlay_port(&self) -> &str {
+        &self.underlay_port
+    }
+}
+
+impl Deref for Node {
+    type Target = Host;
+
+    fn deref(&self) -> &Host {
+        &self.host
+    }
+}
+
+impl Workload {
+    /// What it was made from.
+    pub fn spec(&self) -> &WorkloadSpec {
+        &self.spec
+    }
+
+    /// Its first address of a family, without prefix length.
+    ///
+    /// # Panics
+    /// If it has none.
+    pub fn address(&self, is_v6: bool) -> &str {
+        let found = self.spec.addresses.iter().find(|address| address.contains(':') == is_v6);
+        let found = found.unwrap_or_else(|| panic!("{} has no address of that family", self.spec.name));
+        found.split('/').next().unwrap_or(found)
+    }
+
+    /// Its IPv4 address.
+    pub fn v4(&self) -> &str {
+        self.address(false)
+    }
+
+    /// Its IPv6 address.
+    pub fn v6(&self) -> &str {
+        self.address(true)
+    }
+
+    /// Deletes its interface, both ends.
+    pub fn unplug(&self) -> Result<()> {
+        self.node.ip(&[format!("link delete {}", self.spec.tap)])
+    }
+
+    /// Makes its interface, both ends, with its addresses and routes.
+    pub fn plug(&self) -> Result<()> {
+        let WorkloadSpec { tap, mac, addresses, gateways, mtu, .. } = &self.spec;
+        let peer = self.netns();
+        self.node.ip(&[format!(
+            "link add {tap} mtu {mtu} type veth peer name eth0 mtu {mtu} address {mac} netns {}",
+            peer.name()
+        )])?;
+        // Here the node is a wire: its own stack must not speak on it.
+        self.node.set_sysctl(&format!("ipv6/conf/{tap}/disable_ipv6"), "1")?;
+        self.node.ip(&[format!("link set {tap} up")])?;
+
+        let mut lines = vec!["link set eth0 up".to_owned()];
+        for address in addresses {
+            let no_detection = if address.contains(':') { " nodad" } else { "" };
+            lines.push(format!("address add {address} dev eth0{no_detection}"));
+        }
+        for gateway in gateways {
+            let family = if gateway.contains(':') { "-6 " } else { "" };
+            lines.push(format!("{family}route add default via {gateway} dev eth0"));
+        }
+        // A batch has one family for all its lines, so IPv6 routes go apart.
+        let (v6, others): (Vec<String>, Vec<String>) =
+            lines.into_iter().partition(|line| line.starts_with("-6"));
+        peer.ip(&others)?;
+        v6.iter().try_for_each(|line| peer.run(&format!("ip {line}")).map(drop))
+    }
+}
+
+impl Deref for Workload {
+    type Target = Host;
+
+    fn deref(&self) -> &Host {
+        &self.host
+    }
+}
+
+impl LabBuilder {
+    /// Names the lab. Unnamed, it is named after the process, and removed by [`clean::sweep_stale`] should the
+    /// process die; named, it is only removed by name.
+    pub fn prefix(mut self, prefix: &str) -> Self {
+        self.prefix = Some(prefix.to_owned());
+        self
+    }
+
+    /// The underlay's MTU, 1500 unless given.
+    pub fn mtu(mut self, mtu: u32) -> Self {
+        self.mtu = mtu;
+        self
+    }
+
+    /// Adds a node. The first has the address 192.0.2.1, the second 192.0.2.2...
+    pub fn node(mut self, name: &str) -> Self {
+        self.nodes.push(name.to_owned());
+        self
+    }
+
+    /// Adds a workload.
+    pub fn workload(mut self, spec: WorkloadSpec) -> Self {
+        self.workloads.push(spec);
+        self
+    }
+
+    /// Adds a host on the underlay that is not a node, with the address 192.0.2.`number`.
+    pub fn foreign(mut self, name: &str, number: u8) -> Self {
+        self.foreign.push((name.to_owned(), number));
+        self
+    }
+
+    /// Adds the nodes of a topology and a workload for each of its bound ports, and writes the document to the
+    /// lab's topology file. The nodes' VTEPs must be 192.0.2.1, 192.0.2.2... in this order.
+    pub fn topology(mut self, topology: &Topology) -> Self {
+        self.nodes.extend(topology.nodes.iter().map(|node| node.name.clone()));
+        let bound = topology.ports.iter().filter(|port| !port.node.is_empty());
+        self.workloads.extend(bound.map(|port| WorkloadSpec::from_port(topology, port)));
+        self.topology = Some(topology.to_string());
+        self
+    }
+
+    /// The `vrouter` to run, instead of the one beside this program.
+    pub fn vrouter(mut self, binary: &Path) -> Self {
+        self.vrouter = Some(binary.to_owned());
+        self
+    }
+
+    /// Builds the lab. If that fails half-way, what was made is removed.
+    pub fn build(self) -> Result<Lab> {
+        require_root()?;
+        clean::sweep_stale()?;
+        let prefix = self.prefix.clone().unwrap_or_else(fresh_prefix);
+        if clean::exists(&prefix) {
+            bail!("there is a lab called {prefix} already");
+        }
+        let directory = LabDirectory::create(&prefix)?;
+        // From here on `Drop` cleans up.
+        let mut lab = Lab {
+            underlay: Netns::create(&format!("{prefix}-underlay"))
+                .inspect_err(|_| drop(clean::remove(&prefix)))?,
+            prefix,
+            directory,
+            nodes: BTreeMap::new(),
+            workloads: BTreeMap::new(),
+            foreign: BTreeMap::new(),
+            vrouter: self.vrouter.clone(),
+            is_kept: false,
+        };
+        self.fill(&mut lab).with_context(|| format!("cannot build the lab {}", lab.prefix))?;
+        Ok(lab)
+    }
+
+    fn fill(self, lab: &mut Lab) -> Result<()> {
+        let underlay = lab.underlay.clone();
+        underlay.set_sysctl("ipv6/conf/default/disable_ipv6", "1")?;
+        underlay.ip(&[
+            format!("link add {UNDERLAY_BRIDGE} mtu {} type bridge mcast_snooping 0", self.mtu),
+            format!("link set {UNDERLAY_BRIDGE} up"),
+        ])?;
+        for (name, number) in self.nodes.iter().zip(1_u8..) {
+            let (host, address, underlay_port) = self.wire(lab, name, number)?;
+            host.netns().set_sysctl("ipv4/ip_forward", "0")?;
+            lab.nodes.insert(name.clone(), Node { host, address, underlay_port });
+        }
+        for (name, number) in &self.foreign {
+            let (host, ..) = self.wire(lab, name, *number)?;
+            lab.foreign.insert(name.clone(), host);
+        }
+        for spec in self.workloads {
+            let Some(node) = lab.nodes.get(&spec.node) else {
+                bail!("the workload {} is on {}, which is not a node of the lab", spec.name, spec.node);
+            };
+            let netns = Netns::create(&format!("{}-{}", lab.prefix, spec.name))?;
+            // Addresses work at once, and none comes from a router's advertisement.
+            for (key, value) in [("accept_dad", "0"), ("dad_transmits", "0"), ("accept_ra", "0")] {
+                netns.set_sysctl(&format!("ipv6/conf/all/{key}"), value)?;
+                netns.set_sysctl(&format!("ipv6/conf/default/{key}"), value)?;
+            }
+            let node = node.netns().clone();
+            let workload = Workload { host: Host::new(&spec.name, netns), node, spec };
+            workload.plug().with_context(|| format!("the workload {}", workload.spec.name))?;
+            lab.workloads.insert(workload.spec.name.clone(), workload);
+        }
+        if let Some(topology) = self.topology {
+            lab.write_topology(topology)?;
+        }
+        Ok(())
+    }
+
+    /// Makes a namespace with its `eth0` on the underlay's bridge.
+    fn wire(&self, lab: &Lab, name: &str, number: u8) -> Result<(Host, String, String)> {
+        let netns = Netns::create(&format!("{}-{name}", lab.prefix))?;
+        let address = format!("192.0.2.{number}");
+        let port = format!("port{number}");
+        let mtu = self.mtu;
+        lab.underlay.ip(&[
+            format!("link add {port} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}", netns.name()),
+            format!("link set {port} master {UNDERLAY_BRIDGE}"),
+            format!("link set {port} up"),
+        ])?;
+        netns.set_sysctl("ipv6/conf/eth0/disable_ipv6", "1")?;
+        netns.ip(&[format!("address add {address}/24 dev eth0"), "link set eth0 up".to_owned()])?;
+        Ok((Host::new(name, netns), address, port))
+    }
+}
+
+impl WorkloadSpec {
+    /// A workload without addresses, on an interface `tap-NAME` of MTU 1450.
+    pub fn new(name: &str, node: &str, mac: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            node: node.to_owned(),
+            tap: format!("tap-{name}"),
+            mac: mac.to_owned(),
+            addresses: Vec::new(),
+            gateways: Vec::new(),
+            mtu: 1450,
+        }
+    }
+
+    /// Adds an address with prefix length.
+    pub fn address(mut self, address: &str) -> Self {
+        self.addresses.push(address.to_owned());
+        self
+    }
+
+    /// Adds a default gateway.
+    pub fn gateway(mut self, gateway: &str) -> Self {
+        self.gateways.push(gateway.to_owned());
+        self
+    }
+
+    /// The workload of a port: its addresses, with the prefix lengths and gateways of its network's subnets.
+    fn from_port(topology: &Topology, port: &crate::topology::Port) -> Self {
+        let mut spec = Self::new(&port.name, &port.node, &port.mac);
+        spec.tap.clone_from(&port.interface);
+        let network = topology.networks.iter().find(|network| network.name == port.network);
+        spec.mtu = network.and_then(|network| network.mtu).unwrap_or(spec.mtu);
+        for ip in &port.fixed_ips {
+            let subnet = network.and_then(|network| {
+                let mut subnets = network.subnets.iter();
+                subnets.find(|subnet| contains(&subnet.cidr, ip))
+            });
+            let length = subnet.and_then(|subnet| subnet.cidr.split_once('/')).map(|(_, length)| length);
+            let whole = if ip.contains(':') { "128" } else { "32" };
+            spec.addresses.push(format!("{ip}/{}", length.unwrap_or(whole)));
+            let gateway = subnet.and_then(|subnet| subnet.gateway.clone());
+            let has_gateway = spec.gateways.iter().any(|other| other.contains(':') == ip.contains(':'));
+            spec.gateways.extend(gateway.filter(|_| !has_gateway));
+        }
+        spec
+    }
+}
+
+/// Whether an address is in a range, both as text; false if either is not what it should be.
+fn contains(cidr: &str, ip: &str) -> bool {
+    let bits = |text: &str| match text.parse().ok()? {
+        std::net::IpAddr::V4(ip) => Some((u128::from(ip.to_bits()) << 96, false)),
+        std::net::IpAddr::V6(ip) => Some((ip.to_bits(), true)),
+    };
+    let Some((base, length)) = cidr.split_once('/') else { return false };
+    let (Some((base, is_v6)), Some((ip, ip_is_v6)), Ok(length)) =
+        (bits(base), bits(ip), length.parse::<u32>())
+    else {
+        return false;
+    };
+    let shift = 128 - length.min(128);
+    is_v6 == ip_is_v6 && (base ^ ip).checked_shr(shift).unwrap_or(0) == 0
+}
+
+/// Two labs of one process differ in the serial number.
+fn fresh_prefix() -> String {
+    static SERIAL: AtomicU32 = AtomicU32::new(0);
+    format!("vr{}-{}", std::process::id(), SERIAL.fetch_add(1, Ordering::Relaxed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::topology;
+
+    #[test]
+    fn tells_what_a_range_contains() {
+        assert!(contains("10.0.1.0/24", "10.0.1.255"));
+        assert!(!contains("10.0.1.0/24", "10.0.2.0"));
+        assert!(contains("fd00:1::/64", "fd00:1::b"));
+        assert!(!contains("fd00:1::/64", "fd00:2::b"));
+        assert!(contains("0.0.0.0/0", "203.0.113.9"));
+        assert!(!contains("0.0.0.0/0", "::1"));
+        assert!(!contains("10.0.1.0", "10.0.1.0"));
+    }
+
+    #[test]
+    fn a_port_becomes_a_workload() {
+        let topology = topology::standard();
+        let spec = WorkloadSpec::from_port(&topology, &topology.ports[2]);
+        assert_eq!(spec.tap, "tap-vm3");
+        assert_eq!(spec.addresses, ["10.0.2.13/24", "fd00:2::d/64"]);
+        assert_eq!(spec.gateways, ["10.0.2.1", "fd00:2::1"]);
+    }
+}
