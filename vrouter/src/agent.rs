@@ -30,6 +30,7 @@ use vrouter_common::{
 
 pub use control::ask;
 pub use status::{AgentStatus, PeerStatus, PortStatus, UplinkStatus, Wanted};
+pub use underlay::peer_status;
 
 use crate::{
     banks::Banks,
@@ -203,20 +204,20 @@ impl Agent {
 
     /// What a document in order may still ask of this node that it cannot give.
     fn fits_node(&self, topology: &Topology) -> Result<(), Problems> {
-        let mut problems = Problems::new(self.config.topology.display().to_string());
+        let mut problems = Problems::new(&self.config.topology.display().to_string());
         if !topology.nodes.iter().any(|node| node.name == self.config.node) {
             let known: Vec<_> = topology.nodes.iter().map(|node| node.name.as_str()).collect();
-            problems.push(Problem::new(
+            problems.push(
                 0,
                 format!("node {}", self.config.node),
                 "this node is not in the topology",
                 format!("add it under nodes, or start the agent with --node set to one of: {}", known.join(", ")),
-            ));
+            );
         }
         let most = self.underlay_mtu().saturating_sub(u32::from(OVERLAY_OVERHEAD));
         for network in topology.networks.iter().filter(|network| !network.external) {
             if let Some(mtu) = network.mtu.map(u32::from).filter(|&mtu| mtu > most) {
-                problems.push(Problem::new(
+                problems.push(
                     network.line,
                     format!("network {}", network.name),
                     format!(
@@ -224,7 +225,7 @@ impl Agent {
                         self.underlay_mtu()
                     ),
                     format!("lower the network's mtu to {most}, or raise the uplink's to {}", mtu + u32::from(OVERLAY_OVERHEAD)),
-                ));
+                );
             }
         }
         if problems.is_empty() { Ok(()) } else { Err(problems) }

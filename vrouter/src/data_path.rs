@@ -294,3 +294,13 @@ fn loading(name: &str, error: aya::programs::ProgramError) -> anyhow::Error {
     }
     anyhow::Error::new(error).context(format!("cannot load {name}"))
 }
+
+/// The pinned programs: name, kernel id, instructions the verifier went through.
+pub fn programs(pins: &Pins) -> Vec<(String, u32, Option<u32>)> {
+    let open = |name: &str| {
+        let path = pins.programs().join(name);
+        let info = aya::programs::ProgramInfo::from_pin(path).ok()?;
+        Some((name.to_owned(), info.id(), info.verified_instruction_count()))
+    };
+    CLASSIFIERS.iter().chain(XDP_PROGRAMS).filter_map(|name| open(name)).collect()
+}

@@ -1,4 +1,17 @@
-//! The user-space half of vrouter: topology, compiler, agent and commands.
-#![allow(missing_docs, reason = "structs that mirror the documented topology; their fields are the contract")]
+//! The user-space half of vrouter: `topology -> validate -> compile -> program`, the agent that keeps what is
+//! in force equal to what is wanted, and the commands.
+#![allow(missing_docs, reason = "structs that mirror the documented topology or output; their fields are the contract")]
 
+pub mod agent;
+pub mod banks;
+pub mod clock;
+pub mod commands;
+pub mod compile;
+pub mod config;
+pub mod counters;
+pub mod data_path;
+pub mod identities;
+pub mod kernel;
+pub mod netlink;
+pub mod output;
 pub mod topology;

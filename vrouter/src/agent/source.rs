@@ -6,7 +6,7 @@ use std::{
     path::PathBuf,
 };
 
-use crate::topology::{self, Problem, Problems, model::Topology};
+use crate::topology::{self, Problems, model::Topology};
 
 /// A file that is read when it changed.
 pub struct FileSource {
@@ -51,7 +51,7 @@ impl FileSource {
         }
         let topology = match String::from_utf8(bytes) {
             Ok(text) => topology::parse(&name, &text),
-            Err(_) => Err(problem(&name, "is not UTF-8 text", "save it as UTF-8")),
+            Err(_) => Err(Problems::of_document(&name, "is not UTF-8 text", "save it as UTF-8")),
         };
         Some(Read { digest, topology })
     }
@@ -62,15 +62,10 @@ impl FileSource {
             return None;
         }
         (self.seen, self.digest) = (None, None);
-        let topology = Err(problem(name, &format!("cannot be read: {error}"), "make it readable; it is looked at again"));
+        let what = format!("cannot be read: {error}");
+        let topology = Err(Problems::of_document(name, what, "make it readable; it is looked at again"));
         Some(Read { digest: 0, topology })
     }
-}
-
-fn problem(name: &str, what: &str, mend: &str) -> Problems {
-    let mut problems = Problems::new(name.to_owned());
-    problems.push(Problem::new(0, "document".to_owned(), what.to_owned(), mend.to_owned()));
-    problems
 }
 
 /// FNV-1a, 64 bits: tells one content from another; it is no defence against somebody who may write the

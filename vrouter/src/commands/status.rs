@@ -1,0 +1,172 @@
+//! `vrouter status`: what is wanted, what is in force, and how the parts are. Without an agent it says what
+//! the pins say.
+
+use std::{fmt::Write, process::ExitCode};
+
+use anyhow::Result;
+use serde::Serialize;
+use serde_json::Value;
+use vrouter_common::{
+    reason::{DropReason, Event},
+    tables::{NAME_NODE, Underlay, UNDERLAY_ROUTED},
+};
+
+use super::InstanceArgs;
+use crate::{
+    agent::{self, PeerStatus},
+    counters::Counters,
+    identities::Identities,
+    kernel::Map,
+    output::OutputArgs,
+};
+
+/// Show the node, its uplinks, programs, and the topology wanted and in force
+#[derive(clap::Args, Clone, Debug)]
+pub struct Args {
+    #[command(flatten)]
+    pub instance: InstanceArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+#[derive(Serialize)]
+struct Status {
+    instance: String,
+    node: String,
+    agent: Value,
+    wanted: Value,
+    in_force: InForce,
+    programs: Vec<Program>,
+    peers: Vec<PeerStatus>,
+    flow_entries_max: u32,
+    dropped_packets: u64,
+    counters: std::collections::BTreeMap<&'static str, u64>,
+    healthy: bool,
+    complaints: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct InForce {
+    epoch: u32,
+    digest: String,
+    applied_at_seconds: u64,
+}
+
+#[derive(Serialize)]
+struct Program {
+    name: String,
+    id: u32,
+    verified_instructions: Option<u32>,
+}
+
+/// Prints it. Exit code 1 if something needs a person.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let status = collect(args)?;
+    args.output.print(&status, for_people)?;
+    Ok(if status.healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn collect(args: &Args) -> Result<Status> {
+    let pins = args.instance.pins()?;
+    let maps = pins.maps();
+    let commit = crate::banks::Maps::open(&maps)?.commit()?;
+    let identities = Identities::read(&Map::open(&maps, "NAMES")?)?;
+    let agent = agent::ask(&agent::run_dir(&args.instance.instance), "status");
+    let underlay: Map<u32, Underlay> = Map::open(&maps, "UNDERLAY")?;
+    let ways = underlay.entries()?.into_iter().filter(|(_, way)| way.dst.get() != 0);
+    let peers: Vec<_> = ways.map(|(node, way)| agent::peer_status(node, &way, &identities)).collect();
+    let unreachable = underlay.entries()?.iter().any(|(_, way)| way.dst.get() != 0 && way.flags & UNDERLAY_ROUTED == 0);
+    let flows: Map<vrouter_common::flow::FlowKey, vrouter_common::flow::Flow> = Map::open(&maps, "FLOWS")?;
+    let counters = Counters::open(&maps)?;
+    let digest = format!("{:016x}", commit.digest);
+    let mut complaints = Vec::new();
+    let wanted = agent.as_ref().map_or(Value::Null, |agent| agent["wanted"].clone());
+    match &agent {
+        None => complaints.push("no agent is running; what is pinned goes on forwarding, but follows no change".to_owned()),
+        Some(agent) => {
+            let problems = wanted["problems"].as_array().map_or(0, Vec::len);
+            if problems > 0 {
+                complaints.push(format!("the topology file has {problems} problem(s); the last good one stays in force"));
+            } else if wanted["digest"].as_str().is_some_and(|wanted| wanted != digest) {
+                complaints.push("the wanted topology is not in force yet".to_owned());
+            }
+            if let Some(error) = agent["error"].as_str() {
+                complaints.push(format!("the last apply failed: {error}"));
+            }
+            for port in agent["ports"].as_array().into_iter().flatten().filter(|port| port["ifindex"].is_null()) {
+                complaints.push(format!("port {}: interface {} is missing", text(&port["name"]), text(&port["interface"])));
+            }
+            for note in agent["uplinks"].as_array().into_iter().flatten().filter_map(|uplink| uplink["note"].as_str()) {
+                complaints.push(note.to_owned());
+            }
+        }
+    }
+    if unreachable {
+        complaints.push("some node is unreachable over the underlay (see peers)".to_owned());
+    }
+    let programs = crate::data_path::programs(&pins)
+        .into_iter()
+        .map(|(name, id, verified_instructions)| Program { name, id, verified_instructions })
+        .collect();
+    Ok(Status {
+        instance: args.instance.instance.clone(),
+        node: identities.name(NAME_NODE, commit.node).unwrap_or("?").to_owned(),
+        agent: agent.unwrap_or_else(|| serde_json::json!({ "alive": false })),
+        wanted,
+        in_force: InForce { epoch: commit.epoch, digest, applied_at_seconds: commit.applied_at_seconds },
+        programs,
+        peers,
+        flow_entries_max: flows.max_entries(),
+        dropped_packets: DropReason::ALL.iter().map(|&reason| counters.drops(reason).map_or(0, |tally| tally.packets)).sum(),
+        counters: Event::ALL.iter().filter_map(|&event| Some((event.name(), counters.event(event).ok()?))).collect(),
+        healthy: complaints.is_empty(),
+        complaints,
+    })
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or("?")
+}
+
+fn for_people(status: &Status) -> String {
+    let mut out = String::new();
+    let mut line = |name: &str, value: String| {
+        // Writing to a string cannot fail.
+        let _ = writeln!(out, "{name:<11}{value}");
+    };
+    line("node", format!("{} (instance {})", status.node, status.instance));
+    match status.agent["pid"].as_u64() {
+        Some(pid) => line("agent", format!("running, pid {pid}, version {}", text(&status.agent["version"]))),
+        None => line("agent", "not running".to_owned()),
+    }
+    line("wanted", match status.wanted["digest"].as_str() {
+        Some(digest) => format!("topology {digest} from {}", text(&status.agent["topology"])),
+        None => "unknown".to_owned(),
+    });
+    line("in force", match status.in_force.epoch {
+        0 => "nothing yet".to_owned(),
+        epoch => format!("topology {}, epoch {epoch}", status.in_force.digest),
+    });
+    for uplink in status.agent["uplinks"].as_array().into_iter().flatten() {
+        let hook = if uplink["xdp"].as_bool() == Some(true) { "xdp and tc" } else { "tc" };
+        let state = if uplink["up"].as_bool() == Some(true) { "up" } else { "down" };
+        line("uplink", format!("{} {state} mtu {} {hook}", text(&uplink["name"]), uplink["mtu"]));
+    }
+    for peer in &status.peers {
+        line("peer", format!("{} {} {} via {} ({})", peer.node, peer.vtep, peer.state, peer.nexthop, peer.mac));
+    }
+    if let Some(ports) = status.agent["ports"].as_array() {
+        let attached = ports.iter().filter(|port| !port["ifindex"].is_null()).count();
+        line("ports", format!("{attached} of {} attached", ports.len()));
+    }
+    line("flows", format!("at most {}", status.flow_entries_max));
+    line("dropped", format!("{} packets (vrouter show drops)", status.dropped_packets));
+    for warning in status.wanted["warnings"].as_array().into_iter().flatten() {
+        line("warning", text(warning).to_owned());
+    }
+    for complaint in &status.complaints {
+        line("attention", complaint.clone());
+    }
+    line("health", if status.healthy { "good" } else { "needs attention" }.to_owned());
+    out
+}

@@ -1,0 +1,46 @@
+//! The data path's counters, added up over CPUs.
+
+use std::path::Path;
+
+use anyhow::Result;
+use vrouter_common::reason::{DropReason, Event};
+
+use crate::kernel::PerCpu;
+
+/// Packets and bytes, as the kernel keeps them per CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tally {
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+// SAFETY: two integers without padding.
+unsafe impl aya::Pod for Tally {}
+
+/// The counters of an instance.
+pub struct Counters {
+    drops: PerCpu<Tally>,
+    events: PerCpu<u64>,
+}
+
+impl Counters {
+    /// Opens the pins.
+    pub fn open(maps: &Path) -> Result<Self> {
+        Ok(Self { drops: PerCpu::open(maps, "DROPS")?, events: PerCpu::open(maps, "EVENTS")? })
+    }
+
+    /// What was dropped for a reason.
+    pub fn drops(&self, reason: DropReason) -> Result<Tally> {
+        let values = self.drops.values(reason as u32)?;
+        Ok(values.iter().fold(Tally::default(), |sum, tally| Tally {
+            packets: sum.packets + tally.packets,
+            bytes: sum.bytes + tally.bytes,
+        }))
+    }
+
+    /// How often something happened.
+    pub fn event(&self, event: Event) -> Result<u64> {
+        Ok(self.events.values(event as u32)?.iter().sum())
+    }
+}
