@@ -275,8 +275,10 @@ fn touched(old: &Image, new: &Image, all: bool) -> BTreeSet<u32> {
         }
         loop {
             let before = touched.len();
-            for networks in networks_of.values().filter(|networks| !networks.is_disjoint(&touched)) {
-                touched.extend(networks.iter().copied());
+            for networks in networks_of.values() {
+                if !networks.is_disjoint(&touched) {
+                    touched.extend(networks.iter().copied());
+                }
             }
             if touched.len() == before {
                 break;

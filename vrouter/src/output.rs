@@ -43,12 +43,12 @@ impl OutputArgs {
 /// A table without lines, as `ip` and `bridge` print.
 pub fn table<const N: usize>(headings: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
     let mut table = Table::new();
-    table.load_preset(comfy_table::presets::NOTHING);
+    table.load_style(comfy_table::TableStyle::new());
     table.set_header(headings.map(str::to_uppercase));
     let mut empty = true;
     for row in rows {
         empty = false;
         table.add_row(row);
     }
-    if empty { "none".to_owned() } else { table.lines().map(|line| line.trim_end().to_owned() + "\n").collect() }
+    if empty { "none".to_owned() } else { table.trim_fmt() }
 }
