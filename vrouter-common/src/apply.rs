@@ -7,6 +7,7 @@ use crate::{
     checksum,
     flow::{EXIT_PORT, EXIT_TUNNEL, Flow},
     packet::{Packet, View},
+    pipeline::Hook,
     reason::DropReason,
     tables::{Tables, UNDERLAY_RESOLVED, UNDERLAY_ROUTED},
     tunnel,
@@ -37,7 +38,20 @@ pub fn apply<P: Packet, T: Tables>(
     flow: &Flow,
     tunnelled: bool,
     ethertype: u16,
+    hook: Hook,
 ) -> Result<Exit, DropReason> {
+    let mut way = None;
+    if flow.exit == EXIT_TUNNEL {
+        let found = tables.underlay(flow.target).ok_or(DropReason::UnderlayUnreachable)?;
+        if found.flags & UNDERLAY_ROUTED == 0 {
+            return Err(DropReason::UnderlayUnreachable);
+        }
+        if found.flags & UNDERLAY_RESOLVED == 0 && hook == Hook::Xdp {
+            // Only TC can wait for the kernel to resolve the neighbour.
+            return Ok(Exit::NextHook);
+        }
+        way = Some(found);
+    }
     if tunnelled {
         packet.pop_outer().map_err(|_| DropReason::NoRoom)?;
     }
@@ -52,13 +66,7 @@ pub fn apply<P: Packet, T: Tables>(
         }
         return Ok(Exit::Interface(flow.target));
     }
-    if flow.exit != EXIT_TUNNEL {
-        return Err(DropReason::Internal);
-    }
-    let way = tables.underlay(flow.target).ok_or(DropReason::UnderlayUnreachable)?;
-    if way.flags & UNDERLAY_ROUTED == 0 {
-        return Err(DropReason::UnderlayUnreachable);
-    }
+    let way = way.ok_or(DropReason::Internal)?;
     packet.push_outer().map_err(|_| DropReason::NoRoom)?;
     tunnel::write(packet, way, flow.vni, flow.outer_sport, &flow.out_macs, Be16::new(ethertype))?;
     Ok(if way.flags & UNDERLAY_RESOLVED != 0 {

@@ -77,7 +77,7 @@ pub fn established<P: Packet, T: Tables>(
     }
     tables.touch(flow, packet.len() as u64);
     let ethertype = if headers.v6 { ETHERTYPE_IPV6 } else { ETHERTYPE_IPV4 };
-    Some(apply::apply(packet, tables, flow, ingress.tunnelled(), ethertype))
+    Some(apply::apply(packet, tables, flow, ingress.tunnelled(), ethertype, hook))
 }
 
 /// Whether what was checked when the flow was decided holds for this packet.
@@ -146,5 +146,5 @@ pub fn apply_first<P: Packet, T: Tables>(
     }
     let ethertype =
         packet.view(ingress.at, ETH_LEN).ok_or(DropReason::FrameTruncated)?.be16(12).get();
-    apply::apply(packet, tables, &plan.flow, ingress.tunnelled(), ethertype)
+    apply::apply(packet, tables, &plan.flow, ingress.tunnelled(), ethertype, hook)
 }

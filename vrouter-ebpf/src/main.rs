@@ -18,7 +18,7 @@ mod tc;
 mod xdp;
 
 use aya_ebpf::{
-    bindings::{TC_ACT_OK, xdp_action},
+    bindings::TC_ACT_OK,
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
@@ -45,12 +45,6 @@ pub fn vr_xdp_port(ctx: XdpContext) -> u32 {
 #[xdp(frags)]
 pub fn vr_xdp_uplink(ctx: XdpContext) -> u32 {
     xdp::uplink(ctx.ctx)
-}
-
-/// Accepts every frame: what a veth peer needs attached to receive frames from XDP.
-#[xdp(frags)]
-pub fn vr_xdp_pass(_ctx: XdpContext) -> u32 {
-    xdp_action::XDP_PASS
 }
 
 /// Writes the flow table's clock where user space can read it.

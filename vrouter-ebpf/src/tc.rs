@@ -28,6 +28,9 @@ use crate::{maps, tables::Maps};
 /// Bytes of headers that must be directly readable: outer and inner, with the longest IPv4 header.
 const HEADERS: u32 = 160;
 
+/// The same where a chain of extension headers or options to ND may be read.
+const HEADERS_FULL: u32 = 512;
+
 /// A socket buffer.
 pub struct Skb(*mut __sk_buff);
 
@@ -100,13 +103,19 @@ impl Skb {
     /// Takes the context, and makes sure that the headers lie in the linear part.
     #[inline(always)]
     fn new(skb: *mut __sk_buff) -> Self {
+        Self::with_linear(skb, HEADERS)
+    }
+
+    /// The same for the first `wanted` bytes.
+    #[inline(always)]
+    fn with_linear(skb: *mut __sk_buff, wanted: u32) -> Self {
         let this = Self(skb);
         // SAFETY: `skb` is the program's context; the helper may move the data, nothing points to it yet.
         unsafe {
             let linear = (*skb).data_end - (*skb).data;
-            if linear < HEADERS && linear < (*skb).len {
-                let want = if (*skb).len < HEADERS { (*skb).len } else { HEADERS };
-                helpers::bpf_skb_pull_data(skb, want);
+            if linear < wanted && linear < (*skb).len {
+                let wanted = if (*skb).len < wanted { (*skb).len } else { wanted };
+                helpers::bpf_skb_pull_data(skb, wanted);
             }
         }
         this
@@ -396,7 +405,7 @@ pub extern "C" fn vr_tc_first(skb: *mut __sk_buff, from: u32) -> i32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn vr_tc_read(skb: *mut __sk_buff, at: u32) -> i32 {
-    let packet = Skb(skb);
+    let packet = Skb::with_linear(skb, HEADERS_FULL);
     let Some(work) = maps::WORK.get_ptr_mut(0) else {
         return dropped(DropReason::Internal, 0);
     };

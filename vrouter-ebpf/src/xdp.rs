@@ -90,8 +90,8 @@ fn emit(exit: Exit) -> u32 {
         // SAFETY: a helper of scalars.
         Exit::Interface(ifindex) => unsafe { helpers::bpf_redirect(ifindex, 0) as u32 },
         Exit::NextHook => to_tc(),
-        // XDP cannot wait for the kernel to resolve a neighbour.
-        Exit::Neighbour { .. } => dropped(DropReason::UnderlayUnreachable, 0),
+        // Not asked for by this hook.
+        Exit::Neighbour { .. } => dropped(DropReason::Internal, 0),
     }
 }
 

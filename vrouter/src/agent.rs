@@ -214,6 +214,16 @@ impl Agent {
                 format!("add it under nodes, or start the agent with --node set to one of: {}", known.join(", ")),
             );
         }
+        for port in topology.ports.iter().filter(|port| port.node.as_ref() == Some(&self.config.node)) {
+            if let Some(interface) = port.interface.as_ref().filter(|name| self.config.uplinks.contains(name)) {
+                problems.push(
+                    port.line,
+                    format!("port {}", port.name),
+                    format!("interface {interface} is this node's uplink"),
+                    "name the interface of the workload, or another --uplink",
+                );
+            }
+        }
         let most = self.underlay_mtu().saturating_sub(u32::from(OVERLAY_OVERHEAD));
         for network in topology.networks.iter().filter(|network| !network.external) {
             if let Some(mtu) = network.mtu.map(u32::from).filter(|&mtu| mtu > most) {
