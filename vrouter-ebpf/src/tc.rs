@@ -7,7 +7,9 @@ use aya_ebpf::{
         bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_redir_neigh,
     },
     helpers::generated as helpers,
+    programs::TcContext,
 };
+use aya_log_ebpf::debug;
 use core::ffi::c_void;
 use vrouter_common::{
     addr::{Be16, Be32},
@@ -352,7 +354,9 @@ fn first(skb: *mut __sk_buff, ingress: &Ingress) -> i32 {
     if vr_tc_read(skb, ingress.at as u32) != 0 {
         return TC_ACT_SHOT as i32;
     }
-    match vr_tc_first(skb, ingress.from as u32) {
+    let verdict = vr_tc_first(skb, ingress.from as u32);
+    vr_tc_log(skb, verdict);
+    match verdict {
         TO_ANSWER => vr_tc_answer(skb),
         TO_FLOOD => vr_tc_flood(skb, ingress.from as u32),
         verdict => verdict,
@@ -398,6 +402,18 @@ pub extern "C" fn vr_tc_first(skb: *mut __sk_buff, from: u32) -> i32 {
         }
         Decision::Flood => TO_FLOOD,
     }
+}
+
+/// Tells a developer what was decided (`vrouter agent --data-path-log debug`). Off, which is how it is
+/// loaded unless asked, the verifier removes the body.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn vr_tc_log(skb: *mut __sk_buff, verdict: i32) -> i32 {
+    let ctx = TcContext::new(skb);
+    // SAFETY: the program's context.
+    let (ifindex, len) = unsafe { ((*skb).ifindex, (*skb).len) };
+    debug!(&ctx, "first packet, {} bytes, interface {}: verdict {}", len, ifindex, verdict);
+    0
 }
 
 /// Reads the packet into the scratch; what it finds is counted here if it is a reason to drop. Apart, so

@@ -20,6 +20,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use tokio::{
+    io::{Interest, unix::AsyncFd},
     signal::unix::{SignalKind, signal},
     time::{MissedTickBehavior, interval},
 };
@@ -95,6 +96,14 @@ pub async fn run(config: AgentConfig) -> Result<()> {
     Ok(())
 }
 
+/// Passes on what the programs log.
+async fn follow_log(mut logger: AsyncFd<aya_log::EbpfLogger<&'static dyn log::Log>>) {
+    while let Ok(mut ready) = logger.readable_mut().await {
+        ready.get_inner_mut().flush();
+        ready.clear_ready();
+    }
+}
+
 /// What a burst of kernel changes was about.
 #[derive(Default)]
 struct Seen {
@@ -140,7 +149,13 @@ impl Agent {
     async fn start(config: AgentConfig, pins: Pins, netlink: Netlink) -> Result<Self> {
         let links = netlink.links().await?;
         environment::check_uplinks(&config, &links)?;
-        let data_path = DataPath::load(pins.clone(), config.flow_entries)?;
+        let mut data_path =
+            DataPath::load_with_log(pins.clone(), config.flow_entries, config.data_path_log.map(Into::into))?;
+        if config.data_path_log.is_some() {
+            #[expect(deprecated, reason = "its successor needs AsFd, which aya-log 0.3 does not offer")]
+            let logger = AsyncFd::with_interest(data_path.logger()?, Interest::READABLE)?;
+            tokio::task::spawn_local(follow_log(logger));
+        }
         let maps = pins.maps();
         let banks = Banks::open(&maps)?;
         let names = Map::open(&maps, "NAMES")?;

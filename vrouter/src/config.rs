@@ -46,6 +46,26 @@ impl UplinkHook {
     }
 }
 
+/// How much the programs log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DataPathLog {
+    Error,
+    Warn,
+    Info,
+    Debug,
+}
+
+impl From<DataPathLog> for aya_log::Level {
+    fn from(level: DataPathLog) -> Self {
+        match level {
+            DataPathLog::Error => Self::Error,
+            DataPathLog::Warn => Self::Warn,
+            DataPathLog::Info => Self::Info,
+            DataPathLog::Debug => Self::Debug,
+        }
+    }
+}
+
 /// Flags of `vrouter agent`; each overrides the configuration file.
 #[derive(Clone, Debug, Default, Args)]
 pub struct AgentArgs {
@@ -76,6 +96,9 @@ pub struct AgentArgs {
     /// Seconds after which a flow without packets is forgotten
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=86_400))]
     pub flow_idle_seconds: Option<u32>,
+    /// Log what the programs decide about first packets, for developers
+    #[arg(long, value_enum)]
+    pub data_path_log: Option<DataPathLog>,
     /// Throw away the pinned state of this instance first: traffic stops until the topology is in force
     #[arg(long)]
     pub discard_state: bool,
@@ -106,6 +129,7 @@ pub struct AgentConfig {
     pub bpffs: PathBuf,
     pub flow_entries: u32,
     pub flow_idle_seconds: u32,
+    pub data_path_log: Option<DataPathLog>,
     pub discard_state: bool,
 }
 
@@ -135,6 +159,7 @@ impl AgentConfig {
                 .or(file.flow_idle_seconds)
                 .unwrap_or(DEFAULT_FLOW_IDLE_SECONDS)
                 .max(1),
+            data_path_log: args.data_path_log,
             discard_state: args.discard_state,
         })
     }

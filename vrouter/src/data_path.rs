@@ -142,6 +142,11 @@ pub struct DataPath {
 impl DataPath {
     /// Loads the programs with the pinned maps, creating what is missing, and takes over every pinned link.
     pub fn load(pins: Pins, flow_entries: u32) -> Result<Self> {
+        Self::load_with_log(pins, flow_entries, None)
+    }
+
+    /// The same with the programs' own log switched on up to a level, for developers.
+    pub fn load_with_log(pins: Pins, flow_entries: u32, log: Option<aya_log::Level>) -> Result<Self> {
         if OBJECT.is_empty() {
             bail!("this vrouter was built without its eBPF object (VR_EBPF=skip): build it with `cargo xtask build-ebpf`");
         }
@@ -149,6 +154,9 @@ impl DataPath {
         let maps = pins.maps();
         let mut loader = EbpfLoader::new();
         loader.map_max_entries("FLOWS", flow_entries);
+        // Frozen before the programs are verified: what is off costs nothing.
+        let log_level = log.map_or(0, |level| level as u8);
+        loader.override_global("AYA_LOG_LEVEL", &log_level, false);
         for name in PINNED_MAPS {
             loader.map_pin_path(name, maps.join(name));
         }
@@ -167,6 +175,11 @@ impl DataPath {
         data_path.take_over()?;
         data_path.pin_programs()?;
         Ok(data_path)
+    }
+
+    /// The reader of the programs' log.
+    pub fn logger(&mut self) -> Result<aya_log::EbpfLogger<&'static dyn log::Log>> {
+        aya_log::EbpfLogger::init(&mut self.ebpf).context("cannot read the programs' log")
     }
 
     /// Puts this load's programs into the links that earlier agents left; drops links whose interface is gone.
