@@ -288,3 +288,79 @@ fn touched(old: &Image, new: &Image, all: bool) -> BTreeSet<u32> {
     }
     touched
 }
+
+#[cfg(test)]
+mod tests {
+    use vrouter_common::addr::Ip;
+
+    use super::*;
+
+    fn leg(image: &mut Image, router: u32, network: u32) {
+        let leg = RouterLeg { vni: network, mtu: 1450, mac: [0; 6], zero: 0, v4: Ip::default(), v6: Ip::default() };
+        image.router_legs.insert(RouterLegKey { router: Scoped::new(0, router), network }, leg);
+    }
+
+    /// Networks 1 and 2 on router 1, 3 and 4 on router 2, 5 alone.
+    fn image() -> Image {
+        let mut image = Image::default();
+        for network in 1..=5 {
+            let value = Network { vni: network, mtu: 1450 };
+            image.networks.insert(NetworkKey { network: Scoped::new(0, network) }, value);
+        }
+        for (router, network) in [(1, 1), (1, 2), (2, 3), (2, 4)] {
+            leg(&mut image, router, network);
+        }
+        image
+    }
+
+    fn station() -> Station {
+        Station { mac: [2, 0, 0, 0, 0, 1], kind: STATION_PORT, place: PLACE_LOCAL, at: 7, owner: 1 }
+    }
+
+    #[test]
+    fn a_change_touches_what_routers_connect_and_nothing_else() {
+        let old = image();
+        let mut new = image();
+        new.addresses.insert(AddressKey::new(0, 1, Ip::default()), station());
+        assert_eq!(touched(&old, &new, false), BTreeSet::from([1, 2]));
+        assert_eq!(touched(&new, &old, false), BTreeSet::from([1, 2]), "removing touches the same");
+        assert_eq!(touched(&old, &old, false), BTreeSet::new());
+    }
+
+    #[test]
+    fn joining_and_parting_touches_both_sides() {
+        let old = image();
+        let mut new = image();
+        leg(&mut new, 2, 1);
+        assert_eq!(touched(&old, &new, false), BTreeSet::from([1, 2, 3, 4]));
+        assert_eq!(touched(&new, &old, false), BTreeSet::from([1, 2, 3, 4]));
+    }
+
+    #[test]
+    fn a_route_touches_its_routers_networks() {
+        let old = image();
+        let mut new = image();
+        let route = Route { kind: ROUTE_BLACKHOLE, network: 0, nexthop: Ip::default() };
+        new.routes.insert(RouteKey::lookup(0, 2, Ip::default()), route);
+        assert_eq!(touched(&old, &new, false), BTreeSet::from([3, 4]));
+    }
+
+    #[test]
+    fn a_vtep_touches_everything_and_a_flooding_list_nothing() {
+        let old = image();
+        let mut new = image();
+        new.vteps.insert(VtepKey { bank: Scoped::new(0, 0), addr: Be32::new(1) }, 1);
+        assert_eq!(touched(&old, &new, false).len(), 5);
+        let mut new = image();
+        new.floods.insert(FloodKey { network: Scoped::new(0, 1), cursor: 0 }, Flood { next: FLOOD_END, at: 7 });
+        assert!(touched(&old, &new, false).is_empty());
+    }
+
+    #[test]
+    fn keys_keep_their_identity_over_banks() {
+        let key = FdbKey::new(0, 77, [1; 6]);
+        let other = key.in_bank(1);
+        assert_eq!((other.bank(), other.network.id()), (1, 77));
+        assert_eq!(other.in_bank(0), key);
+    }
+}

@@ -401,3 +401,6 @@ fn reachable<'a>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

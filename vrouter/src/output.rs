@@ -50,5 +50,10 @@ pub fn table<const N: usize>(headings: [&str; N], rows: impl IntoIterator<Item =
         empty = false;
         table.add_row(row);
     }
-    if empty { "none".to_owned() } else { table.trim_fmt() }
+    if empty {
+        return "none".to_owned();
+    }
+    // Every line starts with the padding of its first cell.
+    let lines: Vec<_> = table.lines().map(|line| line.get(1..).unwrap_or("").trim_end().to_owned()).collect();
+    lines.join("\n")
 }
