@@ -1,3 +1,123 @@
 //! The declarative document: reading, checking, and the model the compiler works from.
+//!
+//! [`parse`] and [`load`] either return a [`Topology`] in which every rule holds or all the [`Problems`] of
+//! the document at once; there is nothing in between. The way there: `yaml` (text to a tree of strings),
+//! `decode` (tree to objects, with the rules inside one object), `validate` (the rules between objects).
 
+mod decode;
+mod identity;
 pub mod model;
+mod object;
+mod problem;
+mod ranges;
+mod scalar;
+mod validate;
+mod yaml;
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+pub use identity::{derive_router_mac, derive_vni};
+use model::{AddressGroup, Network, Node, Port, Router, SecurityGroup, Subnet, Topology};
+pub use problem::{Problem, Problems};
+
+/// Reads and checks a document; `file_name` is what its problems call it.
+pub fn parse(file_name: &str, text: &str) -> Result<Topology, Problems> {
+    let mut problems = Problems::new(file_name);
+    let Some(root) = yaml::read(text, &mut problems) else { return Err(problems) };
+    let decoded = decode::decode(&root, &mut problems);
+    validate::validate(&decoded, &mut problems);
+    if problems.is_empty() {
+        return Ok(decoded.topology);
+    }
+    problems.sort();
+    Err(problems)
+}
+
+/// Reads and checks a file.
+pub fn load(path: impl AsRef<Path>) -> Result<Topology, Problems> {
+    let path = path.as_ref();
+    let name = path.display().to_string();
+    match File::open(path) {
+        Ok(file) => load_from(&name, file),
+        Err(error) => Err(Problems::of_document(
+            &name,
+            format!("cannot be opened: {error}"),
+            "check the path and who may read it",
+        )),
+    }
+}
+
+/// Reads and checks what `source` yields until its end, no more than a document may hold.
+pub fn load_from(file_name: &str, source: impl Read) -> Result<Topology, Problems> {
+    let mut bytes = Vec::new();
+    // One byte more than allowed, so that `parse` sees it is too long; endless files end here.
+    if let Err(error) = source.take(yaml::MAX_BYTES as u64 + 1).read_to_end(&mut bytes) {
+        let message = format!("cannot be read: {error}");
+        return Err(Problems::of_document(file_name, message, "name a file that holds the document"));
+    }
+    match String::from_utf8(bytes) {
+        Ok(text) => parse(file_name, &text),
+        Err(error) => {
+            let valid = error.utf8_error().valid_up_to();
+            let before = error.as_bytes().get(..valid).unwrap_or_default();
+            let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
+            let mut problems = Problems::new(file_name);
+            problems.push(line, "document", "this line is not UTF-8 text", "save the file as UTF-8");
+            Err(problems)
+        }
+    }
+}
+
+/// Look-ups by name. Each walks the list: build an index of your own to look up many.
+impl Topology {
+    /// The network of that name.
+    #[must_use]
+    pub fn network(&self, name: &str) -> Option<&Network> {
+        self.networks.iter().find(|network| network.name == name)
+    }
+
+    /// The subnet of that name, after the network it is on.
+    #[must_use]
+    pub fn subnet(&self, name: &str) -> Option<(&Network, &Subnet)> {
+        let mut subnets = self
+            .networks
+            .iter()
+            .flat_map(|network| network.subnets.iter().map(move |subnet| (network, subnet)));
+        subnets.find(|(_, subnet)| subnet.name == name)
+    }
+
+    /// The router of that name.
+    #[must_use]
+    pub fn router(&self, name: &str) -> Option<&Router> {
+        self.routers.iter().find(|router| router.name == name)
+    }
+
+    /// The security group of that name.
+    #[must_use]
+    pub fn security_group(&self, name: &str) -> Option<&SecurityGroup> {
+        self.security_groups.iter().find(|group| group.name == name)
+    }
+
+    /// The address group of that name.
+    #[must_use]
+    pub fn address_group(&self, name: &str) -> Option<&AddressGroup> {
+        self.address_groups.iter().find(|group| group.name == name)
+    }
+
+    /// The port of that name.
+    #[must_use]
+    pub fn port(&self, name: &str) -> Option<&Port> {
+        self.ports.iter().find(|port| port.name == name)
+    }
+
+    /// The node of that name.
+    #[must_use]
+    pub fn node(&self, name: &str) -> Option<&Node> {
+        self.nodes.iter().find(|node| node.name == name)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,232 @@
+//! The tree to objects, every problem noted, none stopping the reading.
+//!
+//! An object with a problem of its own is left out of the result, and its name is remembered as broken:
+//! what refers to it is not to blame. Rules that need only one object are checked here; those between
+//! objects in `validate`.
+
+mod network;
+mod port;
+mod router;
+mod security;
+
+use std::collections::HashSet;
+
+use super::model::Topology;
+use super::object::Object;
+use super::problem::Problems;
+use super::scalar;
+use super::yaml::{Node, NodeKind};
+
+/// What could be read of a document.
+#[derive(Default)]
+pub struct Decoded<'t> {
+    /// The sound objects. A router interface whose subnet does not exist holds an unspecified address.
+    pub topology: Topology,
+    /// For each network: whether its VNI is derived from its name.
+    pub derived_vni: Vec<bool>,
+    /// Per kind, the tree each sound object came from, for the lines of its parts.
+    pub nodes: PerKind<Vec<&'t Node>>,
+    pub broken: PerKind<Broken>,
+}
+
+/// The objects of a kind that are in the document but could not be read.
+#[derive(Default)]
+pub struct Broken {
+    names: HashSet<String>,
+    /// Some have no readable name, so that nothing can be said to be missing.
+    unnamed: bool,
+}
+
+/// The kinds of objects that have names of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Network,
+    Subnet,
+    Router,
+    SecurityGroup,
+    AddressGroup,
+    Port,
+    FloatingIp,
+    Node,
+}
+
+/// One value per kind.
+#[derive(Default)]
+pub struct PerKind<T>([T; 8]);
+
+impl Kind {
+    const ALL: [Self; 8] = [
+        Self::Network,
+        Self::Subnet,
+        Self::Router,
+        Self::SecurityGroup,
+        Self::AddressGroup,
+        Self::Port,
+        Self::FloatingIp,
+        Self::Node,
+    ];
+
+    pub fn noun(self) -> &'static str {
+        match self {
+            Self::Network => "network",
+            Self::Subnet => "subnet",
+            Self::Router => "router",
+            Self::SecurityGroup => "security group",
+            Self::AddressGroup => "address group",
+            Self::Port => "port",
+            Self::FloatingIp => "floating ip",
+            Self::Node => "node",
+        }
+    }
+
+    /// The field that holds the objects.
+    pub fn section(self) -> &'static str {
+        match self {
+            Self::Network => "networks",
+            Self::Subnet => "subnets",
+            Self::Router => "routers",
+            Self::SecurityGroup => "security_groups",
+            Self::AddressGroup => "address_groups",
+            Self::Port => "ports",
+            Self::FloatingIp => "floating_ips",
+            Self::Node => "nodes",
+        }
+    }
+
+    /// The field that names the object.
+    fn name_field(self) -> &'static str {
+        if self == Self::FloatingIp { "address" } else { "name" }
+    }
+}
+
+impl<T> std::ops::Index<Kind> for PerKind<T> {
+    type Output = T;
+
+    fn index(&self, kind: Kind) -> &T {
+        &self.0[kind as usize]
+    }
+}
+
+impl<T> std::ops::IndexMut<Kind> for PerKind<T> {
+    fn index_mut(&mut self, kind: Kind) -> &mut T {
+        &mut self.0[kind as usize]
+    }
+}
+
+impl Broken {
+    /// Whether a missing `name` may be one of these.
+    pub fn may_be(&self, name: &str) -> bool {
+        self.unnamed || self.names.contains(name)
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        !self.unnamed && self.names.is_empty()
+    }
+
+    fn add(&mut self, node: &Node, name_field: &str) {
+        match node.field(name_field).map(scalar::name) {
+            Some(Ok(name)) => {
+                self.names.insert(name);
+            }
+            _ => self.unnamed = true,
+        }
+    }
+}
+
+/// Reads the objects of `root`.
+pub fn decode<'t>(root: &'t Node, problems: &mut Problems) -> Decoded<'t> {
+    let mut decoded = Decoded::default();
+    // Duplicate keys were noted before; whatever they hid cannot be called missing.
+    let hidden = problems.count();
+    let known = Kind::ALL.into_iter().filter(|kind| *kind != Kind::Subnet).map(Kind::section);
+    let known: Vec<&str> = known.collect();
+    let Some(mut document) = Object::open(root, "document".to_owned(), &known, problems) else {
+        return decoded;
+    };
+    if hidden > 0 || !document.is_sound() {
+        Kind::ALL.into_iter().for_each(|kind| decoded.broken[kind].unnamed = true);
+    }
+    decoded.read(&mut document);
+    decoded
+}
+
+impl<'t> Decoded<'t> {
+    fn read(&mut self, document: &mut Object<'t, '_>) {
+        for (network, derived) in self.section(document, Kind::Network, network::FIELDS, network::network) {
+            self.topology.networks.push(network);
+            self.derived_vni.push(derived);
+        }
+        let gateways = router::Gateways::of(&self.topology.networks);
+        self.topology.routers =
+            self.section(document, Kind::Router, router::FIELDS, |object| router::router(object, &gateways));
+        self.topology.security_groups =
+            self.section(document, Kind::SecurityGroup, security::GROUP_FIELDS, security::group);
+        self.topology.address_groups = self.section(
+            document,
+            Kind::AddressGroup,
+            security::ADDRESS_GROUP_FIELDS,
+            security::address_group,
+        );
+        self.topology.ports = self.section(document, Kind::Port, port::PORT_FIELDS, port::port);
+        self.topology.floating_ips =
+            self.section(document, Kind::FloatingIp, port::FLOATING_IP_FIELDS, port::floating_ip);
+        self.topology.nodes = self.section(document, Kind::Node, port::NODE_FIELDS, port::node);
+    }
+
+    /// Reads the objects of one kind, keeping those that are sound.
+    fn section<T>(
+        &mut self,
+        document: &mut Object<'t, '_>,
+        kind: Kind,
+        known: &[&str],
+        read: impl Fn(&mut Object<'t, '_>) -> Option<T>,
+    ) -> Vec<T> {
+        let mut values = Vec::new();
+        for (i, node) in document.items(kind.section()).iter().enumerate() {
+            let label = label(node, kind, || format!("{}[{i}]", kind.section()));
+            let sound = Object::open(node, label, known, document.problems()).and_then(|mut object| {
+                let value = read(&mut object)?;
+                object.is_sound().then_some(value)
+            });
+            match sound {
+                Some(value) => {
+                    values.push(value);
+                    self.nodes[kind].push(node);
+                }
+                None => self.note_broken(node, kind),
+            }
+        }
+        if document.value(kind.section()).is_some_and(|node| !matches!(node.kind, NodeKind::Sequence(_))) {
+            self.broken[kind].unnamed = true;
+        }
+        values
+    }
+
+    fn note_broken(&mut self, node: &Node, kind: Kind) {
+        self.broken[kind].add(node, kind.name_field());
+        if kind != Kind::Network {
+            return;
+        }
+        match node.field(Kind::Subnet.section()).map(|node| &node.kind) {
+            Some(NodeKind::Sequence(subnets)) => {
+                subnets.iter().for_each(|subnet| self.broken[Kind::Subnet].add(subnet, "name"));
+            }
+            // `subnet:` for `subnets:`, or no list.
+            _ => self.broken[Kind::Subnet].unnamed = true,
+        }
+    }
+}
+
+/// What problems call the object: by its name if it has one, otherwise by its place.
+fn label(node: &Node, kind: Kind, place: impl FnOnce() -> String) -> String {
+    match node.field(kind.name_field()).map(scalar::name) {
+        Some(Ok(name)) => format!("{} {name}", kind.noun()),
+        _ => place(),
+    }
+}
+
+/// The label of an object of `kind` that is called `name`.
+pub fn label_of(kind: Kind, name: impl std::fmt::Display) -> String {
+    format!("{} {name}", kind.noun())
+}

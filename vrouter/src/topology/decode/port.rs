@@ -1,0 +1,104 @@
+//! Ports, floating IPs and nodes.
+
+use std::net::IpAddr;
+
+use crate::topology::model::{AllowedAddressPair, FloatingIp, Node, Port, PortForwarding};
+use crate::topology::object::Object;
+use crate::topology::scalar;
+
+pub const PORT_FIELDS: &[&str] = &[
+    "name",
+    "network",
+    "mac",
+    "fixed_ips",
+    "security_groups",
+    "port_security",
+    "allowed_address_pairs",
+    "node",
+    "interface",
+    "hook",
+];
+pub const FLOATING_IP_FIELDS: &[&str] = &["address", "port", "port_forwardings"];
+pub const NODE_FIELDS: &[&str] = &["name", "vtep", "gateway"];
+const PAIR_FIELDS: &[&str] = &["ip", "mac"];
+const FORWARDING_FIELDS: &[&str] = &["protocol", "external_port", "port", "internal_port"];
+
+pub fn port(object: &mut Object<'_, '_>) -> Option<Port> {
+    let name = object.required("name", scalar::name);
+    let network = object.required("network", scalar::name);
+    let mac = object.required("mac", scalar::mac);
+    let fixed_ips = object.list("fixed_ips", scalar::host);
+    let security_groups = object.list("security_groups", scalar::name);
+    let port_security = object.optional("port_security", scalar::boolean).unwrap_or(true);
+    let allowed_address_pairs = object.children("allowed_address_pairs", PAIR_FIELDS, pair);
+    let node = object.optional("node", scalar::name);
+    let interface = object.optional("interface", scalar::interface_name);
+    let hook = object.optional("hook", scalar::hook).unwrap_or_default();
+    match (object.value("node"), object.value("interface")) {
+        (Some(given), None) => {
+            let remedy = "add `interface: …`, the kernel interface on that node, or leave the node out";
+            object.problem(given.line, "node is given without interface", remedy);
+        }
+        (None, Some(given)) => {
+            let remedy = "add `node: …`, where the interface is, or leave the interface out";
+            object.problem(given.line, "interface is given without node", remedy);
+        }
+        _ => {}
+    }
+    Some(Port {
+        name: name?,
+        network: network?,
+        mac: mac?,
+        fixed_ips,
+        security_groups,
+        port_security,
+        allowed_address_pairs,
+        node,
+        interface,
+        hook,
+        line: object.node.line,
+    })
+}
+
+fn pair(object: &mut Object<'_, '_>) -> Option<AllowedAddressPair> {
+    let ip = object.required("ip", scalar::range);
+    let mac = object.optional("mac", scalar::mac);
+    Some(AllowedAddressPair { ip: ip?, mac, line: object.node.line })
+}
+
+pub fn floating_ip(object: &mut Object<'_, '_>) -> Option<FloatingIp> {
+    let address = object.required("address", scalar::host4).map(IpAddr::V4);
+    let port = object.optional("port", scalar::name);
+    let port_forwardings = object.children("port_forwardings", FORWARDING_FIELDS, forwarding);
+    if object.value("port").is_some()
+        && let Some(forwardings) = object.value("port_forwardings")
+    {
+        object.problem(
+            forwardings.line,
+            "port and port_forwardings are both given",
+            "keep `port` to give it the whole address, or `port_forwardings` to share it",
+        );
+    }
+    Some(FloatingIp { address: address?, port, port_forwardings, line: object.node.line })
+}
+
+fn forwarding(object: &mut Object<'_, '_>) -> Option<PortForwarding> {
+    let protocol = object.required("protocol", scalar::forwarded_protocol);
+    let external_port = object.required("external_port", scalar::number16::<1, 65535>);
+    let port = object.required("port", scalar::name);
+    let internal_port = object.required("internal_port", scalar::number16::<1, 65535>);
+    Some(PortForwarding {
+        protocol: protocol?,
+        external_port: external_port?,
+        port: port?,
+        internal_port: internal_port?,
+        line: object.node.line,
+    })
+}
+
+pub fn node(object: &mut Object<'_, '_>) -> Option<Node> {
+    let name = object.required("name", scalar::name);
+    let vtep = object.required("vtep", scalar::host4);
+    let gateway = object.optional("gateway", scalar::boolean).unwrap_or_default();
+    Some(Node { name: name?, vtep: vtep?, gateway, line: object.node.line })
+}

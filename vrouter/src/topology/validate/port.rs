@@ -1,0 +1,138 @@
+//! Ports on their networks and nodes.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::net::IpAddr;
+
+use super::Check;
+use crate::topology::decode::{Kind, label_of};
+use crate::topology::model::{Mac, Port};
+use crate::topology::ranges::edge;
+use crate::topology::yaml::Step;
+
+/// Who has what already; values are ports.
+#[derive(Default)]
+struct Taken<'a> {
+    macs: HashMap<(usize, Mac), usize>,
+    addresses: HashMap<(usize, IpAddr), usize>,
+    interfaces: HashMap<(&'a str, &'a str), usize>,
+}
+
+impl Check<'_, '_> {
+    pub(super) fn ports(&mut self) {
+        let mut taken = Taken::default();
+        for (i, port) in self.topology.ports.iter().enumerate() {
+            if self.is_twin(Kind::Port, i) {
+                continue;
+            }
+            let object = label_of(Kind::Port, &port.name);
+            let line = self.line(Kind::Port, i, &[Step::Field("network")]);
+            if let Some(network) = self.resolve(Kind::Network, &port.network, line, &object) {
+                self.on_network(i, port, network, &object, &mut taken);
+            }
+            for (position, group) in port.security_groups.iter().enumerate() {
+                let path = [Step::Field("security_groups"), Step::Item(position)];
+                // Naming it costs a walk through the tree: only when something is to be said.
+                if !self.names[Kind::SecurityGroup].contains_key(group.as_str()) {
+                    let line = self.line(Kind::Port, i, &path);
+                    self.resolve(Kind::SecurityGroup, group, line, &object);
+                }
+            }
+            if let (Some(node), Some(interface)) = (&port.node, &port.interface) {
+                let line = self.line(Kind::Port, i, &[Step::Field("node")]);
+                if self.resolve(Kind::Node, node, line, &object).is_some() {
+                    self.on_node(i, node, interface, &object, &mut taken.interfaces);
+                }
+            }
+        }
+    }
+
+    fn on_network(&mut self, index: usize, port: &Port, network: usize, object: &str, taken: &mut Taken<'_>) {
+        if self.network(network).external {
+            self.report(
+                self.line(Kind::Port, index, &[Step::Field("network")]),
+                object,
+                format!("network {} is external, and has no ports", port.network),
+                "put the port on another network and give it a floating ip",
+            );
+            return;
+        }
+        match taken.macs.entry((network, port.mac)) {
+            Entry::Vacant(free) => {
+                free.insert(index);
+            }
+            Entry::Occupied(other) => {
+                let other = &self.topology.ports[*other.get()].name;
+                let message =
+                    format!("the MAC {} is port {other}'s already on network {}", port.mac, port.network);
+                let line = self.line(Kind::Port, index, &[Step::Field("mac")]);
+                self.report(line, object, message, "give each port on a network its own MAC");
+            }
+        }
+        for (position, address) in port.fixed_ips.iter().copied().enumerate() {
+            if let Some((message, remedy)) = self.fixed_ip(index, network, address, &mut taken.addresses) {
+                let path = [Step::Field("fixed_ips"), Step::Item(position)];
+                self.report(self.line(Kind::Port, index, &path), object, message, remedy);
+            }
+        }
+    }
+
+    /// What is wrong with a port's address on its network.
+    fn fixed_ip(
+        &self,
+        index: usize,
+        network: usize,
+        address: IpAddr,
+        taken: &mut HashMap<(usize, IpAddr), usize>,
+    ) -> Option<(String, String)> {
+        let name = &self.network(network).name;
+        match taken.entry((network, address)) {
+            Entry::Vacant(free) => {
+                free.insert(index);
+            }
+            Entry::Occupied(other) if *other.get() == index => {
+                return Some((format!("{address} is listed twice"), "keep one of the two".to_owned()));
+            }
+            Entry::Occupied(other) => {
+                let other = &self.topology.ports[*other.get()].name;
+                let message = format!("{address} is port {other}'s already on network {name}");
+                return Some((message, "give each port on a network its own address".to_owned()));
+            }
+        }
+        if let Some(router) = self.router_addresses.get(&(network, address)) {
+            let router = &self.topology.routers[*router].name;
+            let message = format!("{address} is router {router}'s address on network {name}");
+            return Some((message, "use another address of the subnet".to_owned()));
+        }
+        let Some(place) = self.subnet_of(network, address).ok()? else {
+            return Some(self.outside(address, network));
+        };
+        let subnet = self.subnet(self.subnets[place]);
+        let what = if subnet.gateway == Some(address) { Some("gateway") } else { edge(subnet.cidr, address) };
+        what.map(|what| {
+            let message = format!("{address} is the {what} of subnet {}", subnet.name);
+            (message, format!("use another address of {}", subnet.cidr))
+        })
+    }
+
+    fn on_node<'n>(
+        &mut self,
+        index: usize,
+        node: &'n str,
+        interface: &'n str,
+        object: &str,
+        taken: &mut HashMap<(&'n str, &'n str), usize>,
+    ) {
+        match taken.entry((node, interface)) {
+            Entry::Vacant(free) => {
+                free.insert(index);
+            }
+            Entry::Occupied(other) => {
+                let other = &self.topology.ports[*other.get()].name;
+                let message = format!("the interface {interface} on node {node} is port {other}'s already");
+                let line = self.line(Kind::Port, index, &[Step::Field("interface")]);
+                self.report(line, object, message, "give each port its own interface");
+            }
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! Router interfaces, gateways and static routes.
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::{Check, Overlapping};
+use crate::topology::decode::{Kind, label_of};
+use crate::topology::model::{RouteTarget, Router, StaticRoute};
+use crate::topology::ranges::{edge, listing, overlaps, same_family};
+use crate::topology::yaml::Step;
+
+/// What one router is connected to, gathered while its parts are checked.
+struct Legs {
+    /// Places of the subnets of its interfaces.
+    subnets: Vec<usize>,
+    /// Its external network.
+    external: Option<usize>,
+    own_addresses: HashSet<IpAddr>,
+    /// Everything it refers to is known, so that what is not here is missing.
+    complete: bool,
+}
+
+impl Check<'_, '_> {
+    pub(super) fn routers(&mut self) {
+        self.routers_are_known = self.decoded.broken[Kind::Router].is_empty();
+        for (i, router) in self.topology.routers.iter().enumerate() {
+            if self.is_twin(Kind::Router, i) {
+                continue;
+            }
+            let mut legs =
+                Legs { subnets: Vec::new(), external: None, own_addresses: HashSet::new(), complete: true };
+            self.interfaces(i, router, &mut legs);
+            self.router_gateway(i, router, &mut legs);
+            self.router_overlaps(i, router, &legs);
+            self.routes(i, router, &legs);
+            self.routers_are_known &= legs.complete;
+            if let Some(external) = legs.external {
+                self.reaches.extend(legs.subnets.iter().map(|place| (*place, external)));
+            }
+        }
+    }
+
+    fn interfaces(&mut self, index: usize, router: &Router, legs: &mut Legs) {
+        let object = label_of(Kind::Router, &router.name);
+        let mut seen = HashSet::new();
+        for interface in &router.interfaces {
+            let line = interface.line;
+            let Some(place) = self.resolve(Kind::Subnet, &interface.subnet, line, &object) else {
+                legs.complete = false;
+                continue;
+            };
+            let network_index = self.subnets[place].network;
+            let (network, subnet) = (self.network(network_index), self.subnet(self.subnets[place]));
+            let (name, address) = (&interface.subnet, interface.address);
+            if !seen.insert(place) {
+                let message = format!("subnet {name} is listed twice");
+                self.report(line, object.clone(), message, "keep one of the two");
+                continue;
+            }
+            if network.external {
+                legs.complete = false;
+                self.report(
+                    line,
+                    object.clone(),
+                    format!("subnet {name} is on the external network {}", network.name),
+                    format!("write `gateway: {{ network: {}, address: … }}` instead", network.name),
+                );
+                continue;
+            }
+            legs.subnets.push(place);
+            legs.own_addresses.insert(address);
+            if !subnet.cidr.contains(&address) {
+                let message = format!("{address} is outside {} of subnet {name}", subnet.cidr);
+                self.report(line, object.clone(), message, format!("use an address of {}", subnet.cidr));
+                continue;
+            }
+            if let Some(edge) = edge(subnet.cidr, address) {
+                let message = format!("{address} is the {edge} of subnet {name}");
+                self.report(line, object.clone(), message, format!("use another address of {}", subnet.cidr));
+                continue;
+            }
+            match self.router_addresses.entry((network_index, address)) {
+                Entry::Vacant(free) => {
+                    free.insert(index);
+                }
+                Entry::Occupied(taken) => {
+                    let other = &self.topology.routers[*taken.get()].name;
+                    let message =
+                        format!("{address} on network {} is router {other}'s already", network.name);
+                    let remedy = format!("write `{{ subnet: {name}, address: … }}` with a free address");
+                    self.report(line, object.clone(), message, remedy);
+                }
+            }
+        }
+    }
+
+    fn router_gateway(&mut self, index: usize, router: &Router, legs: &mut Legs) {
+        let Some(gateway) = &router.gateway else { return };
+        let object = label_of(Kind::Router, &router.name);
+        let line_of = |key| [Step::Field("gateway"), Step::Field(key)];
+        let line = self.line(Kind::Router, index, &line_of("network"));
+        let Some(network_index) = self.resolve(Kind::Network, &gateway.network, line, &object) else {
+            legs.complete = false;
+            return;
+        };
+        let network = self.network(network_index);
+        if !network.external {
+            legs.complete = false;
+            self.report(
+                line,
+                object,
+                format!("the gateway's network {} is not external", network.name),
+                "use a network with `external: true`, or list its subnet under `interfaces`",
+            );
+            return;
+        }
+        legs.external = Some(network_index);
+        let address = gateway.address;
+        legs.own_addresses.insert(address);
+        let line = self.line(Kind::Router, index, &line_of("address"));
+        match self.subnet_of(network_index, address) {
+            Err(Overlapping) => return,
+            Ok(None) => {
+                let (message, remedy) = self.outside(address, network_index);
+                self.report(line, object, message, remedy);
+                return;
+            }
+            Ok(Some(place)) => {
+                let subnet = self.subnet(self.subnets[place]);
+                let taken = edge(subnet.cidr, address)
+                    .or_else(|| (subnet.gateway == Some(address)).then_some("next router's address"));
+                if let Some(what) = taken {
+                    let message =
+                        format!("the gateway address {address} is the {what} of subnet {}", subnet.name);
+                    self.report(line, object, message, format!("use another address of {}", subnet.cidr));
+                    return;
+                }
+            }
+        }
+        match self.gateway_addresses.entry((network_index, address)) {
+            Entry::Vacant(free) => {
+                free.insert(index);
+            }
+            Entry::Occupied(taken) => {
+                let other = &self.topology.routers[*taken.get()].name;
+                let message = format!("the gateway address {address} is router {other}'s already");
+                self.report(line, object, message, "give each router an address of its own");
+            }
+        }
+    }
+
+    /// Looks for overlaps between the networks a router joins; those within one are the network's own.
+    fn router_overlaps(&mut self, index: usize, router: &Router, legs: &Legs) {
+        let external = legs.external.and_then(|network| self.ranges.get(network)).and_then(Option::as_ref);
+        let places: Vec<usize> = external.into_iter().flatten().chain(&legs.subnets).copied().collect();
+        let cidrs: Vec<IpNet> = places.iter().map(|place| self.subnet(self.subnets[*place]).cidr).collect();
+        for (later, earlier) in overlaps(&cidrs) {
+            let (later, earlier) = (self.subnets[places[later]], self.subnets[places[earlier]]);
+            if later.network == earlier.network {
+                continue;
+            }
+            let (subnet, other) = (self.subnet(later), self.subnet(earlier));
+            let line = router
+                .interfaces
+                .iter()
+                .find(|interface| interface.subnet == subnet.name)
+                .map_or_else(|| self.line(Kind::Router, index, &[]), |interface| interface.line);
+            let how = if subnet.cidr == other.cidr { "is the same range as" } else { "overlaps" };
+            self.report(
+                line,
+                label_of(Kind::Router, &router.name),
+                format!(
+                    "{} of subnet {} {how} {} of subnet {}",
+                    subnet.cidr, subnet.name, other.cidr, other.name
+                ),
+                "use one router for each, or give one of the subnets another range",
+            );
+        }
+    }
+
+    fn routes(&mut self, index: usize, router: &Router, legs: &Legs) {
+        let mut destinations: HashMap<IpNet, usize> = HashMap::new();
+        let connected: HashMap<IpNet, usize> =
+            legs.subnets.iter().map(|place| (self.subnet(self.subnets[*place]).cidr, *place)).collect();
+        for (i, route) in router.routes.iter().enumerate() {
+            let object = label_of(Kind::Router, &router.name);
+            let destination = route.destination;
+            let line = self.line(
+                Kind::Router,
+                index,
+                &[Step::Field("routes"), Step::Item(i), Step::Field("destination")],
+            );
+            if let Some(first) = destinations.get(&destination) {
+                let message = format!("there is a route to {destination} in line {first} already");
+                self.report(
+                    line,
+                    object,
+                    message,
+                    "keep one; several next hops are a list: `nexthop: [a, b]`",
+                );
+                continue;
+            }
+            destinations.insert(destination, line);
+            if let Some(place) = connected.get(&destination) {
+                let name = &self.subnet(self.subnets[*place]).name;
+                let message = format!("the route to {destination} is the connected subnet {name}");
+                self.report(line, object, message, "leave the route out, or route a narrower range");
+                continue;
+            }
+            self.nexthops(index, i, route, &object, legs);
+        }
+    }
+
+    fn nexthops(&mut self, index: usize, position: usize, route: &StaticRoute, object: &str, legs: &Legs) {
+        let RouteTarget::Nexthops(nexthops) = &route.target else { return };
+        let mut seen = HashSet::new();
+        for (i, nexthop) in nexthops.iter().copied().enumerate() {
+            let wrong = if !seen.insert(nexthop) {
+                Some((format!("the next hop {nexthop} is listed twice"), "keep one of the two".to_owned()))
+            } else if !same_family(nexthop, route.destination.addr()) {
+                let message = format!("the next hop {nexthop} is not of the family of {}", route.destination);
+                Some((message, "use a next hop of the destination's family".to_owned()))
+            } else if legs.own_addresses.contains(&nexthop) {
+                let message = format!("the next hop {nexthop} is the router's own address");
+                Some((message, "use the address of the router or port that forwards on".to_owned()))
+            } else {
+                self.unreachable(nexthop, legs)
+            };
+            if let Some((message, remedy)) = wrong {
+                let key = ["nexthop", "nexthops"];
+                let line = key
+                    .map(|key| {
+                        let path =
+                            [Step::Field("routes"), Step::Item(position), Step::Field(key), Step::Item(i)];
+                        self.line(Kind::Router, index, &path)
+                    })
+                    .into_iter()
+                    .max()
+                    .unwrap_or(route.line);
+                self.report(line, object, message, remedy);
+            }
+        }
+    }
+
+    /// Why a next hop cannot be on any link of the router.
+    fn unreachable(&self, nexthop: IpAddr, legs: &Legs) -> Option<(String, String)> {
+        let external = legs.external.map(|network| self.subnet_of(network, nexthop));
+        let outside = match external {
+            Some(Err(Overlapping)) => return None,
+            Some(Ok(place)) => place,
+            None => None,
+        };
+        let cidr = |place: usize| self.subnet(self.subnets[place]).cidr;
+        let inside = legs.subnets.iter().copied().find(|place| cidr(*place).contains(&nexthop));
+        match inside.or(outside) {
+            Some(place) => edge(cidr(place), nexthop).map(|edge| {
+                let message = format!("the next hop {nexthop} is the {edge} of {}", cidr(place));
+                (message, "use the address of a host".to_owned())
+            }),
+            None if legs.complete => {
+                let cidrs: Vec<IpNet> = legs.subnets.iter().map(|place| cidr(*place)).collect();
+                let remedy = if cidrs.is_empty() {
+                    "add an interface on its subnet".to_owned()
+                } else {
+                    format!("use an address of {}, or add an interface on its subnet", listing(&cidrs))
+                };
+                Some((format!("the next hop {nexthop} is in no subnet of the router"), remedy))
+            }
+            None => None,
+        }
+    }
+}
