@@ -49,7 +49,9 @@ pub fn ip<P: Packet, T: Tables>(
     match headers.proto {
         PROTO_UDP if !headers.fragment => {
             let (sport, dport) = (headers.sport.get(), headers.dport.get());
-            if sport == DHCP_SERVER && dport == DHCP_CLIENT || sport == DHCPV6_SERVER && dport == DHCPV6_CLIENT {
+            if sport == DHCP_SERVER && dport == DHCP_CLIENT
+                || sport == DHCPV6_SERVER && dport == DHCPV6_CLIENT
+            {
                 return Err(DropReason::RogueDhcp);
             }
         }

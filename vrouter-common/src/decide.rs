@@ -1,10 +1,10 @@
 //! Stage 3: decides a packet that no flow entry decides.
 //!
-//! Reads: the compiled topology. Writes: [`Plan`]. Drops: what [`parse`](crate::parse),
-//! [`admit`](crate::admit), [`route`](crate::route) and the checks here name.
+//! Reads: the compiled topology. Writes: [`Plan`]. Drops: what [`parse`](mod@crate::parse),
+//! [`admit`], [`mod@route`] and the checks here name.
 //!
-//! The node where a packet enters decides everything ([`from_port`]); the node it is tunnelled to only
-//! finds the port ([`from_tunnel`]).
+//! The node where a packet enters decides everything (`from_port`); the node it is tunnelled to only
+//! finds the port (`from_tunnel`).
 
 use crate::{
     addr::Macs,
@@ -112,9 +112,8 @@ fn from_port<P: Packet, T: Tables>(
         return Ok(Decision::Flood);
     }
     plan.flow.in_macs = headers.macs;
-    let station = tables
-        .fdb(&FdbKey::new(bank, binding.network, headers.macs.dst()))
-        .ok_or(DropReason::MacUnknown)?;
+    let station =
+        tables.fdb(&FdbKey::new(bank, binding.network, headers.macs.dst())).ok_or(DropReason::MacUnknown)?;
     if station.kind == STATION_ROUTER {
         return route::route(packet, tables, bank, binding.network, station.owner, headers, plan);
     }

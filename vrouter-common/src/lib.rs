@@ -2,7 +2,7 @@
 //!
 //! The kernel compiles this crate into its XDP and TC programs; user space compiles it over in-memory
 //! tables (feature `user`) for property tests, the differential test and the offline half of tracing.
-//! A packet's way is [`pipeline::forward`], read from top to bottom:
+//! A packet's way is [`pipeline`], read from top to bottom:
 //!
 //! ```text
 //! parse -> flow lookup -> apply                    an established flow ends here

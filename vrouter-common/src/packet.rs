@@ -11,6 +11,7 @@ use crate::addr::{Be16, Be32};
 pub struct NoRoom;
 
 /// A frame, starting with its Ethernet header.
+#[expect(clippy::len_without_is_empty, reason = "a frame is never empty, and nobody asks")]
 pub trait Packet {
     /// Bytes that were checked to exist.
     type View<'a>: View + Copy
@@ -93,11 +94,7 @@ pub trait View {
     /// The first twelve bytes of a frame.
     #[inline(always)]
     fn macs(&self, at: usize) -> crate::addr::Macs {
-        crate::addr::Macs([
-            self.be32(at).memory(),
-            self.be32(at + 4).memory(),
-            self.be32(at + 8).memory(),
-        ])
+        crate::addr::Macs([self.be32(at).memory(), self.be32(at + 4).memory(), self.be32(at + 8).memory()])
     }
 
     /// Writes the first twelve bytes of a frame.
@@ -111,14 +108,7 @@ pub trait View {
     /// A hardware address.
     #[inline(always)]
     fn mac(&self, at: usize) -> [u8; 6] {
-        [
-            self.u8(at),
-            self.u8(at + 1),
-            self.u8(at + 2),
-            self.u8(at + 3),
-            self.u8(at + 4),
-            self.u8(at + 5),
-        ]
+        [self.u8(at), self.u8(at + 1), self.u8(at + 2), self.u8(at + 3), self.u8(at + 4), self.u8(at + 5)]
     }
 
     /// Writes a hardware address.

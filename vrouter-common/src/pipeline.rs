@@ -144,7 +144,6 @@ pub fn apply_first<P: Packet, T: Tables>(
     if hook == Hook::Xdp && plan.flow.flags & FLOW_FRAMES == 0 {
         return Ok(Exit::NextHook);
     }
-    let ethertype =
-        packet.view(ingress.at, ETH_LEN).ok_or(DropReason::FrameTruncated)?.be16(12).get();
+    let ethertype = packet.view(ingress.at, ETH_LEN).ok_or(DropReason::FrameTruncated)?.be16(12).get();
     apply::apply(packet, tables, &plan.flow, ingress.tunnelled(), ethertype, hook)
 }

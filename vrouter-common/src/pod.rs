@@ -11,6 +11,26 @@ macro_rules! pod {
 }
 
 pod!(
-    AddressKey, AllowedKey, Binding, BindingKey, Commit, FdbKey, Flood, FloodKey, Flow, FlowKey, Name, NameKey, Network,
-    NetworkKey, Route, RouteKey, RouterLeg, RouterLegKey, Station, Underlay, VniKey, VtepKey,
+    AddressKey,
+    AllowedKey,
+    Binding,
+    BindingKey,
+    Commit,
+    FdbKey,
+    Flood,
+    FloodKey,
+    Flow,
+    FlowKey,
+    Name,
+    NameKey,
+    Network,
+    NetworkKey,
+    Route,
+    RouteKey,
+    RouterLeg,
+    RouterLegKey,
+    Station,
+    Underlay,
+    VniKey,
+    VtepKey,
 );

@@ -106,11 +106,7 @@ pub fn route<P: Packet, T: Tables>(
 
 /// A packet for the router itself (behaviour R3).
 #[inline(always)]
-fn to_router<P: Packet>(
-    packet: &P,
-    headers: &Headers,
-    plan: &mut Plan,
-) -> Result<Decision, DropReason> {
+fn to_router<P: Packet>(packet: &P, headers: &Headers, plan: &mut Plan) -> Result<Decision, DropReason> {
     if headers.later_fragment {
         return Err(DropReason::RouterIgnored);
     }

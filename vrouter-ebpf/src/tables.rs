@@ -25,7 +25,9 @@ pub fn jiffies() -> u64 {
 macro_rules! get {
     // SAFETY: compiled topology is never changed in the bank packets read, so what the reference points
     // to stays as it is for the few hundred nanoseconds a program runs.
-    ($map:ident, $key:expr) => { unsafe { maps::$map.get($key) } };
+    ($map:ident, $key:expr) => {
+        unsafe { maps::$map.get($key) }
+    };
 }
 
 impl Tables for Maps {

@@ -503,12 +503,7 @@ pub extern "C" fn vr_tc_flood(skb: *mut __sk_buff, from: u32) -> i32 {
     let mut round = Round { skb, network, cursor: FLOOD_LOCAL, except, vni };
     // SAFETY: the callbacks take what they are given here, and live as long as the program.
     unsafe {
-        helpers::bpf_loop(
-            RECEIVERS_MAX,
-            flood_port as *mut c_void,
-            (&raw mut round).cast(),
-            0,
-        );
+        helpers::bpf_loop(RECEIVERS_MAX, flood_port as *mut c_void, (&raw mut round).cast(), 0);
     }
     if tunnelled {
         return TC_ACT_SHOT as i32;
@@ -529,12 +524,7 @@ pub extern "C" fn vr_tc_flood(skb: *mut __sk_buff, from: u32) -> i32 {
     eth.put_be16(12, ethertype);
     // SAFETY: as above.
     unsafe {
-        helpers::bpf_loop(
-            RECEIVERS_MAX,
-            flood_node as *mut c_void,
-            (&raw mut round).cast(),
-            0,
-        );
+        helpers::bpf_loop(RECEIVERS_MAX, flood_node as *mut c_void, (&raw mut round).cast(), 0);
     }
     TC_ACT_SHOT as i32
 }
@@ -544,7 +534,8 @@ extern "C" fn flood_port(_index: u32, round: *mut c_void) -> i64 {
     // SAFETY: the `Round` of `vr_tc_flood`.
     let round = unsafe { &mut *round.cast::<Round>() };
     // SAFETY: see `Tables`.
-    let Some(receiver) = (unsafe { maps::FLOODS.get(&FloodKey { network: round.network, cursor: round.cursor }) })
+    let Some(receiver) =
+        (unsafe { maps::FLOODS.get(&FloodKey { network: round.network, cursor: round.cursor }) })
     else {
         return 1;
     };
@@ -561,7 +552,8 @@ extern "C" fn flood_node(_index: u32, round: *mut c_void) -> i64 {
     // SAFETY: the `Round` of `vr_tc_flood`.
     let round = unsafe { &mut *round.cast::<Round>() };
     // SAFETY: see `Tables`.
-    let Some(receiver) = (unsafe { maps::FLOODS.get(&FloodKey { network: round.network, cursor: round.cursor }) })
+    let Some(receiver) =
+        (unsafe { maps::FLOODS.get(&FloodKey { network: round.network, cursor: round.cursor }) })
     else {
         return 1;
     };

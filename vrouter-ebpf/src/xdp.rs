@@ -17,7 +17,11 @@ use vrouter_common::{
     wire::*,
 };
 
-use crate::{maps, tables::Maps, tc::{Bytes, bounds}};
+use crate::{
+    maps,
+    tables::Maps,
+    tc::{Bytes, bounds},
+};
 
 /// An XDP frame.
 pub struct Frame(*mut xdp_md);

@@ -67,7 +67,8 @@ pub async fn run(config: AgentConfig) -> Result<()> {
     let (netlink, mut changes) = Netlink::new()?;
     let mut agent = Agent::start(config, pins, netlink).await?;
     let mut requests = control::listen(&run_dir, agent.status.clone())?;
-    let (mut terminated, mut interrupted) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (mut terminated, mut interrupted) =
+        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let (mut files, mut underlays) = (interval(FILE_INTERVAL), interval(UNDERLAY_INTERVAL));
     let mut sweeps = interval(agent.config.sweep_interval());
     for ticks in [&mut files, &mut underlays, &mut sweeps] {
@@ -226,11 +227,15 @@ impl Agent {
                 0,
                 format!("node {}", self.config.node),
                 "this node is not in the topology",
-                format!("add it under nodes, or start the agent with --node set to one of: {}", known.join(", ")),
+                format!(
+                    "add it under nodes, or start the agent with --node set to one of: {}",
+                    known.join(", ")
+                ),
             );
         }
         for port in topology.ports.iter().filter(|port| port.node.as_ref() == Some(&self.config.node)) {
-            if let Some(interface) = port.interface.as_ref().filter(|name| self.config.uplinks.contains(name)) {
+            if let Some(interface) = port.interface.as_ref().filter(|name| self.config.uplinks.contains(name))
+            {
                 problems.push(
                     port.line,
                     format!("port {}", port.name),
@@ -321,12 +326,18 @@ impl Agent {
         identities.write(&self.identities, &self.names)?;
         self.identities = identities.clone();
         let vtep = self.compiled.vtep.map_or(0, |vtep| vtep.to_bits());
-        let applied = self.banks.apply(self.compiled.image.clone(), self.compiled.node, vtep, digest, touch_all)?;
+        let applied =
+            self.banks.apply(self.compiled.image.clone(), self.compiled.node, vtep, digest, touch_all)?;
         identities.retain(&self.compiled.used);
         identities.write(&self.identities, &self.names)?;
         self.identities = identities;
         if applied.writes > 0 {
-            tracing::info!(epoch = applied.epoch, writes = applied.writes, networks = applied.networks, "topology in force");
+            tracing::info!(
+                epoch = applied.epoch,
+                writes = applied.writes,
+                networks = applied.networks,
+                "topology in force"
+            );
         }
         status::lock(&self.status).error = None;
         Ok(())
@@ -334,7 +345,8 @@ impl Agent {
 
     /// Makes the attachments what they have to be.
     fn attach(&mut self) {
-        let by_name: HashMap<&str, &Link> = self.links.iter().map(|link| (link.name.as_str(), link)).collect();
+        let by_name: HashMap<&str, &Link> =
+            self.links.iter().map(|link| (link.name.as_str(), link)).collect();
         let mut wanted = BTreeMap::new();
         let mut uplinks = Vec::new();
         for name in &self.config.uplinks {
@@ -366,7 +378,9 @@ impl Agent {
         for (name, hook, error) in problems {
             let text = match hook {
                 Hook::XdpUplink if self.config.uplink_hook == UplinkHook::Auto => {
-                    format!("{name} has no native XDP ({error:#}): using TC alone, which is slower for small packets")
+                    format!(
+                        "{name} has no native XDP ({error:#}): using TC alone, which is slower for small packets"
+                    )
                 }
                 Hook::XdpUplink | Hook::XdpPort => format!(
                     "{name} has no native XDP ({error:#}): using TC alone; ask for hook tc, or use a driver with native XDP"
@@ -382,7 +396,10 @@ impl Agent {
         for port in ports.iter().filter(|port| port.ifindex.is_none()) {
             self.complain(
                 &format!("port {}", port.name),
-                format!("port {}: interface {} does not exist here yet; it is attached when it appears", port.name, port.interface),
+                format!(
+                    "port {}: interface {} does not exist here yet; it is attached when it appears",
+                    port.name, port.interface
+                ),
             );
         }
         for port in ports.iter().filter(|port| port.ifindex.is_some()) {
@@ -411,10 +428,13 @@ impl Agent {
 fn not_enforced(topology: &Topology) -> Vec<String> {
     let mut warnings = Vec::new();
     if topology.ports.iter().any(|port| !port.security_groups.is_empty()) {
-        warnings.push("security groups are not enforced by this version: every port accepts everything".to_owned());
+        warnings.push(
+            "security groups are not enforced by this version: every port accepts everything".to_owned(),
+        );
     }
     if topology.routers.iter().any(|router| router.gateway.is_some()) {
-        warnings.push("router gateways (external networks, SNAT) are not acted on by this version".to_owned());
+        warnings
+            .push("router gateways (external networks, SNAT) are not acted on by this version".to_owned());
     }
     if !topology.floating_ips.is_empty() {
         warnings.push("floating IPs are not acted on by this version".to_owned());
@@ -435,8 +455,11 @@ pub fn run_dir(instance: &str) -> PathBuf {
 /// Refuses names that would leave the directories they are part of.
 pub fn check_instance(instance: &str) -> Result<()> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if instance.is_empty() || instance.len() > 64 || instance.starts_with('.') || !instance.chars().all(plain) {
-        bail!("instance {instance:?}: use 1 to 64 letters, digits, dashes, dots and underscores, not starting with a dot");
+    if instance.is_empty() || instance.len() > 64 || instance.starts_with('.') || !instance.chars().all(plain)
+    {
+        bail!(
+            "instance {instance:?}: use 1 to 64 letters, digits, dashes, dots and underscores, not starting with a dot"
+        );
     }
     Ok(())
 }

@@ -18,11 +18,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use aya::Pod;
-use vrouter_common::{
-    addr::Be32,
-    memory::Image,
-    tables::*,
-};
+use vrouter_common::{addr::Be32, memory::Image, tables::*};
 
 use crate::kernel::{self, Map};
 
@@ -40,8 +36,9 @@ macro_rules! banked {
             fn bank(&self) -> u32 {
                 self.$field.bank()
             }
-            fn in_bank(self, bank: u32) -> Self {
-                Self { $field: Scoped::new(bank, self.$field.id()), ..self }
+            fn in_bank(mut self, bank: u32) -> Self {
+                self.$field = Scoped::new(bank, self.$field.id());
+                self
             }
         }
     )+ };
@@ -148,7 +145,8 @@ impl Maps {
             Ok(writes)
         }
         // Destructured, so that a table added to the image cannot be forgotten here.
-        let Image { bindings, networks, vnis, vteps, fdb, addresses, allowed, routes, router_legs, floods } = new;
+        let Image { bindings, networks, vnis, vteps, fdb, addresses, allowed, routes, router_legs, floods } =
+            new;
         Ok(table(&self.bindings, bank, &old.bindings, bindings)?
             + table(&self.networks, bank, &old.networks, networks)?
             + table(&self.vnis, bank, &old.vnis, vnis)?
@@ -200,7 +198,14 @@ impl Banks {
     }
 
     /// Makes `wanted` the topology in force. `touch_all`: every flow is decided again.
-    pub fn apply(&mut self, wanted: Image, node: u32, vtep: u32, digest: u64, touch_all: bool) -> Result<Applied> {
+    pub fn apply(
+        &mut self,
+        wanted: Image,
+        node: u32,
+        vtep: u32,
+        digest: u64,
+        touch_all: bool,
+    ) -> Result<Applied> {
         let vtep = Be32::new(vtep);
         let unchanged = self.commit.epoch != 0 && *self.in_force() == wanted && !touch_all;
         let mut commit = Commit { vtep, schema: SCHEMA, node, digest, ..self.commit };
@@ -228,7 +233,8 @@ impl Banks {
             self.maps.revisions.set(&network, &epoch)?;
         }
         commit.epoch = epoch;
-        commit.applied_at_seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs());
+        commit.applied_at_seconds =
+            SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs());
         self.maps.commit.set(&0, &commit)?;
         self.commit = commit;
         Ok(Applied { epoch, writes, networks: touched.len() })
@@ -261,7 +267,11 @@ fn touched(old: &Image, new: &Image, all: bool) -> BTreeSet<u32> {
     let routers: BTreeSet<u32> = changed(&old.routes, &new.routes).map(|(key, _)| key.router.id()).collect();
     for image in images {
         touched.extend(
-            image.bindings.values().filter(|binding| ports.contains(&binding.port)).map(|binding| binding.network),
+            image
+                .bindings
+                .values()
+                .filter(|binding| ports.contains(&binding.port))
+                .map(|binding| binding.network),
         );
         touched.extend(
             image.router_legs.keys().filter(|key| routers.contains(&key.router.id())).map(|key| key.network),
@@ -296,7 +306,8 @@ mod tests {
     use super::*;
 
     fn leg(image: &mut Image, router: u32, network: u32) {
-        let leg = RouterLeg { vni: network, mtu: 1450, mac: [0; 6], zero: 0, v4: Ip::default(), v6: Ip::default() };
+        let leg =
+            RouterLeg { vni: network, mtu: 1450, mac: [0; 6], zero: 0, v4: Ip::default(), v6: Ip::default() };
         image.router_legs.insert(RouterLegKey { router: Scoped::new(0, router), network }, leg);
     }
 
@@ -352,7 +363,8 @@ mod tests {
         new.vteps.insert(VtepKey { bank: Scoped::new(0, 0), addr: Be32::new(1) }, 1);
         assert_eq!(touched(&old, &new, false).len(), 5);
         let mut new = image();
-        new.floods.insert(FloodKey { network: Scoped::new(0, 1), cursor: 0 }, Flood { next: FLOOD_END, at: 7 });
+        new.floods
+            .insert(FloodKey { network: Scoped::new(0, 1), cursor: 0 }, Flood { next: FLOOD_END, at: 7 });
         assert!(touched(&old, &new, false).is_empty());
     }
 

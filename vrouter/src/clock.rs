@@ -23,7 +23,8 @@ impl Clock {
     /// Opens the pins.
     pub fn open(pins: &Pins) -> Result<Self> {
         let path = pins.programs().join("vr_clock");
-        let program = SchedClassifier::from_pin(&path).with_context(|| format!("cannot open {}", path.display()))?;
+        let program =
+            SchedClassifier::from_pin(&path).with_context(|| format!("cannot open {}", path.display()))?;
         let value = Map::open(&pins.maps(), "CLOCK")?;
         let mut clock = Self { program, value, ticks_per_second: 0 };
         clock.ticks_per_second = match configured_hz() {
@@ -58,7 +59,10 @@ impl Clock {
         let ticks = self.ticks()?.wrapping_sub(first);
         let hz = u128::from(ticks) * 1000 / start.elapsed().as_millis().max(1);
         // The kernel is built with one of these.
-        Ok([100, 250, 300, 1000].into_iter().min_by_key(|known: &u64| known.abs_diff(hz as u64)).unwrap_or(250))
+        Ok([100, 250, 300, 1000]
+            .into_iter()
+            .min_by_key(|known: &u64| known.abs_diff(hz as u64))
+            .unwrap_or(250))
     }
 }
 
@@ -66,6 +70,9 @@ impl Clock {
 fn configured_hz() -> Option<u64> {
     let release = nix::sys::utsname::uname().ok()?.release().to_string_lossy().into_owned();
     let mut text = String::new();
-    fs::File::open(Path::new("/boot").join(format!("config-{release}"))).ok()?.read_to_string(&mut text).ok()?;
+    fs::File::open(Path::new("/boot").join(format!("config-{release}")))
+        .ok()?
+        .read_to_string(&mut text)
+        .ok()?;
     text.lines().find_map(|line| line.strip_prefix("CONFIG_HZ=")?.parse().ok())
 }

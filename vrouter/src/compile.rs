@@ -95,11 +95,14 @@ struct Compiler<'a> {
 
 impl<'a> Compiler<'a> {
     fn new(topology: &'a Topology, around: &'a Surroundings, ids: &'a mut Identities) -> Result<Self> {
-        let networks: HashMap<_, _> = topology.networks.iter().map(|network| (network.name.as_str(), network)).collect();
+        let networks: HashMap<_, _> =
+            topology.networks.iter().map(|network| (network.name.as_str(), network)).collect();
         let subnets: HashMap<_, _> = topology
             .networks
             .iter()
-            .flat_map(|network| network.subnets.iter().map(move |subnet| (subnet.name.as_str(), (network, subnet.cidr))))
+            .flat_map(|network| {
+                network.subnets.iter().map(move |subnet| (subnet.name.as_str(), (network, subnet.cidr)))
+            })
             .collect();
         let needed_names = reachable(topology, &subnets, &around.node);
         let needed = topology
@@ -145,7 +148,8 @@ impl<'a> Compiler<'a> {
     }
 
     fn mtu(&self, network: &Network) -> u32 {
-        let most = self.around.underlay_mtu.saturating_sub(u32::from(OVERLAY_OVERHEAD)).min(u32::from(u16::MAX));
+        let most =
+            self.around.underlay_mtu.saturating_sub(u32::from(OVERLAY_OVERHEAD)).min(u32::from(u16::MAX));
         network.mtu.map_or(most, u32::from)
     }
 
@@ -160,10 +164,9 @@ impl<'a> Compiler<'a> {
 
     fn router(&mut self, router: &Router) -> Result<()> {
         let on_needed = |compiler: &Self, subnet: &str| {
-            compiler
-                .subnets
-                .get(subnet)
-                .is_some_and(|(network, _)| !network.external && compiler.needed_names.contains(network.name.as_str()))
+            compiler.subnets.get(subnet).is_some_and(|(network, _)| {
+                !network.external && compiler.needed_names.contains(network.name.as_str())
+            })
         };
         if !router.interfaces.iter().any(|interface| on_needed(self, &interface.subnet)) {
             return Ok(());
@@ -230,7 +233,10 @@ impl<'a> Compiler<'a> {
         for ip in [ip, link_local] {
             self.out.image.addresses.insert(AddressKey::new(0, network_id, ip), station);
             let key = RouteKey::lookup(0, router_id, ip);
-            self.out.image.routes.insert(key, Route { kind: ROUTE_SELF, network: 0, nexthop: Ip::UNSPECIFIED });
+            self.out
+                .image
+                .routes
+                .insert(key, Route { kind: ROUTE_SELF, network: 0, nexthop: Ip::UNSPECIFIED });
         }
         let connected = Route { kind: ROUTE_CONNECTED, network: network_id, nexthop: Ip::UNSPECIFIED };
         self.route(router_id, cidr, connected);
@@ -239,7 +245,8 @@ impl<'a> Compiler<'a> {
         {
             for edge in [cidr.network(), cidr.broadcast()] {
                 let key = RouteKey::lookup(0, router_id, Ip::from(IpAddr::V4(edge)));
-                let broadcast = Route { kind: ROUTE_BROADCAST, network: network_id, nexthop: Ip::UNSPECIFIED };
+                let broadcast =
+                    Route { kind: ROUTE_BROADCAST, network: network_id, nexthop: Ip::UNSPECIFIED };
                 self.out.image.routes.entry(key).or_insert(broadcast);
             }
         }
@@ -281,7 +288,10 @@ impl<'a> Compiler<'a> {
             return Ok((PLACE_UNBOUND, 0));
         };
         if *node != self.around.node {
-            let id = *self.nodes.get(node.as_str()).with_context(|| format!("port {}: no node {node}", port.name))?;
+            let id = *self
+                .nodes
+                .get(node.as_str())
+                .with_context(|| format!("port {}: no node {node}", port.name))?;
             self.flood_nodes.entry(network_id).or_default().insert(id);
             return Ok((PLACE_REMOTE, id));
         }
@@ -298,7 +308,8 @@ impl<'a> Compiler<'a> {
         };
         let flags = if port.port_security { 0 } else { BINDING_NO_SECURITY };
         let mtu = self.mtu(network);
-        let binding = Binding { port: port_id, network: network_id, vni: network.vni, mtu, mac: port.mac.0, flags };
+        let binding =
+            Binding { port: port_id, network: network_id, vni: network.vni, mtu, mac: port.mac.0, flags };
         self.out.image.bindings.insert(BindingKey { ifindex: Scoped::new(0, ifindex) }, binding);
         self.flood_ports.entry(network_id).or_default().insert(port_id, ifindex);
         Ok((if xdp { PLACE_LOCAL_FRAMES } else { PLACE_LOCAL }, ifindex))

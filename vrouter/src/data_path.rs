@@ -26,8 +26,24 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("VR_EBPF_OBJECT"));
 
 /// Every map of the object that is pinned, by name. Scratch maps belong to one load of the programs.
 pub const PINNED_MAPS: &[&str] = &[
-    "COMMIT", "REVISIONS", "FLOWS", "BINDINGS", "NETWORKS", "VNIS", "VTEPS", "FDB", "ADDRESSES", "ALLOWED", "ROUTES",
-    "ROUTER_LEGS", "FLOODS", "UNDERLAY", "DROPS", "EVENTS", "NAMES", "CLOCK",
+    "COMMIT",
+    "REVISIONS",
+    "FLOWS",
+    "BINDINGS",
+    "NETWORKS",
+    "VNIS",
+    "VTEPS",
+    "FDB",
+    "ADDRESSES",
+    "ALLOWED",
+    "ROUTES",
+    "ROUTER_LEGS",
+    "FLOODS",
+    "UNDERLAY",
+    "DROPS",
+    "EVENTS",
+    "NAMES",
+    "CLOCK",
 ];
 
 const CLASSIFIERS: &[&str] = &["vr_tc_port", "vr_tc_uplink", "vr_clock"];
@@ -148,7 +164,9 @@ impl DataPath {
     /// The same with the programs' own log switched on up to a level, for developers.
     pub fn load_with_log(pins: Pins, flow_entries: u32, log: Option<aya_log::Level>) -> Result<Self> {
         if OBJECT.is_empty() {
-            bail!("this vrouter was built without its eBPF object (VR_EBPF=skip): build it with `cargo xtask build-ebpf`");
+            bail!(
+                "this vrouter was built without its eBPF object (VR_EBPF=skip): build it with `cargo xtask build-ebpf`"
+            );
         }
         pins.create()?;
         let maps = pins.maps();
@@ -162,13 +180,17 @@ impl DataPath {
         }
         let mut ebpf = loader.load(OBJECT).context("cannot create the maps")?;
         for name in CLASSIFIERS {
-            let program: &mut SchedClassifier =
-                ebpf.program_mut(name).with_context(|| format!("the object has no program {name}"))?.try_into()?;
+            let program: &mut SchedClassifier = ebpf
+                .program_mut(name)
+                .with_context(|| format!("the object has no program {name}"))?
+                .try_into()?;
             program.load().map_err(|error| loading(name, error))?;
         }
         for name in XDP_PROGRAMS {
-            let program: &mut Xdp =
-                ebpf.program_mut(name).with_context(|| format!("the object has no program {name}"))?.try_into()?;
+            let program: &mut Xdp = ebpf
+                .program_mut(name)
+                .with_context(|| format!("the object has no program {name}"))?
+                .try_into()?;
             program.load().map_err(|error| loading(name, error))?;
         }
         let mut data_path = Self { ebpf, pins, attached: BTreeSet::new() };
@@ -188,7 +210,8 @@ impl DataPath {
         for entry in fs::read_dir(&dir).with_context(|| format!("cannot read {}", dir.display()))? {
             let path = entry?.path();
             let Some((hook, ifindex)) = parse_pin(&path) else { continue };
-            let link = PinnedLink::from_pin(&path).with_context(|| format!("cannot open {}", path.display()))?;
+            let link =
+                PinnedLink::from_pin(&path).with_context(|| format!("cannot open {}", path.display()))?;
             match self.replace(hook, FdLink::from(link)) {
                 Ok(()) => {
                     self.attached.insert((ifindex, hook));

@@ -46,7 +46,8 @@ impl<K: Pod, V: Pod> Map<K, V> {
     /// The same for values stored once per CPU or otherwise sized.
     fn open_sized(maps: &Path, name: &str, value_size: usize) -> Result<Self> {
         let path = maps.join(name);
-        let data = MapData::from_pin(&path).with_context(|| format!("cannot open the pinned map {}", path.display()))?;
+        let data = MapData::from_pin(&path)
+            .with_context(|| format!("cannot open the pinned map {}", path.display()))?;
         let info = data.info().with_context(|| format!("cannot read the shape of {}", path.display()))?;
         if info.key_size() as usize != size_of::<K>() || info.value_size() as usize != value_size {
             bail!(
@@ -88,8 +89,9 @@ impl<K: Pod, V: Pod> Map<K, V> {
     /// Writes an entry.
     pub fn set(&self, key: &K, value: &V) -> Result<()> {
         let mut value = *value;
-        self.call(BPF_MAP_UPDATE_ELEM, key, (&raw mut value).cast(), 0)
-            .with_context(|| format!("cannot write to {} ({} entries at most)", self.path.display(), self.max_entries))
+        self.call(BPF_MAP_UPDATE_ELEM, key, (&raw mut value).cast(), 0).with_context(|| {
+            format!("cannot write to {} ({} entries at most)", self.path.display(), self.max_entries)
+        })
     }
 
     /// Removes an entry; one that is not there is no error.
@@ -126,7 +128,9 @@ impl<K: Pod, V: Pod> Map<K, V> {
                 // SAFETY: the kernel filled it; any bytes are a `K` (Pod).
                 Ok(()) => last = unsafe { next.assume_init() },
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(keys),
-                Err(error) => return Err(error).with_context(|| format!("cannot list {}", self.path.display())),
+                Err(error) => {
+                    return Err(error).with_context(|| format!("cannot list {}", self.path.display()));
+                }
             }
             keys.push(last);
             if keys.len() > most {
@@ -176,7 +180,8 @@ pub fn wait_for_readers() -> Result<()> {
     const MEMBARRIER_CMD_GLOBAL: libc::c_long = 1;
     // SAFETY: a system call of scalars.
     if unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) } != 0 {
-        return Err(std::io::Error::last_os_error()).context("membarrier: the kernel cannot wait for readers");
+        return Err(std::io::Error::last_os_error())
+            .context("membarrier: the kernel cannot wait for readers");
     }
     Ok(())
 }

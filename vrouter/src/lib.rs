@@ -1,6 +1,9 @@
 //! The user-space half of vrouter: `topology -> validate -> compile -> program`, the agent that keeps what is
 //! in force equal to what is wanted, and the commands.
-#![allow(missing_docs, reason = "structs that mirror the documented topology or output; their fields are the contract")]
+#![allow(
+    missing_docs,
+    reason = "structs that mirror the documented topology or output; their fields are the contract"
+)]
 
 pub mod agent;
 pub mod banks;

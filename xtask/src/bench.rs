@@ -81,10 +81,13 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 fn measure(args: &Args, lab: &Lab, linux: &LinuxLab) -> Result<Vec<Row>> {
-    let (rounds, length) = if args.quick { (3, Duration::from_millis(500)) } else { (9, Duration::from_secs(1)) };
+    let (rounds, length) =
+        if args.quick { (3, Duration::from_millis(500)) } else { (9, Duration::from_secs(1)) };
     let subjects = subjects(lab, linux)?;
-    let subjects: Vec<_> =
-        subjects.into_iter().filter(|subject| args.only.as_ref().is_none_or(|text| subject.id.contains(text))).collect();
+    let subjects: Vec<_> = subjects
+        .into_iter()
+        .filter(|subject| args.only.as_ref().is_none_or(|text| subject.id.contains(text)))
+        .collect();
     let mut values: Vec<Vec<f64>> = vec![Vec::new(); subjects.len()];
     let start = Instant::now();
     for round in 0..=rounds {
@@ -109,12 +112,13 @@ fn subjects<'a>(lab: &'a Lab, linux: &'a LinuxLab) -> Result<Vec<Subject<'a>>> {
     let tc = FramePath::vrouter(lab, "tc1", "tc2", "10.0.1.31", "10.0.2.32")?;
     let bare = FramePath::bare(linux)?;
     let forward = FramePath::linux(linux)?;
-    let stream = |from: &'a Host, to: &'a Host, address: String| -> Box<dyn Fn(Duration) -> Result<f64> + 'a> {
-        Box::new(move |length| {
-            let seconds = u32::try_from(length.as_secs()).unwrap_or(1).max(1) * 2;
-            Ok(tools::iperf3(from, to, &address, seconds, &[])?.bits_per_second / 1e9)
-        })
-    };
+    let stream =
+        |from: &'a Host, to: &'a Host, address: String| -> Box<dyn Fn(Duration) -> Result<f64> + 'a> {
+            Box::new(move |length| {
+                let seconds = u32::try_from(length.as_secs()).unwrap_or(1).max(1) * 2;
+                Ok(tools::iperf3(from, to, &address, seconds, &[])?.bits_per_second / 1e9)
+            })
+        };
     let frames = |path: FramePath<'a>| -> Box<dyn Fn(Duration) -> Result<f64> + 'a> {
         Box::new(move |length| path.measure(length))
     };
@@ -195,7 +199,14 @@ struct FramePath<'a> {
 }
 
 impl<'a> FramePath<'a> {
-    fn new(from: &'a Host, to: &'a Host, gateway: [u8; 6], src: &str, dst: &str, attached: Vec<Attached>) -> Result<Self> {
+    fn new(
+        from: &'a Host,
+        to: &'a Host,
+        gateway: [u8; 6],
+        src: &str,
+        dst: &str,
+        attached: Vec<Attached>,
+    ) -> Result<Self> {
         let generator = Generator::new(from, gateway, src.parse()?, dst.parse()?)?;
         let sink = Attached::sink(to)?;
         Ok(Self { from, to, generator, _attached: attached.into_iter().chain([sink]).collect() })

@@ -42,7 +42,8 @@ pub fn write<P: Packet>(packet: &mut P, headers: &Headers, answer: &Answer) -> R
         out.put_be32(18, Be32::new((len as u32) << 16 | (PROTO_ICMPV6 as u32) << 8 | ttl as u32));
         out.put_ip6(22, &answer.source);
         out.put_ip6(38, &headers.src);
-        let sum = sum + checksum::fold(checksum::pseudo_v6(&answer.source, &headers.src, len, PROTO_ICMPV6)) as u32;
+        let sum =
+            sum + checksum::fold(checksum::pseudo_v6(&answer.source, &headers.src, len, PROTO_ICMPV6)) as u32;
         put_icmp(&out, ETH_LEN + IPV6_LEN, first, rest, sum);
     } else {
         packet.push_front(IPV4_LEN + ICMP_LEN).map_err(|_| DropReason::NoRoom)?;

@@ -30,7 +30,8 @@ type Serving = Pin<Box<dyn Future<Output = Result<()>>>>;
 pub fn listen(run_dir: &Path, status: Arc<Mutex<AgentStatus>>) -> Result<Serving> {
     let path = run_dir.join(SOCKET);
     fs::remove_file(&path).ok();
-    let listener = UnixListener::bind(&path).with_context(|| format!("cannot listen on {}", path.display()))?;
+    let listener =
+        UnixListener::bind(&path).with_context(|| format!("cannot listen on {}", path.display()))?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
     Ok(Box::pin(async move {
         loop {
@@ -49,7 +50,8 @@ pub fn listen(run_dir: &Path, status: Arc<Mutex<AgentStatus>>) -> Result<Serving
                     _ => r#"{"error":"unknown request"}"#.to_owned(),
                 };
                 // An asker that went away is no concern of ours.
-                let _ = tokio::time::timeout(PATIENCE, write.write_all(format!("{answer}\n").as_bytes())).await;
+                let _ =
+                    tokio::time::timeout(PATIENCE, write.write_all(format!("{answer}\n").as_bytes())).await;
             });
         }
     }))

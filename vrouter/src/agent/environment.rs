@@ -19,7 +19,9 @@ const UNDERLAY_MTU_MIN: u32 = 576 + 50;
 pub fn check(config: &AgentConfig) -> Result<()> {
     super::check_instance(&config.instance)?;
     if !nix::unistd::geteuid().is_root() {
-        bail!("the agent needs root (CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON) to load its data path: run it with sudo, or as a system service");
+        bail!(
+            "the agent needs root (CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON) to load its data path: run it with sudo, or as a system service"
+        );
     }
     let release = nix::sys::utsname::uname().context("uname")?.release().to_string_lossy().into_owned();
     if let Some(version) = kernel_version(&release)
@@ -32,7 +34,9 @@ pub fn check(config: &AgentConfig) -> Result<()> {
         );
     }
     if !Path::new("/sys/kernel/btf/vmlinux").exists() {
-        bail!("the kernel has no BTF (/sys/kernel/btf/vmlinux is missing): use a kernel built with CONFIG_DEBUG_INFO_BTF=y, as every distribution's is");
+        bail!(
+            "the kernel has no BTF (/sys/kernel/btf/vmlinux is missing): use a kernel built with CONFIG_DEBUG_INFO_BTF=y, as every distribution's is"
+        );
     }
     Ok(())
 }
@@ -71,7 +75,10 @@ pub fn lock(run_dir: &Path) -> Result<Flock<File>> {
     let path = run_dir.join("lock");
     let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| {
-        anyhow::anyhow!("another agent of this instance is running ({} is locked): stop it, or choose another --instance", path.display())
+        anyhow::anyhow!(
+            "another agent of this instance is running ({} is locked): stop it, or choose another --instance",
+            path.display()
+        )
     })
 }
 

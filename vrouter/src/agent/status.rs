@@ -78,7 +78,14 @@ impl AgentStatus {
 
 impl UplinkStatus {
     pub fn new(link: &Link, xdp: bool) -> Self {
-        Self { name: link.name.clone(), ifindex: Some(link.index), mtu: link.mtu, up: link.up, xdp, note: None }
+        Self {
+            name: link.name.clone(),
+            ifindex: Some(link.index),
+            mtu: link.mtu,
+            up: link.up,
+            xdp,
+            note: None,
+        }
     }
 
     pub fn missing(name: &str) -> Self {

@@ -24,7 +24,8 @@ pub struct ManArgs {
 
 /// Writes them.
 pub fn man(args: &ManArgs, command: clap::Command) -> Result<ExitCode> {
-    fs::create_dir_all(&args.directory).with_context(|| format!("cannot create {}", args.directory.display()))?;
+    fs::create_dir_all(&args.directory)
+        .with_context(|| format!("cannot create {}", args.directory.display()))?;
     clap_mangen::generate_to(command, &args.directory)
         .with_context(|| format!("cannot write to {}", args.directory.display()))?;
     Ok(ExitCode::SUCCESS)

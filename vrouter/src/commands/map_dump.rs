@@ -15,11 +15,7 @@ use super::{
     show::{View, ip, prefix, route_kind},
 };
 use crate::{
-    counters::Counters,
-    data_path::PINNED_MAPS,
-    identities::Identities,
-    kernel::Map,
-    output::OutputArgs,
+    counters::Counters, data_path::PINNED_MAPS, identities::Identities, kernel::Map, output::OutputArgs,
     topology::model::Mac,
 };
 
@@ -63,7 +59,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let commit = banks.commit()?;
     let names = Identities::read(&Map::open(&maps, "NAMES")?)?;
     let bank = commit.bank();
-    let views = [bank, bank ^ 1].map(|bank| -> Result<View> { Ok(View { image: banks.read(bank)?, names: names.clone() }) });
+    let views = [bank, bank ^ 1]
+        .map(|bank| -> Result<View> { Ok(View { image: banks.read(bank)?, names: names.clone() }) });
     let [in_force, other] = views;
     let dumper = Dumper { maps: &maps, commit, views: [in_force?, other?] };
     let mut dumps = Vec::new();
@@ -136,7 +133,12 @@ impl Dumper<'_> {
         let map: Map<u32, u32> = Map::open(self.maps, "REVISIONS")?;
         let changed = map.entries()?.into_iter().filter(|&(_, revision)| revision != 0);
         Ok(changed
-            .map(|(network, revision)| entry(format!("network {}", self.view().name(NAME_NETWORK, network)), format!("epoch {revision}")))
+            .map(|(network, revision)| {
+                entry(
+                    format!("network {}", self.view().name(NAME_NETWORK, network)),
+                    format!("epoch {revision}"),
+                )
+            })
             .collect())
     }
 
@@ -146,7 +148,8 @@ impl Dumper<'_> {
     }
 
     fn flow_key(&self, key: &FlowKey) -> String {
-        let from = if key.from == FROM_PORT { format!("ifindex {}", key.zone) } else { format!("vni {}", key.zone) };
+        let from =
+            if key.from == FROM_PORT { format!("ifindex {}", key.zone) } else { format!("vni {}", key.zone) };
         format!(
             "from {from} proto {} {}:{} > {}:{}",
             key.proto,
@@ -221,7 +224,10 @@ impl Dumper<'_> {
             NAME_NODE => "node",
             _ => "unknown",
         };
-        Ok(keys.iter().map(|key| entry(format!("{} {}", kind(key.kind), key.id), self.view().name(key.kind, key.id))).collect())
+        Ok(keys
+            .iter()
+            .map(|key| entry(format!("{} {}", kind(key.kind), key.id), self.view().name(key.kind, key.id)))
+            .collect())
     }
 
     fn clock(&self) -> Result<Vec<Entry>> {
@@ -247,8 +253,14 @@ fn bank_entries(view: &View, name: &str, out: &mut Vec<Entry>) {
     let image = &view.image;
     let network = |id: u32| format!("network {}", view.name(NAME_NETWORK, id));
     let station = |station: &Station| {
-        let (kind, name) = if station.kind == STATION_ROUTER { ("router", NAME_ROUTER) } else { ("port", NAME_PORT) };
-        format!("{kind} {} mac {} at {}", view.name(name, station.owner), Mac(station.mac), view.place(station))
+        let (kind, name) =
+            if station.kind == STATION_ROUTER { ("router", NAME_ROUTER) } else { ("port", NAME_PORT) };
+        format!(
+            "{kind} {} mac {} at {}",
+            view.name(name, station.owner),
+            Mac(station.mac),
+            view.place(station)
+        )
     };
     match name {
         "BINDINGS" => out.extend(image.bindings.iter().map(|(key, binding)| {
@@ -267,7 +279,9 @@ fn bank_entries(view: &View, name: &str, out: &mut Vec<Entry>) {
             entry(network(key.network.id()), format!("vni {} mtu {}", value.vni, value.mtu))
         })),
         "VNIS" => {
-            out.extend(image.vnis.iter().map(|(key, &value)| entry(format!("vni {}", key.vni.id()), network(value))));
+            out.extend(
+                image.vnis.iter().map(|(key, &value)| entry(format!("vni {}", key.vni.id()), network(value))),
+            );
         }
         "VTEPS" => out.extend(image.vteps.iter().map(|(key, &node)| {
             entry(Ipv4Addr::from_bits(key.addr.get()), format!("node {}", view.name(NAME_NODE, node)))
@@ -294,8 +308,12 @@ fn bank_entries(view: &View, name: &str, out: &mut Vec<Entry>) {
             entry(format!("router {} {to}", view.name(NAME_ROUTER, key.router.id())), value)
         })),
         "ROUTER_LEGS" => out.extend(image.router_legs.iter().map(|(key, leg)| {
-            let value = format!("mac {} {} {} vni {} mtu {}", Mac(leg.mac), ip(leg.v4), ip(leg.v6), leg.vni, leg.mtu);
-            entry(format!("router {} {}", view.name(NAME_ROUTER, key.router.id()), network(key.network)), value)
+            let value =
+                format!("mac {} {} {} vni {} mtu {}", Mac(leg.mac), ip(leg.v4), ip(leg.v6), leg.vni, leg.mtu);
+            entry(
+                format!("router {} {}", view.name(NAME_ROUTER, key.router.id()), network(key.network)),
+                value,
+            )
         })),
         "FLOODS" => out.extend(image.floods.iter().map(|(key, flood)| {
             let at = if key.cursor >= FLOOD_REMOTE {
@@ -304,7 +322,10 @@ fn bank_entries(view: &View, name: &str, out: &mut Vec<Entry>) {
                 format!("ifindex {}", flood.at)
             };
             let next = if flood.next == FLOOD_END { "end".to_owned() } else { format!("{:#x}", flood.next) };
-            entry(format!("{} cursor {:#x}", network(key.network.id()), key.cursor), format!("{at} next {next}"))
+            entry(
+                format!("{} cursor {:#x}", network(key.network.id()), key.cursor),
+                format!("{at} next {next}"),
+            )
         })),
         _ => {}
     }

@@ -59,7 +59,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             table(
                 ["router", "destination", "kind", "nexthop", "network"],
                 rows.iter().map(|row| {
-                    [&row.router, &row.destination, row.kind, &row.nexthop, &row.network].map(ToString::to_string)
+                    [&row.router, &row.destination, row.kind, &row.nexthop, &row.network]
+                        .map(ToString::to_string)
                 }),
             )
         }),
@@ -67,7 +68,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             table(
                 ["port", "network", "mac", "addresses", "place"],
                 rows.iter().map(|row| {
-                    [&row.port, &row.network, &row.mac, &row.addresses.join(","), &row.place].map(ToString::to_string)
+                    [&row.port, &row.network, &row.mac, &row.addresses.join(","), &row.place]
+                        .map(ToString::to_string)
                 }),
             )
         }),
@@ -82,7 +84,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         What::Fdb => out.print(&view.fdb(), |rows| {
             table(
                 ["network", "mac", "owner", "place"],
-                rows.iter().map(|row| [&row.network, &row.mac, &row.owner, &row.place].map(ToString::to_string)),
+                rows.iter()
+                    .map(|row| [&row.network, &row.mac, &row.owner, &row.place].map(ToString::to_string)),
             )
         }),
         What::Networks => out.print(&view.networks(), |rows| {
@@ -94,7 +97,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         What::Underlay => {
             let underlay: Map<u32, Underlay> = Map::open(&maps, "UNDERLAY")?;
             let ways = underlay.entries()?.into_iter().filter(|(_, way)| way.dst.get() != 0);
-            let rows: Vec<_> = ways.map(|(node, way)| crate::agent::peer_status(node, &way, &view.names)).collect();
+            let rows: Vec<_> =
+                ways.map(|(node, way)| crate::agent::peer_status(node, &way, &view.names)).collect();
             out.print(&rows, |rows| {
                 table(
                     ["node", "vtep", "state", "nexthop", "mac", "ifindex"],
@@ -109,7 +113,12 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             table(
                 ["reason", "packets", "bytes", "meaning"],
                 rows.iter().filter(|row| row.packets > 0).map(|row| {
-                    [row.reason.to_owned(), row.packets.to_string(), row.bytes.to_string(), row.meaning.to_owned()]
+                    [
+                        row.reason.to_owned(),
+                        row.packets.to_string(),
+                        row.bytes.to_string(),
+                        row.meaning.to_owned(),
+                    ]
                 }),
             )
         }),
@@ -156,7 +165,13 @@ struct EventRow {
 fn events(counters: &Counters) -> Result<Vec<EventRow>> {
     Event::ALL
         .iter()
-        .map(|&event| Ok(EventRow { event: event.name(), count: counters.event(event)?, meaning: event.describe().trim() }))
+        .map(|&event| {
+            Ok(EventRow {
+                event: event.name(),
+                count: counters.event(event)?,
+                meaning: event.describe().trim(),
+            })
+        })
         .collect()
 }
 
@@ -272,7 +287,8 @@ impl View {
 
     fn ports(&self) -> Vec<PortRow> {
         let mut addresses: BTreeMap<u32, Vec<String>> = BTreeMap::new();
-        for (key, station) in self.image.addresses.iter().filter(|(_, station)| station.kind == STATION_PORT) {
+        for (key, station) in self.image.addresses.iter().filter(|(_, station)| station.kind == STATION_PORT)
+        {
             if !key.ip.is_v6_link_local() {
                 addresses.entry(station.owner).or_default().push(ip(key.ip));
             }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::Value;
 use vrouter_common::{
     reason::{DropReason, Event},
-    tables::{NAME_NODE, Underlay, UNDERLAY_ROUTED},
+    tables::{NAME_NODE, UNDERLAY_ROUTED, Underlay},
 };
 
 use super::InstanceArgs;
@@ -75,28 +75,40 @@ fn collect(args: &Args) -> Result<Status> {
     let underlay: Map<u32, Underlay> = Map::open(&maps, "UNDERLAY")?;
     let ways = underlay.entries()?.into_iter().filter(|(_, way)| way.dst.get() != 0);
     let peers: Vec<_> = ways.map(|(node, way)| agent::peer_status(node, &way, &identities)).collect();
-    let unreachable = underlay.entries()?.iter().any(|(_, way)| way.dst.get() != 0 && way.flags & UNDERLAY_ROUTED == 0);
+    let unreachable =
+        underlay.entries()?.iter().any(|(_, way)| way.dst.get() != 0 && way.flags & UNDERLAY_ROUTED == 0);
     let flows: Map<vrouter_common::flow::FlowKey, vrouter_common::flow::Flow> = Map::open(&maps, "FLOWS")?;
     let counters = Counters::open(&maps)?;
     let digest = format!("{:016x}", commit.digest);
     let mut complaints = Vec::new();
     let wanted = agent.as_ref().map_or(Value::Null, |agent| agent["wanted"].clone());
     match &agent {
-        None => complaints.push("no agent is running; what is pinned goes on forwarding, but follows no change".to_owned()),
+        None => complaints
+            .push("no agent is running; what is pinned goes on forwarding, but follows no change".to_owned()),
         Some(agent) => {
             let problems = wanted["problems"].as_array().map_or(0, Vec::len);
             if problems > 0 {
-                complaints.push(format!("the topology file has {problems} problem(s); the last good one stays in force"));
+                complaints.push(format!(
+                    "the topology file has {problems} problem(s); the last good one stays in force"
+                ));
             } else if wanted["digest"].as_str().is_some_and(|wanted| wanted != digest) {
                 complaints.push("the wanted topology is not in force yet".to_owned());
             }
             if let Some(error) = agent["error"].as_str() {
                 complaints.push(format!("the last apply failed: {error}"));
             }
-            for port in agent["ports"].as_array().into_iter().flatten().filter(|port| port["ifindex"].is_null()) {
-                complaints.push(format!("port {}: interface {} is missing", text(&port["name"]), text(&port["interface"])));
+            for port in
+                agent["ports"].as_array().into_iter().flatten().filter(|port| port["ifindex"].is_null())
+            {
+                complaints.push(format!(
+                    "port {}: interface {} is missing",
+                    text(&port["name"]),
+                    text(&port["interface"])
+                ));
             }
-            for note in agent["uplinks"].as_array().into_iter().flatten().filter_map(|uplink| uplink["note"].as_str()) {
+            for note in
+                agent["uplinks"].as_array().into_iter().flatten().filter_map(|uplink| uplink["note"].as_str())
+            {
                 complaints.push(note.to_owned());
             }
         }
@@ -117,8 +129,14 @@ fn collect(args: &Args) -> Result<Status> {
         programs,
         peers,
         flow_entries_max: flows.max_entries(),
-        dropped_packets: DropReason::ALL.iter().map(|&reason| counters.drops(reason).map_or(0, |tally| tally.packets)).sum(),
-        counters: Event::ALL.iter().filter_map(|&event| Some((event.name(), counters.event(event).ok()?))).collect(),
+        dropped_packets: DropReason::ALL
+            .iter()
+            .map(|&reason| counters.drops(reason).map_or(0, |tally| tally.packets))
+            .sum(),
+        counters: Event::ALL
+            .iter()
+            .filter_map(|&event| Some((event.name(), counters.event(event).ok()?)))
+            .collect(),
         healthy: complaints.is_empty(),
         complaints,
     })
@@ -139,21 +157,30 @@ fn for_people(status: &Status) -> String {
         Some(pid) => line("agent", format!("running, pid {pid}, version {}", text(&status.agent["version"]))),
         None => line("agent", "not running".to_owned()),
     }
-    line("wanted", match status.wanted["digest"].as_str() {
-        Some(digest) => format!("topology {digest} from {}", text(&status.agent["topology"])),
-        None => "unknown".to_owned(),
-    });
-    line("in force", match status.in_force.epoch {
-        0 => "nothing yet".to_owned(),
-        epoch => format!("topology {}, epoch {epoch}", status.in_force.digest),
-    });
+    line(
+        "wanted",
+        match status.wanted["digest"].as_str() {
+            Some(digest) => format!("topology {digest} from {}", text(&status.agent["topology"])),
+            None => "unknown".to_owned(),
+        },
+    );
+    line(
+        "in force",
+        match status.in_force.epoch {
+            0 => "nothing yet".to_owned(),
+            epoch => format!("topology {}, epoch {epoch}", status.in_force.digest),
+        },
+    );
     for uplink in status.agent["uplinks"].as_array().into_iter().flatten() {
         let hook = if uplink["xdp"].as_bool() == Some(true) { "xdp and tc" } else { "tc" };
         let state = if uplink["up"].as_bool() == Some(true) { "up" } else { "down" };
         line("uplink", format!("{} {state} mtu {} {hook}", text(&uplink["name"]), uplink["mtu"]));
     }
     for peer in &status.peers {
-        line("peer", format!("{} {} {} via {} ({})", peer.node, peer.vtep, peer.state, peer.nexthop, peer.mac));
+        line(
+            "peer",
+            format!("{} {} {} via {} ({})", peer.node, peer.vtep, peer.state, peer.nexthop, peer.mac),
+        );
     }
     if let Some(ports) = status.agent["ports"].as_array() {
         let attached = ports.iter().filter(|port| !port["ifindex"].is_null()).count();

@@ -67,9 +67,17 @@ fn stations_are_where_the_document_says() {
     };
     assert_eq!(place(&mut ids, "web", "10.0.1.11"), Some((STATION_PORT, PLACE_LOCAL, 11)));
     assert_eq!(place(&mut ids, "web", "fd00:1::b"), Some((STATION_PORT, PLACE_LOCAL, 11)));
-    assert_eq!(place(&mut ids, "web", "fe80::ff:fe00:10b"), Some((STATION_PORT, PLACE_LOCAL, 11)), "its link-local");
+    assert_eq!(
+        place(&mut ids, "web", "fe80::ff:fe00:10b"),
+        Some((STATION_PORT, PLACE_LOCAL, 11)),
+        "its link-local"
+    );
     assert_eq!(place(&mut ids, "db", "10.0.2.12"), Some((STATION_PORT, PLACE_REMOTE, b)));
-    assert_eq!(place(&mut ids, "db", "10.0.2.13"), Some((STATION_PORT, PLACE_UNPLUGGED, 0)), "tap4 is missing");
+    assert_eq!(
+        place(&mut ids, "db", "10.0.2.13"),
+        Some((STATION_PORT, PLACE_UNPLUGGED, 0)),
+        "tap4 is missing"
+    );
     assert_eq!(place(&mut ids, "db", "10.0.2.14"), Some((STATION_PORT, PLACE_UNBOUND, 0)));
     assert_eq!(place(&mut ids, "web", "10.0.1.1"), Some((STATION_ROUTER, PLACE_EVERYWHERE, 0)));
     assert_eq!(place(&mut ids, "web", "10.0.1.99"), None);
@@ -158,7 +166,8 @@ fn packets_go_where_the_document_says() {
     assert!(matches!(to([10, 66, 0, 1]), Verdict::Dropped(_)), "blackhole");
     assert!(matches!(to([10, 55, 0, 1]), Verdict::Answered { .. }), "no route");
     // An allowed address pair with a hardware address of its own, and one without.
-    let pair = |mac: [u8; 6], src: [u8; 4]| run(&tables, Entry::Port(11), udp(mac, gateway, src, [10, 0, 1, 12]));
+    let pair =
+        |mac: [u8; 6], src: [u8; 4]| run(&tables, Entry::Port(11), udp(mac, gateway, src, [10, 0, 1, 12]));
     assert!(sent_to(pair([2, 0, 0, 0, 1, 0x77], [10, 77, 9, 9])).is_some());
     assert!(sent_to(pair(vm1, [10, 0, 1, 100])).is_some());
     assert!(sent_to(pair(vm1, [10, 77, 9, 9])).is_none(), "the pair has another hardware address");

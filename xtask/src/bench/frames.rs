@@ -3,8 +3,7 @@
 
 use std::{
     ffi::CString,
-    fs,
-    io,
+    fs, io,
     net::Ipv4Addr,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
     time::{Duration, Instant},
@@ -59,12 +58,13 @@ fn drop_program() -> Vec<Insn> {
 fn rewrite_program(bytes: &[u8], ifindex: u32) -> Vec<Insn> {
     let len = i32::try_from(bytes.len()).unwrap_or(0);
     let words = bytes.chunks_exact(4).map(|word| i32::from_ne_bytes([word[0], word[1], word[2], word[3]]));
-    let stores: Vec<Insn> = (0_i16..).step_by(4).zip(words).map(|(at, word)| insn(0x62, 2, 0, at, word)).collect();
+    let stores: Vec<Insn> =
+        (0_i16..).step_by(4).zip(words).map(|(at, word)| insn(0x62, 2, 0, at, word)).collect();
     let mut program = vec![
-        insn(0x61, 2, 1, 0, 0),    // r2 = ctx->data
-        insn(0x61, 3, 1, 4, 0),    // r3 = ctx->data_end
-        insn(0xbf, 4, 2, 0, 0),    // r4 = r2
-        insn(0x07, 4, 0, 0, len),  // r4 += len
+        insn(0x61, 2, 1, 0, 0),   // r2 = ctx->data
+        insn(0x61, 3, 1, 4, 0),   // r3 = ctx->data_end
+        insn(0xbf, 4, 2, 0, 0),   // r4 = r2
+        insn(0x07, 4, 0, 0, len), // r4 += len
         // if r4 > r3 goto the end
         insn(0x2d, 4, 3, i16::try_from(stores.len()).unwrap_or(0) + 4, 0),
     ];
@@ -161,7 +161,8 @@ impl Generator {
         frame[23] = 17;
         frame[26..30].copy_from_slice(&src.octets());
         frame[30..34].copy_from_slice(&dst.octets());
-        let sum: u32 = frame[14..34].chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+        let sum: u32 =
+            frame[14..34].chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
         let sum = (sum & 0xffff) + (sum >> 16);
         frame[24..26].copy_from_slice(&(!(sum as u16)).to_be_bytes());
         frame[34..38].copy_from_slice(&[0x30, 0x39, 0x30, 0x3a]);
@@ -212,6 +213,7 @@ fn ifindex(name: &str) -> Result<u32> {
 pub fn received(host: &Host) -> Result<u64> {
     let line = host.netns().enter(|| fs::read_to_string("/proc/thread-self/net/dev"))??;
     let prefix = format!("{}:", Host::INTERFACE);
-    let counters = line.lines().find_map(|line| line.trim_start().strip_prefix(&prefix)).context("no eth0")?;
+    let counters =
+        line.lines().find_map(|line| line.trim_start().strip_prefix(&prefix)).context("no eth0")?;
     Ok(counters.split_whitespace().nth(1).context("no counter")?.parse()?)
 }

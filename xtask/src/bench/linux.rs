@@ -30,19 +30,29 @@ impl LinuxLab {
 
         let mut hosts = Vec::new();
         // Routed by `near` between subnets of their own.
-        for (host, third, address) in
-            [("h1", "10.8.1", "10.8.1.2"), ("h2", "10.8.2", H2), ("f1", "10.6.1", F1), ("f2", "10.6.2", F2), ("b1", "10.7.1", B1), ("b2", "10.7.2", B2)]
-        {
+        for (host, third, address) in [
+            ("h1", "10.8.1", "10.8.1.2"),
+            ("h2", "10.8.2", H2),
+            ("f1", "10.6.1", F1),
+            ("f2", "10.6.2", F2),
+            ("b1", "10.7.1", B1),
+            ("b2", "10.7.2", B2),
+        ] {
             let netns = Netns::create(&name(host))?;
             wire(&near, &netns, host)?;
             near.ip(&[format!("address add {third}.1/24 dev tap-{host}")])?;
-            netns.ip(&[format!("address add {address}/24 dev eth0"), format!("route add default via {third}.1")])?;
+            netns.ip(&[
+                format!("address add {address}/24 dev eth0"),
+                format!("route add default via {third}.1"),
+            ])?;
             hosts.push(Host::new(host, netns));
         }
         // A subnet stretched over both nodes by kernel VXLAN; `near` is its gateway.
         let netns = Netns::create(&name("h3"))?;
         wire(&far, &netns, "h3")?;
-        for (node, local, remote) in [(&near, "198.51.100.1", "198.51.100.2"), (&far, "198.51.100.2", "198.51.100.1")] {
+        for (node, local, remote) in
+            [(&near, "198.51.100.1", "198.51.100.2"), (&far, "198.51.100.2", "198.51.100.1")]
+        {
             node.ip(&[
                 "link add br0 mtu 1450 type bridge".to_owned(),
                 format!("link add vxlan0 mtu 1450 type vxlan id 77 local {local} remote {remote} dstport 4789 dev eth0"),

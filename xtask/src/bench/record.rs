@@ -92,7 +92,8 @@ impl Record {
             .rows
             .iter()
             .map(|row| {
-                let ratios: Vec<_> = row.ratio.iter().map(|(peer, ratio)| format!("{ratio:.2} x {peer}")).collect();
+                let ratios: Vec<_> =
+                    row.ratio.iter().map(|(peer, ratio)| format!("{ratio:.2} x {peer}")).collect();
                 [
                     row.id.to_owned(),
                     format!("{:.2} {}", row.median, row.unit),
