@@ -23,11 +23,11 @@ pub fn jiffies() -> u64 {
 }
 
 macro_rules! get {
-    // SAFETY: compiled topology is never changed in the bank packets read, so what the reference points
-    // to stays as it is for the few hundred nanoseconds a program runs.
-    ($map:ident, $key:expr) => {
+    ($map:ident, $key:expr) => {{
+        // SAFETY: compiled topology is never changed in the bank packets read, so what the reference points
+        // to stays as it is for the few hundred nanoseconds a program runs.
         unsafe { maps::$map.get($key) }
-    };
+    }};
 }
 
 impl Tables for Maps {

@@ -269,7 +269,7 @@ impl Packet for Skb {
 #[inline(always)]
 fn dropped(reason: DropReason, bytes: u64) -> i32 {
     Maps.count_drop(reason, bytes);
-    TC_ACT_SHOT as i32
+    TC_ACT_SHOT
 }
 
 /// Sends a packet where it leaves.
@@ -352,7 +352,7 @@ const TO_FLOOD: i32 = 0x101;
 #[inline(always)]
 fn first(skb: *mut __sk_buff, ingress: &Ingress) -> i32 {
     if vr_tc_read(skb, ingress.at as u32) != 0 {
-        return TC_ACT_SHOT as i32;
+        return TC_ACT_SHOT;
     }
     let verdict = vr_tc_first(skb, ingress.from as u32);
     vr_tc_log(skb, verdict);
@@ -506,13 +506,13 @@ pub extern "C" fn vr_tc_flood(skb: *mut __sk_buff, from: u32) -> i32 {
         helpers::bpf_loop(RECEIVERS_MAX, flood_port as *mut c_void, (&raw mut round).cast(), 0);
     }
     if tunnelled {
-        return TC_ACT_SHOT as i32;
+        return TC_ACT_SHOT;
     }
     round.cursor = FLOOD_REMOTE;
     let first = FloodKey { network, cursor: FLOOD_REMOTE };
     // SAFETY: see `Tables`.
-    if unsafe { maps::FLOODS.get(&first) }.is_none() {
-        return TC_ACT_SHOT as i32;
+    if unsafe { maps::FLOODS.get(first) }.is_none() {
+        return TC_ACT_SHOT;
     }
     if packet.push_outer().is_err() {
         return dropped(DropReason::NoRoom, bytes);
@@ -526,7 +526,7 @@ pub extern "C" fn vr_tc_flood(skb: *mut __sk_buff, from: u32) -> i32 {
     unsafe {
         helpers::bpf_loop(RECEIVERS_MAX, flood_node as *mut c_void, (&raw mut round).cast(), 0);
     }
-    TC_ACT_SHOT as i32
+    TC_ACT_SHOT
 }
 
 /// One port of this node.
@@ -535,7 +535,7 @@ extern "C" fn flood_port(_index: u32, round: *mut c_void) -> i64 {
     let round = unsafe { &mut *round.cast::<Round>() };
     // SAFETY: see `Tables`.
     let Some(receiver) =
-        (unsafe { maps::FLOODS.get(&FloodKey { network: round.network, cursor: round.cursor }) })
+        (unsafe { maps::FLOODS.get(FloodKey { network: round.network, cursor: round.cursor }) })
     else {
         return 1;
     };
@@ -553,7 +553,7 @@ extern "C" fn flood_node(_index: u32, round: *mut c_void) -> i64 {
     let round = unsafe { &mut *round.cast::<Round>() };
     // SAFETY: see `Tables`.
     let Some(receiver) =
-        (unsafe { maps::FLOODS.get(&FloodKey { network: round.network, cursor: round.cursor }) })
+        (unsafe { maps::FLOODS.get(FloodKey { network: round.network, cursor: round.cursor }) })
     else {
         return 1;
     };
