@@ -54,7 +54,7 @@ pub fn vr_clock(_ctx: TcContext) -> i32 {
         // SAFETY: the array's only entry, checked by the lookup.
         unsafe { *clock = tables::jiffies() };
     }
-    TC_ACT_OK as i32
+    TC_ACT_OK
 }
 
 #[cfg(not(test))]
