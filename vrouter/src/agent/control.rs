@@ -23,6 +23,7 @@ const SOCKET: &str = "agent.sock";
 /// A request is a word; more is nobody we talk to.
 const REQUEST_MAX: u64 = 256;
 const PATIENCE: Duration = Duration::from_secs(2);
+const ACCEPT_AGAIN: Duration = Duration::from_millis(200);
 
 type Serving = Pin<Box<dyn Future<Output = Result<()>>>>;
 
@@ -35,7 +36,15 @@ pub fn listen(run_dir: &Path, status: Arc<Mutex<AgentStatus>>) -> Result<Serving
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
     Ok(Box::pin(async move {
         loop {
-            let (stream, _) = listener.accept().await.context("control socket")?;
+            let stream = match listener.accept().await {
+                Ok((stream, _)) => stream,
+                // Out of file descriptors, most likely: those who hold them are hung up on soon.
+                Err(error) => {
+                    tracing::warn!("control socket: {error}");
+                    tokio::time::sleep(ACCEPT_AGAIN).await;
+                    continue;
+                }
+            };
             let status = status.clone();
             tokio::spawn(async move {
                 let (read, mut write) = stream.into_split();
