@@ -1,8 +1,16 @@
 //! The topology file, looked at again and again.
 
-use std::{fs, os::unix::fs::MetadataExt, path::PathBuf};
+use std::{
+    fs::{self, OpenOptions},
+    io::{self, Read as _},
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
 
 use crate::topology::{self, Problems, model::Topology};
+
+/// One byte more than a document may have, so that it is refused as too long.
+const READ_MAX: u64 = (64 << 20) + 1;
 
 /// A file that is read when it changed.
 pub struct FileSource {
@@ -10,7 +18,8 @@ pub struct FileSource {
     /// Device, inode, size, modification time: another file, or another content.
     seen: Option<(u64, u64, u64, i64, i64)>,
     digest: Option<u64>,
-    missing: bool,
+    /// Why it could not be read the last time.
+    unreadable: Option<String>,
 }
 
 /// What a read found.
@@ -21,7 +30,7 @@ pub struct Read {
 
 impl FileSource {
     pub fn new(path: PathBuf) -> Self {
-        Self { path, seen: None, digest: None, missing: false }
+        Self { path, seen: None, digest: None, unreadable: None }
     }
 
     /// Reads the file if it changed since the last call.
@@ -35,11 +44,11 @@ impl FileSource {
         if self.seen == Some(seen) {
             return None;
         }
-        let bytes = match fs::read(&self.path) {
+        let bytes = match read(&self.path) {
             Ok(bytes) => bytes,
             Err(error) => return self.unreadable(&name, &error),
         };
-        self.missing = false;
+        self.unreadable = None;
         self.seen = Some(seen);
         let digest = digest(&bytes);
         if self.digest.replace(digest) == Some(digest) {
@@ -53,21 +62,32 @@ impl FileSource {
     }
 
     /// A file that is gone is reported once; it may be on its way back, as when an editor replaces it.
-    fn unreadable(&mut self, name: &str, error: &std::io::Error) -> Option<Read> {
-        if std::mem::replace(&mut self.missing, true) {
+    fn unreadable(&mut self, name: &str, error: &io::Error) -> Option<Read> {
+        let what = format!("cannot be read: {error}");
+        if self.unreadable.as_ref() == Some(&what) {
             return None;
         }
         (self.seen, self.digest) = (None, None);
-        let what = format!("cannot be read: {error}");
+        self.unreadable = Some(what.clone());
         let topology = Err(Problems::of_document(name, what, "make it readable; it is looked at again"));
         Some(Read { digest: 0, topology })
     }
 }
 
+/// Reads a regular file, and no more of it than a document may have. A pipe or a device could keep the agent
+/// waiting, or never end.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    file.take(READ_MAX).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 /// FNV-1a, 64 bits: tells one content from another; it is no defence against somebody who may write the
 /// file anyway.
 fn digest(bytes: &[u8]) -> u64 {
-    bytes
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
 }
