@@ -1,5 +1,6 @@
 //! A `vrouter agent` on a node of a lab.
 
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -20,6 +21,8 @@ pub struct AgentOptions {
     pub flow_entries: Option<u32>,
     /// `--uplink-hook`: `auto`, `tc` or `xdp`.
     pub uplink_hook: Option<String>,
+    /// Further arguments.
+    pub extra: Vec<String>,
     /// The program; see [`vrouter_binary`] for the default.
     pub binary: Option<PathBuf>,
 }
@@ -59,6 +62,7 @@ impl Agent {
         if let Some(hook) = options.uplink_hook {
             arguments.extend(["--uplink-hook".to_owned(), hook]);
         }
+        arguments.extend(options.extra);
         let log = lab.directory().join(format!("{}.log", node.name()));
         let mut agent = Self { node: node.clone(), instance, binary, arguments, log, process: None };
         agent.restart()?;
@@ -135,7 +139,7 @@ impl Agent {
     ) -> Result<Value> {
         let deadline = Instant::now() + timeout;
         loop {
-            let status = self.json(&["status"]);
+            let status = self.status();
             match status {
                 Ok(status) if wanted(&status) => return Ok(status),
                 _ if !self.is_running() => {
@@ -157,6 +161,28 @@ impl Agent {
                 _ => std::thread::sleep(Duration::from_millis(50)),
             }
         }
+    }
+
+    /// The JSON of `vrouter status`, also when that exits with 1 because something needs attention.
+    pub fn status(&self) -> Result<Value> {
+        let output = self.vrouter(&["status", "--output", "json"])?;
+        serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("`vrouter status`: {}", String::from_utf8_lossy(&output.stderr).trim()))
+    }
+
+    /// Packets dropped for a reason so far.
+    pub fn drops(&self, reason: &str) -> Result<u64> {
+        let rows = self.json(&["show", "drops"])?;
+        let row = rows.as_array().into_iter().flatten().find(|row| row["reason"] == reason);
+        row.and_then(|row| row["packets"].as_u64()).with_context(|| format!("no drop reason {reason}"))
+    }
+
+    /// Keys and values of the flow table, as `vrouter map-dump` words them.
+    pub fn flows(&self) -> Result<BTreeMap<String, String>> {
+        let dumps = self.json(&["map-dump", "FLOWS"])?;
+        let entries = dumps[0]["entries"].as_array().context("the dump has no entries")?;
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        Ok(entries.iter().map(|entry| (text(&entry["key"]), text(&entry["value"]))).collect())
     }
 
     /// Runs another subcommand on this instance, in the node's namespace.
