@@ -282,7 +282,7 @@ impl Agent {
     }
 
     async fn follow_underlay(&mut self) {
-        match self.underlays.follow(&self.netlink, &self.compiled, &self.links, &self.config).await {
+        match self.underlays.follow(&self.netlink, &self.compiled, &self.links, self.data_path.attached()).await {
             Ok(true) => self.commit(true).await,
             Ok(false) => {}
             Err(error) => self.complain("underlay", format!("cannot follow the underlay: {error:#}")),
@@ -359,7 +359,7 @@ impl Agent {
             if xdp {
                 wanted.insert((link.index, Hook::XdpUplink), name.clone());
             }
-            uplinks.push(UplinkStatus::new(link, xdp));
+            uplinks.push(UplinkStatus::new(link));
         }
         // Before the first topology: keep what earlier agents attached.
         if self.topology.is_none() {
@@ -388,9 +388,15 @@ impl Agent {
                 _ => format!("cannot attach to {name}: {error:#}"),
             };
             if let Some(uplink) = uplinks.iter_mut().find(|uplink| uplink.name == name) {
-                uplink.note = Some(text.clone());
+                // Nobody asked for it to be otherwise.
+                let is_default = hook == Hook::XdpUplink && self.config.uplink_hook == UplinkHook::Auto;
+                *(if is_default { &mut uplink.warning } else { &mut uplink.note }) = Some(text.clone());
             }
             self.complain(&format!("{name}{hook:?}"), text);
+        }
+        for uplink in &mut uplinks {
+            let attached = self.data_path.attached();
+            uplink.xdp = uplink.ifindex.is_some_and(|ifindex| attached.contains(&(ifindex, Hook::XdpUplink)));
         }
         let ports: Vec<_> = self.compiled.local_ports.iter().map(PortStatus::from).collect();
         for port in ports.iter().filter(|port| port.ifindex.is_none()) {

@@ -36,8 +36,12 @@ pub struct UplinkStatus {
     pub ifindex: Option<u32>,
     pub mtu: u32,
     pub up: bool,
+    /// Whether XDP is attached in front of TC.
     pub xdp: bool,
+    /// What is wrong.
     pub note: Option<String>,
+    /// What could be better, but is in order.
+    pub warning: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -77,20 +81,21 @@ impl AgentStatus {
 }
 
 impl UplinkStatus {
-    pub fn new(link: &Link, xdp: bool) -> Self {
+    pub fn new(link: &Link) -> Self {
         Self {
             name: link.name.clone(),
             ifindex: Some(link.index),
             mtu: link.mtu,
             up: link.up,
-            xdp,
+            xdp: false,
             note: None,
+            warning: None,
         }
     }
 
     pub fn missing(name: &str) -> Self {
         let note = Some("the interface does not exist".to_owned());
-        Self { name: name.to_owned(), ifindex: None, mtu: 0, up: false, xdp: false, note }
+        Self { name: name.to_owned(), ifindex: None, mtu: 0, up: false, xdp: false, note, warning: None }
     }
 }
 

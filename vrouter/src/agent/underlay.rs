@@ -1,7 +1,7 @@
 //! The underlay's next hops: what the kernel's own routes and neighbours say, kept in the underlay map.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::Ipv4Addr,
     path::Path,
     time::{Duration, Instant},
@@ -16,7 +16,7 @@ use vrouter_common::{
 use super::status::PeerStatus;
 use crate::{
     compile::Compiled,
-    config::AgentConfig,
+    data_path::Hook,
     identities::Identities,
     kernel::Map,
     netlink::{Link, Netlink},
@@ -48,17 +48,13 @@ impl Underlays {
         netlink: &Netlink,
         compiled: &Compiled,
         links: &[Link],
-        config: &AgentConfig,
+        attached: &BTreeSet<(u32, Hook)>,
     ) -> Result<bool> {
         let Some(vtep) = compiled.vtep else { return Ok(false) };
         let neighbours = netlink.neighbours_v4().await?;
         let mut frames_changed = false;
         for (&node, &peer) in &compiled.peers {
-            let mut way = Underlay {
-                src: Be32::new(vtep.to_bits()),
-                dst: Be32::new(peer.to_bits()),
-                ..Underlay::default()
-            };
+            let mut way = Underlay { src: Be32::new(vtep.to_bits()), dst: Be32::new(peer.to_bits()), ..Underlay::default() };
             if let Some(route) = netlink.route_to(peer).await?.filter(|route| !route.local) {
                 let nexthop = route.gateway.unwrap_or(peer);
                 let link = links.iter().find(|link| link.index == route.ifindex);
@@ -67,9 +63,7 @@ impl Underlays {
                 way.nexthop = Be32::new(nexthop.to_bits());
                 way.mtu = route.mtu.or(link.map(|link| link.mtu)).unwrap_or(0);
                 if let Some(link) = link {
-                    if config.uplinks.contains(&link.name)
-                        && config.uplink_hook.wants_xdp(link.kind.as_deref())
-                    {
+                    if attached.contains(&(link.index, Hook::XdpUplink)) {
                         way.flags |= UNDERLAY_FRAMES;
                     }
                     match neighbours.get(&(route.ifindex, nexthop)).filter(|neighbour| neighbour.usable) {
@@ -83,8 +77,7 @@ impl Underlays {
             }
             frames_changed |= self.write(node, way)?;
         }
-        let gone: Vec<u32> =
-            self.ways.keys().filter(|node| !compiled.peers.contains_key(node)).copied().collect();
+        let gone: Vec<u32> = self.ways.keys().filter(|node| !compiled.peers.contains_key(node)).copied().collect();
         for node in gone {
             self.write(node, Underlay::default())?;
             self.ways.remove(&node);
