@@ -89,13 +89,13 @@ fn to_tc() -> u32 {
 }
 
 #[inline(always)]
-fn emit(exit: Exit) -> u32 {
+fn emit(frame: &Frame, exit: Exit) -> u32 {
     match exit {
         // SAFETY: a helper of scalars.
         Exit::Interface(ifindex) => unsafe { helpers::bpf_redirect(ifindex, 0) as u32 },
         Exit::NextHook => to_tc(),
         // Not asked for by this hook.
-        Exit::Neighbour { .. } => dropped(DropReason::Internal, 0),
+        Exit::Neighbour { .. } => dropped(DropReason::Internal, frame.len() as u64),
     }
 }
 
@@ -106,8 +106,8 @@ pub fn port(ctx: *mut xdp_md) -> u32 {
     // SAFETY: the program's context.
     let ingress = Ingress::port(unsafe { (*ctx).ingress_ifindex });
     match pipeline::established(&mut frame, &Maps, &ingress, Hook::Xdp) {
-        Some(Ok(exit)) => emit(exit),
-        Some(Err(reason)) => dropped(reason, 0),
+        Some(Ok(exit)) => emit(&frame, exit),
+        Some(Err(reason)) => dropped(reason, frame.len() as u64),
         None => first(ctx, &ingress),
     }
 }
@@ -122,8 +122,8 @@ pub fn uplink(ctx: *mut xdp_md) -> u32 {
         Err(reason) => return dropped(reason, frame.len() as u64),
     };
     match pipeline::established(&mut frame, &Maps, &ingress, Hook::Xdp) {
-        Some(Ok(exit)) => emit(exit),
-        Some(Err(reason)) => dropped(reason, 0),
+        Some(Ok(exit)) => emit(&frame, exit),
+        Some(Err(reason)) => dropped(reason, frame.len() as u64),
         None => first(ctx, &ingress),
     }
 }
@@ -170,7 +170,7 @@ pub extern "C" fn vr_xdp_first(ctx: *mut xdp_md, from: u32) -> u32 {
     match pipeline::first(&frame, &Maps, &ingress, headers, plan, Hook::Xdp) {
         Ok(Decision::Forward | Decision::ForwardOnce) => {
             match pipeline::apply_first(&mut frame, &Maps, &ingress, plan, Hook::Xdp) {
-                Ok(exit) => emit(exit),
+                Ok(exit) => emit(&frame, exit),
                 Err(reason) => dropped(reason, bytes),
             }
         }
