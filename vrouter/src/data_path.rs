@@ -13,6 +13,7 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail};
 use aya::{
     Ebpf, EbpfLoader,
+    maps::MapType,
     programs::{
         LinkOrder, SchedClassifier, TcAttachType, Xdp, XdpMode,
         links::{FdLink, PinnedLink},
@@ -21,6 +22,12 @@ use aya::{
     },
 };
 use serde::Serialize;
+use vrouter_common::{
+    flow::{Flow, FlowKey},
+    tables::*,
+};
+
+use crate::{counters::Tally, kernel::check_pin};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("VR_EBPF_OBJECT"));
 
@@ -170,6 +177,7 @@ impl DataPath {
         }
         pins.create()?;
         let maps = pins.maps();
+        check_pins(&maps)?;
         let mut loader = EbpfLoader::new();
         loader.map_max_entries("FLOWS", flow_entries);
         // Frozen before the programs are verified: what is off costs nothing.
@@ -314,6 +322,29 @@ impl DataPath {
         link.pin(&path).with_context(|| format!("cannot pin {}", path.display()))?;
         Ok(())
     }
+}
+
+/// Refuses pins of another shape: aya 0.14 takes whatever map has the right name.
+fn check_pins(maps: &Path) -> Result<()> {
+    use MapType::{Array, Hash, LpmTrie, PerCpuArray};
+    check_pin::<u32, Commit>(maps, "COMMIT", Array)?;
+    check_pin::<u32, u32>(maps, "REVISIONS", Array)?;
+    check_pin::<FlowKey, Flow>(maps, "FLOWS", Hash)?;
+    check_pin::<BindingKey, Binding>(maps, "BINDINGS", Hash)?;
+    check_pin::<NetworkKey, Network>(maps, "NETWORKS", Hash)?;
+    check_pin::<VniKey, u32>(maps, "VNIS", Hash)?;
+    check_pin::<VtepKey, u32>(maps, "VTEPS", Hash)?;
+    check_pin::<FdbKey, Station>(maps, "FDB", Hash)?;
+    check_pin::<AddressKey, Station>(maps, "ADDRESSES", Hash)?;
+    check_pin::<AllowedKey, u32>(maps, "ALLOWED", LpmTrie)?;
+    check_pin::<RouteKey, Route>(maps, "ROUTES", LpmTrie)?;
+    check_pin::<RouterLegKey, RouterLeg>(maps, "ROUTER_LEGS", Hash)?;
+    check_pin::<FloodKey, Flood>(maps, "FLOODS", Hash)?;
+    check_pin::<u32, Underlay>(maps, "UNDERLAY", Array)?;
+    check_pin::<u32, Tally>(maps, "DROPS", PerCpuArray)?;
+    check_pin::<u32, u64>(maps, "EVENTS", PerCpuArray)?;
+    check_pin::<NameKey, Name>(maps, "NAMES", Hash)?;
+    check_pin::<u32, u64>(maps, "CLOCK", Array)
 }
 
 fn parse_pin(path: &Path) -> Option<(Hook, u32)> {

@@ -11,7 +11,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use aya::{Pod, maps::MapData};
+use aya::{
+    Pod,
+    maps::{MapData, MapInfo, MapType},
+};
 
 const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
@@ -27,6 +30,42 @@ struct ElementAttr {
     key: u64,
     value_or_next: u64,
     flags: u64,
+}
+
+/// Refuses a pinned map whose entries have other sizes.
+fn check_shape(path: &Path, info: &MapInfo, key_size: usize, value_size: usize) -> Result<()> {
+    if info.key_size() as usize != key_size || info.value_size() as usize != value_size {
+        bail!(
+            "the pinned map {} has {}-byte keys and {}-byte values, this vrouter uses {} and {}: it was made by \
+             another version; stop that agent and run `vrouter agent --discard-state` to start afresh (traffic \
+             stops while it does)",
+            path.display(),
+            info.key_size(),
+            info.value_size(),
+            key_size,
+            value_size,
+        );
+    }
+    Ok(())
+}
+
+/// Refuses a pin that a loader would take for the map of its name though it is another. No pin is no error.
+pub fn check_pin<K, V>(maps: &Path, name: &str, kind: MapType) -> Result<()> {
+    let path = maps.join(name);
+    if !path.exists() {
+        return Ok(());
+    }
+    let info = MapInfo::from_pin(&path).with_context(|| format!("cannot open the pinned map {}", path.display()))?;
+    check_shape(&path, &info, size_of::<K>(), size_of::<V>())?;
+    let found = info.map_type().with_context(|| format!("cannot read the shape of {}", path.display()))?;
+    if found != kind {
+        bail!(
+            "the pinned map {} is of type {found:?}, this vrouter uses {kind:?}: run `vrouter agent \
+             --discard-state` to start afresh (traffic stops while it does)",
+            path.display()
+        );
+    }
+    Ok(())
 }
 
 /// A pinned map whose keys are `K` and values are `V`.
@@ -49,18 +88,7 @@ impl<K: Pod, V: Pod> Map<K, V> {
         let data = MapData::from_pin(&path)
             .with_context(|| format!("cannot open the pinned map {}", path.display()))?;
         let info = data.info().with_context(|| format!("cannot read the shape of {}", path.display()))?;
-        if info.key_size() as usize != size_of::<K>() || info.value_size() as usize != value_size {
-            bail!(
-                "the pinned map {} has {}-byte keys and {}-byte values, this vrouter uses {} and {}: it was made by \
-                 another version; stop that agent and run `vrouter agent --discard-state` to start afresh (traffic \
-                 stops while it does)",
-                path.display(),
-                info.key_size(),
-                info.value_size(),
-                size_of::<K>(),
-                value_size,
-            );
-        }
+        check_shape(&path, &info, size_of::<K>(), value_size)?;
         let max_entries = info.max_entries();
         Ok(Self { data, path, max_entries, types: PhantomData })
     }
