@@ -2,7 +2,7 @@
 //!
 //! Reads: Ethernet, IPv4, IPv6 with extension headers, the first bytes of the transport. Writes: nothing.
 //! Drops: `frame_truncated`, `vlan_tagged`, `ethertype_unknown`, `ethernet_source`, `ipv4_*`, `ipv6_*`,
-//! `transport_truncated`.
+//! `transport_truncated`, `arp_malformed` (cut short; what it says is read where it is answered).
 //!
 //! [`Depth::Fast`] reads what almost every packet is (IPv4 without options, IPv6 without extension
 //! headers, no fragments) and calls the rest [`Parsed::Unusual`]; [`Depth::Full`] reads it all.
@@ -98,7 +98,11 @@ pub fn parse<P: Packet>(packet: &P, at: usize, depth: Depth) -> Result<Parsed, D
     match ethertype {
         IPV4 => ipv4(packet, macs, at + ETH_LEN, depth),
         IPV6 => ipv6(packet, macs, at + ETH_LEN, depth),
-        ARP => Ok(Parsed::Known(Headers { macs, arp: true, ..Headers::default() })),
+        ARP => {
+            // From a tunnel nothing else looks at it, and the kernel takes no outer headers off a stub.
+            packet.view(at + ETH_LEN, ARP_LEN).ok_or(DropReason::ArpMalformed)?;
+            Ok(Parsed::Known(Headers { macs, arp: true, ..Headers::default() }))
+        }
         VLAN | QINQ => Err(DropReason::VlanTagged),
         _ => Err(DropReason::EthertypeUnknown),
     }

@@ -5,6 +5,8 @@
 pub const ETH_LEN: usize = 14;
 pub const IPV4_LEN: usize = 20;
 pub const IPV6_LEN: usize = 40;
+/// ARP for IPv4 over Ethernet.
+pub const ARP_LEN: usize = 28;
 /// Outer Ethernet + IPv4 + UDP + VXLAN.
 pub const OUTER_LEN: usize = 50;
 /// What VXLAN over IPv4 takes from the underlay's MTU: outer IPv4 + UDP + VXLAN + inner Ethernet.

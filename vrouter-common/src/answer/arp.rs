@@ -14,7 +14,6 @@ use crate::{
     wire::*,
 };
 
-const ARP_LEN: usize = 28;
 const REQUEST: u16 = 1;
 const REPLY: u16 = 2;
 
