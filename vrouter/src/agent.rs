@@ -282,7 +282,11 @@ impl Agent {
     }
 
     async fn follow_underlay(&mut self) {
-        match self.underlays.follow(&self.netlink, &self.compiled, &self.links, self.data_path.attached()).await {
+        match self
+            .underlays
+            .follow(&self.netlink, &self.compiled, &self.links, self.data_path.attached())
+            .await
+        {
             Ok(true) => self.commit(true).await,
             Ok(false) => {}
             Err(error) => self.complain("underlay", format!("cannot follow the underlay: {error:#}")),

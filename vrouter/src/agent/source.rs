@@ -89,5 +89,7 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
 /// FNV-1a, 64 bits: tells one content from another; it is no defence against somebody who may write the
 /// file anyway.
 fn digest(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
+    bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
 }

@@ -54,7 +54,11 @@ impl Underlays {
         let neighbours = netlink.neighbours_v4().await?;
         let mut frames_changed = false;
         for (&node, &peer) in &compiled.peers {
-            let mut way = Underlay { src: Be32::new(vtep.to_bits()), dst: Be32::new(peer.to_bits()), ..Underlay::default() };
+            let mut way = Underlay {
+                src: Be32::new(vtep.to_bits()),
+                dst: Be32::new(peer.to_bits()),
+                ..Underlay::default()
+            };
             if let Some(route) = netlink.route_to(peer).await?.filter(|route| !route.local) {
                 let nexthop = route.gateway.unwrap_or(peer);
                 let link = links.iter().find(|link| link.index == route.ifindex);
@@ -77,7 +81,8 @@ impl Underlays {
             }
             frames_changed |= self.write(node, way)?;
         }
-        let gone: Vec<u32> = self.ways.keys().filter(|node| !compiled.peers.contains_key(node)).copied().collect();
+        let gone: Vec<u32> =
+            self.ways.keys().filter(|node| !compiled.peers.contains_key(node)).copied().collect();
         for node in gone {
             self.write(node, Underlay::default())?;
             self.ways.remove(&node);

@@ -191,7 +191,12 @@ fn for_people(status: &Status) -> String {
     for warning in status.wanted["warnings"].as_array().into_iter().flatten() {
         line("warning", text(warning).to_owned());
     }
-    for warning in status.agent["uplinks"].as_array().into_iter().flatten().filter_map(|uplink| uplink["warning"].as_str()) {
+    for warning in status.agent["uplinks"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|uplink| uplink["warning"].as_str())
+    {
         line("warning", warning.to_owned());
     }
     for complaint in &status.complaints {
