@@ -14,7 +14,7 @@ use vrouter_tests::{Agent, AgentOptions, Host, Lab, TcpLoad, UdpLoad, wait};
 /// Programs are verified anew at each start, which takes its time on a busy machine.
 const START: Duration = Duration::from_secs(60);
 /// For what takes an agent a moment.
-const SOON: Duration = Duration::from_secs(15);
+const SOON: Duration = Duration::from_secs(60);
 
 /// The standard lab with an agent on each node, ready.
 fn standard_lab(topology: &Topology) -> (Lab, Agent, Agent) {

@@ -16,7 +16,7 @@ use vrouter_tests::topology::{Topology, standard};
 use vrouter_tests::{Agent, AgentOptions, Lab, Node, Process, wait};
 
 const START: Duration = Duration::from_secs(60);
-const SOON: Duration = Duration::from_secs(15);
+const SOON: Duration = Duration::from_secs(60);
 
 /// A document in order, whose lines the cases below change.
 const GOOD: &str = r#"networks:
