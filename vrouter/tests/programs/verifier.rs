@@ -1,0 +1,24 @@
+//! How large the programs are to the verifier, which refuses to walk more than a million instructions.
+
+use vrouter::data_path::{self, DataPath};
+
+use crate::harness::{in_namespace, new_pins};
+
+const BUDGET: u32 = 800_000;
+
+#[test]
+fn the_verifier_accepts_every_program_with_room_to_spare() {
+    in_namespace(|| {
+        let pins = new_pins();
+        let data_path = DataPath::load(pins.clone(), 16);
+        let programs = data_path::programs(&pins);
+        pins.discard().expect("pins");
+        data_path.expect("the programs load");
+        assert_eq!(programs.len(), 5, "{programs:?}");
+        for (name, _, instructions) in programs {
+            let instructions = instructions.expect("a kernel that tells (5.16)");
+            println!("{name}: {instructions} instructions verified");
+            assert!(instructions > 0 && instructions < BUDGET, "{name}: {instructions} of {BUDGET}");
+        }
+    });
+}
