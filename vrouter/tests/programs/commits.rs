@@ -60,7 +60,6 @@ fn an_apply_decides_only_touched_networks_again() {
         assert_eq!((kept.epoch, kept.packets), (1, 3), "hit");
 
         // The packet is sent by the new topology, whatever the entry said before.
-        let mut image = image;
         for address in [port_v4(21).into(), std::net::IpAddr::from(port_v6(21))] {
             let station =
                 image.addresses.get_mut(&AddressKey::new(0, 2, Ip::from(address))).expect("a station");

@@ -228,12 +228,30 @@ pub fn with_world(test: impl FnOnce(&mut World) + Send + 'static) {
 /// Enough for every test that does not ask for less.
 pub const FLOW_ENTRIES: u32 = 8192;
 
+/// Instances of these tests are called this, their process and their number in it.
+const INSTANCE: &str = "test-programs-";
+
 /// Unused pins.
 pub fn new_pins() -> Pins {
     static TESTS: AtomicU32 = AtomicU32::new(0);
     data_path::mount_bpffs(Path::new(BPFFS)).expect("bpffs");
     let number = TESTS.fetch_add(1, Ordering::Relaxed);
-    Pins::new(Path::new(BPFFS), &format!("test-programs-{}-{number}", std::process::id()))
+    if number == 0 {
+        remove_left_pins();
+    }
+    Pins::new(Path::new(BPFFS), &format!("{INSTANCE}{}-{number}", std::process::id()))
+}
+
+/// Removes the pins of processes that were killed in the middle of a test.
+fn remove_left_pins() {
+    let Ok(instances) = std::fs::read_dir(Path::new(BPFFS).join("vrouter")) else { return };
+    for instance in instances.flatten() {
+        let name = instance.file_name();
+        let process = name.to_str().and_then(|name| name.strip_prefix(INSTANCE)?.split('-').next());
+        if process.is_some_and(|process| !Path::new("/proc").join(process).exists()) {
+            std::fs::remove_dir_all(instance.path()).ok();
+        }
+    }
 }
 
 /// Makes one veth pair per port of the topology, and the uplink. The other ends are called like them with
