@@ -109,7 +109,12 @@ impl Host {
 
     /// Sends a frame exactly as given.
     pub fn raw_send(&self, frame: &[u8]) -> Result<()> {
-        packet::send(&self.netns, Self::INTERFACE, frame)
+        self.raw_send_on(Self::INTERFACE, frame)
+    }
+
+    /// Like [`Host::raw_send`], on another interface of the namespace.
+    pub fn raw_send_on(&self, interface: &str, frame: &[u8]) -> Result<()> {
+        packet::send(&self.netns, interface, frame)
     }
 
     /// Receives frames from now on.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::net::IpAddr;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -9,6 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::{Context as _, Result, bail};
 
 use crate::clean::{self, LabDirectory};
+use crate::host::parse_mac;
 use crate::topology::Topology;
 use crate::{Agent, AgentOptions, Host, Netns, require_root};
 
@@ -204,6 +206,22 @@ impl Workload {
         let found = self.spec.addresses.iter().find(|address| address.contains(':') == is_v6);
         let found = found.unwrap_or_else(|| panic!("{} has no address of that family", self.spec.name));
         found.split('/').next().unwrap_or(found)
+    }
+
+    /// The same as an address.
+    ///
+    /// # Panics
+    /// If it has none.
+    pub fn ip(&self, is_v6: bool) -> IpAddr {
+        self.address(is_v6).parse().unwrap_or_else(|_| panic!("{} has a malformed address", self.spec.name))
+    }
+
+    /// The hardware address it was made with.
+    ///
+    /// # Panics
+    /// If that is malformed.
+    pub fn spec_mac(&self) -> [u8; 6] {
+        parse_mac(&self.spec.mac).unwrap_or_else(|error| panic!("{error:#}"))
     }
 
     /// Its IPv4 address.

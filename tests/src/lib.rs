@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod capture;
 pub mod clean;
+pub mod frame;
 pub mod host;
 pub mod lab;
 pub mod load;
@@ -13,6 +14,8 @@ pub mod netns;
 pub mod packet;
 pub mod ping;
 pub mod process;
+pub mod sockets;
+pub mod system;
 pub mod tools;
 pub mod topology;
 pub mod wait;
@@ -26,6 +29,7 @@ pub use netns::Netns;
 pub use packet::Sniffer;
 pub use ping::{Ping, RunningPing};
 pub use process::Process;
+pub use system::{Listeners, System};
 
 /// Fails, naming the remedy, unless the effective user is root.
 pub fn require_root() -> anyhow::Result<()> {
