@@ -375,6 +375,9 @@ impl LabBuilder {
                 netns.set_sysctl(&format!("ipv6/conf/all/{key}"), value)?;
                 netns.set_sysctl(&format!("ipv6/conf/default/{key}"), value)?;
             }
+            // Every closed port is complained of: tests count.
+            netns.set_sysctl("ipv4/icmp_ratelimit", "0")?;
+            netns.set_sysctl("ipv6/icmp/ratelimit", "0")?;
             let node = node.netns().clone();
             let workload = Workload { host: Host::new(&spec.name, netns), node, spec };
             workload.plug().with_context(|| format!("the workload {}", workload.spec.name))?;

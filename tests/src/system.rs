@@ -9,7 +9,10 @@ use anyhow::{Context as _, Result, bail, ensure};
 use crate::topology::Topology;
 use crate::{Agent, AgentOptions, Host, Lab, Sniffer};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Loading the programs takes seconds, and many times that while other labs do the same.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// For what has been sent to be counted.
+const COUNTED: Duration = Duration::from_secs(10);
 
 /// A lab and its agents.
 #[derive(Debug)]
@@ -109,7 +112,7 @@ impl System {
             .filter(|(_, count)| *count > 0)
             .map(|&(reason, n)| (reason.to_owned(), n))
             .collect();
-        let deadline = Instant::now() + Duration::from_secs(3);
+        let deadline = Instant::now() + COUNTED;
         loop {
             let risen: BTreeMap<String, u64> = self
                 .drops(node)?

@@ -12,7 +12,7 @@ use vrouter_tests::sockets::{tcp_exchange, udp_socket};
 use vrouter_tests::topology::{self, Network, NodeEntry, Topology, standard_port};
 use vrouter_tests::{Host, Lab, System, Workload};
 
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_secs(10);
 const FAMILIES: [bool; 2] = [false, true];
 
 /// A UDP datagram from one workload to another, as a frame of one network.
