@@ -55,7 +55,8 @@ pub fn check_pin<K, V>(maps: &Path, name: &str, kind: MapType) -> Result<()> {
     if !path.exists() {
         return Ok(());
     }
-    let info = MapInfo::from_pin(&path).with_context(|| format!("cannot open the pinned map {}", path.display()))?;
+    let info =
+        MapInfo::from_pin(&path).with_context(|| format!("cannot open the pinned map {}", path.display()))?;
     check_shape(&path, &info, size_of::<K>(), size_of::<V>())?;
     let found = info.map_type().with_context(|| format!("cannot read the shape of {}", path.display()))?;
     if found != kind {
