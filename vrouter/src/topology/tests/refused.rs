@@ -153,6 +153,12 @@ fn networks() {
         ("gateway: 10.0.2.1 ", "gateway: §10.0.2.0 ", "subnet db4", &["network address"]),
         ("gateway: 10.0.2.1 ", "gateway: §10.0.2.255 ", "subnet db4", &["broadcast address"]),
         ("gateway: 10.0.2.1 ", "gateway: §\"fd00::1\" ", "subnet db4", &["outside"]),
+        (
+            "routers:\n",
+            "  - name: outer\n    external: true\n    subnets: [{ name: o, cidr: §203.0.0.0/16 }]\nrouters:\n",
+            "subnet o",
+            &["203.0.0.0/16 overlaps 203.0.113.0/24 of subnet public4 of another external network"],
+        ),
         ("dns: [10.0.1.2]", "dns: [§\"fd00::2\"]", "subnet web4", &["DNS", "family"]),
         (
             "[{ name: lab4, cidr: 10.0.3.0/24 },",
