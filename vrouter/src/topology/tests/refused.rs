@@ -545,6 +545,19 @@ fn all_problems_come_at_once_in_the_order_of_lines() {
     assert_eq!(lines, [11, 20, 29, 35, 41, 47, 61, 66], "{problems}");
 }
 
+#[test]
+fn a_minor_problem_hides_no_other() {
+    for minor in ["mtu: 14", "mut: 1450", "mtu: 1450\n    colour: red\n    external: false\n    gateway: 1"] {
+        let text = BASE.replace("mtu: 1450", minor).replace("10.0.1.10, ", "10.0.9.5, ");
+        let problems = parse("topology.yaml", &text).expect_err("two things wrong").to_string();
+        let both = problems.contains("network web") && problems.contains("port vm1: 10.0.9.5");
+        assert!(both, "{minor}:\n{problems}");
+    }
+    // Where the subnets may be what is misspelt, addresses are not judged.
+    let text = BASE.replace("subnets: [{ name: lab4", "ranges: [{ name: lab4");
+    assert_one("far off", &text, 11, "network lab", &["\"ranges\"", "use one of"]);
+}
+
 /// Changes one thing in the base; also the line of the mark.
 fn edited(find: &str, replace: &str) -> (String, Option<usize>) {
     let at = BASE.find(find).unwrap_or_else(|| panic!("{find:?} is not in the base"));
