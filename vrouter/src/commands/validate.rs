@@ -121,3 +121,40 @@ impl fmt::Display for Counts {
         f.write_str(&words.join(", "))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_leave_out_what_is_not_there() {
+        let topology = topology::parse(
+            "x",
+            "nodes: [{ name: a, vtep: 192.0.2.1 }]\nnetworks: [{ name: b }, { name: c }]",
+        );
+        let counts = topology.map(|topology| Counts::of(&topology).to_string());
+        assert_eq!(counts, Ok("2 networks, 1 node".to_owned()));
+        assert_eq!(Counts::of(&Topology::default()).to_string(), "no objects");
+    }
+
+    #[test]
+    fn json_holds_the_problems_beside_the_verdict() {
+        let Err(problems) = topology::parse("x", "nodes: [{ name: a }]") else { panic!("accepted") };
+        let outcome = serde_json::to_value(Outcome::Refused { ok: false, problems }).expect("JSON");
+        assert_eq!(outcome["ok"], false);
+        assert_eq!(outcome["problems"][0]["object"], "node a");
+        assert_eq!(outcome["problems"][0]["line"], 1);
+    }
+
+    #[test]
+    fn the_exit_code_tells() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let code = |text: &str| {
+            std::fs::write(file.path(), text).expect("written");
+            let args = Args { file: file.path().to_owned(), output: OutputArgs::default() };
+            format!("{:?}", run(args).expect("printed"))
+        };
+        assert_eq!(code("{}"), format!("{:?}", ExitCode::SUCCESS));
+        assert_eq!(code("nodes: 1"), format!("{:?}", ExitCode::FAILURE));
+    }
+}

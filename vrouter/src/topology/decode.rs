@@ -1,7 +1,7 @@
 //! The tree to objects, every problem noted, none stopping the reading.
 //!
-//! An object with a problem of its own is left out of the result, and its name is remembered as broken:
-//! what refers to it is not to blame. Rules that need only one object are checked here; those between
+//! An object with a problem that matters to others is left out of the result, and its name is remembered as
+//! broken: what refers to it is not to blame. Rules that need only one object are checked here; those between
 //! objects in `validate`.
 
 mod network;
@@ -20,7 +20,8 @@ use super::yaml::{Node, NodeKind};
 /// What could be read of a document.
 #[derive(Default)]
 pub struct Decoded<'t> {
-    /// The sound objects. A router interface whose subnet does not exist holds an unspecified address.
+    /// The objects fit for the rules between objects; those with a minor problem of their own are among
+    /// them, so this is the document's meaning only if there was no problem at all. A router interface whose subnet does not exist holds an unspecified address.
     pub topology: Topology,
     /// For each network: whether its VNI is derived from its name.
     pub derived_vni: Vec<bool>,

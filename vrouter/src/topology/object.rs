@@ -11,7 +11,29 @@ pub struct Object<'t, 'p> {
     label: String,
     problems: &'p mut Problems,
     problems_before: usize,
+    /// How many of its problems other objects need not care about.
+    minor: usize,
 }
+
+/// Fields that no rule about another object looks at: a fault in one does not make the object unfit for
+/// those rules.
+const MINOR: [&str; 10] = [
+    "mtu",
+    "vni",
+    "dns",
+    "snat",
+    "stateful",
+    "hook",
+    "port_security",
+    "allowed_address_pairs",
+    "node",
+    "interface",
+];
+/// Fields that an unknown one may have been meant for when they are absent, and that other objects need.
+const ESSENTIAL: [&str; 8] =
+    ["name", "subnets", "cidr", "interfaces", "gateway", "network", "fixed_ips", "address"];
+/// From this many problems on, no suggestions are made.
+const SUGGESTED: usize = 50;
 
 impl<'t, 'p> Object<'t, 'p> {
     /// Opens `node` as an object that problems call `label` and whose fields are `known`.
@@ -21,19 +43,31 @@ impl<'t, 'p> Object<'t, 'p> {
             problems.push(node.line, label, "is not a mapping of fields to values", remedy);
             return None;
         };
-        let problems_before = problems.count();
-        for (key, _) in fields {
+        let mut object = Self { node, fields, label, problems_before: problems.count(), problems, minor: 0 };
+        object.check_fields(known);
+        Some(object)
+    }
+
+    /// Reports the fields that are not `known`.
+    fn check_fields(&mut self, known: &[&str]) {
+        let absent = ESSENTIAL.iter().any(|field| known.contains(field) && self.value(field).is_none());
+        for (key, _) in self.fields {
             let name = key.as_text().unwrap_or_default();
-            if !known.contains(&name) {
-                let message = format!("the field {} is not known here", quote(name));
-                let remedy = match suggestion(name, known.iter().copied(), problems) {
-                    Some(near) => format!("did you mean `{near}`?"),
-                    None => format!("use one of {}", known.join(", ")),
-                };
-                problems.push(key.line, label.clone(), message, remedy);
+            if known.contains(&name) {
+                continue;
             }
+            let near = suggestion(name, known.iter().copied(), self.problems);
+            let is_minor = match near {
+                Some(near) => MINOR.contains(&near),
+                None => !absent && self.problems.count() < SUGGESTED,
+            };
+            self.minor += usize::from(is_minor);
+            let remedy = match near {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => format!("use one of {}", known.join(", ")),
+            };
+            self.problem(key.line, format!("the field {} is not known here", quote(name)), remedy);
         }
-        Some(Self { node, fields, label, problems, problems_before })
     }
 
     /// Reads a field that must be there.
@@ -50,7 +84,7 @@ impl<'t, 'p> Object<'t, 'p> {
         match read(node) {
             Ok(value) => Some(value),
             Err(fault) => {
-                self.fault(node, key, fault);
+                self.about(key, |object| object.fault(node, key, fault));
                 None
             }
         }
@@ -58,14 +92,16 @@ impl<'t, 'p> Object<'t, 'p> {
 
     /// Reads a list of single values; left out, it is empty.
     pub fn list<T>(&mut self, key: &str, read: impl Fn(&'t Node) -> Result<T, Fault>) -> Vec<T> {
-        let mut values = Vec::new();
-        for (i, item) in self.items(key).iter().enumerate() {
-            match read(item) {
-                Ok(value) => values.push(value),
-                Err(fault) => self.fault(item, &format!("{key}[{i}]"), fault),
+        self.about(key, |object| {
+            let mut values = Vec::new();
+            for (i, item) in object.items(key).iter().enumerate() {
+                match read(item) {
+                    Ok(value) => values.push(value),
+                    Err(fault) => object.fault(item, &format!("{key}[{i}]"), fault),
+                }
             }
-        }
-        values
+            values
+        })
     }
 
     /// Reads a list of objects inside this one; left out, it is empty.
@@ -75,14 +111,17 @@ impl<'t, 'p> Object<'t, 'p> {
         known: &[&str],
         mut read: impl FnMut(&mut Object<'t, '_>) -> Option<T>,
     ) -> Vec<T> {
-        let mut values = Vec::new();
-        for (i, item) in self.items(key).iter().enumerate() {
-            let label = format!("{} {key}[{i}]", self.label);
-            if let Some(mut child) = Object::open(item, label, known, self.problems) {
-                values.extend(read(&mut child));
+        self.about(key, |object| {
+            let mut values = Vec::new();
+            for (i, item) in object.items(key).iter().enumerate() {
+                let label = format!("{} {key}[{i}]", object.label);
+                if let Some(mut child) = Object::open(item, label, known, object.problems) {
+                    values.extend(read(&mut child));
+                    object.minor += child.minor;
+                }
             }
-        }
-        values
+            values
+        })
     }
 
     /// Reads the one object inside this one that `key` holds.
@@ -94,7 +133,20 @@ impl<'t, 'p> Object<'t, 'p> {
     ) -> Option<T> {
         let node = self.value(key)?;
         let label = format!("{} {key}", self.label);
-        Object::open(node, label, known, self.problems).and_then(|mut child| read(&mut child))
+        let mut child = Object::open(node, label, known, self.problems)?;
+        let value = read(&mut child);
+        self.minor += child.minor;
+        value
+    }
+
+    /// Does something whose problems are about the field `key`.
+    pub fn about<T>(&mut self, key: &str, act: impl FnOnce(&mut Self) -> T) -> T {
+        let (before, minor) = (self.problems.count(), self.minor);
+        let result = act(self);
+        if MINOR.contains(&key) {
+            self.minor = minor + self.problems.count() - before;
+        }
+        result
     }
 
     /// Notes what is wrong with the value of `key`.
@@ -146,9 +198,9 @@ impl<'t, 'p> Object<'t, 'p> {
         self.value(key).map_or(self.node.line, |node| node.line)
     }
 
-    /// Whether nothing was noted against it so far.
+    /// Whether it is fit for the rules that look at several objects.
     pub fn is_sound(&self) -> bool {
-        self.problems.count() == self.problems_before
+        self.problems.count() == self.problems_before + self.minor
     }
 }
 
@@ -160,7 +212,6 @@ pub fn suggestion<'a>(
     candidates: impl Iterator<Item = &'a str>,
     problems: &Problems,
 ) -> Option<&'a str> {
-    const SUGGESTED: usize = 50;
     const MAX_LENGTH: usize = 64;
     if problems.count() >= SUGGESTED || name.len() > MAX_LENGTH {
         return None;

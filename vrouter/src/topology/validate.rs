@@ -18,7 +18,7 @@ use super::decode::{Decoded, Kind, PerKind, label_of};
 use super::model::{Network, Subnet, Topology};
 use super::object::suggestion;
 use super::problem::Problems;
-use super::ranges::listing;
+use super::ranges::{RangeIndex, listing};
 use super::scalar::quote;
 use super::yaml::Step;
 
@@ -32,6 +32,7 @@ pub fn validate(decoded: &Decoded<'_>, problems: &mut Problems) {
         twins: PerKind::default(),
         subnets: Vec::new(),
         ranges: Vec::new(),
+        external_ranges: RangeIndex::default(),
         router_addresses: HashMap::new(),
         gateway_addresses: HashMap::new(),
         reaches: HashSet::new(),
@@ -57,8 +58,10 @@ struct Check<'a, 'p> {
     twins: PerKind<Vec<bool>>,
     /// All subnets of all networks; what `names[Kind::Subnet]` points into.
     subnets: Vec<Place>,
-    /// For each network: its subnets' places by their first address; `None` where they overlap.
-    ranges: Vec<Option<Vec<usize>>>,
+    /// For each network: its subnets.
+    ranges: Vec<RangeIndex>,
+    /// The subnets of all external networks.
+    external_ranges: RangeIndex,
     /// Who holds an address on a network: router interfaces.
     router_addresses: HashMap<(usize, IpAddr), usize>,
     /// Who holds an address on a network: router gateways.
@@ -110,7 +113,7 @@ impl<'a> Check<'a, '_> {
                 self.subnets.push(Place { network, subnet });
                 // A copied network brings copied subnets; its own name is what to change first.
                 if first != place && !self.twins[Kind::Network][network] {
-                    let first_line = self.subnet(self.subnets[first]).line;
+                    let first_line = self.subnet(first).line;
                     self.report_twin(Kind::Subnet, name, *line, first_line);
                 }
             }
@@ -167,18 +170,9 @@ impl<'a> Check<'a, '_> {
         &self.topology.networks[index]
     }
 
-    fn subnet(&self, place: Place) -> &'a Subnet {
-        &self.topology.networks[place.network].subnets[place.subnet]
-    }
-
-    /// The place in `subnets` of the network's subnet that holds the address. `Err`: the network's subnets
-    /// overlap, so that nobody can tell.
-    fn subnet_of(&self, network: usize, address: IpAddr) -> Result<Option<usize>, Overlapping> {
-        let ranges = self.ranges.get(network).and_then(Option::as_ref).ok_or(Overlapping)?;
-        let cidr = |place: usize| self.subnet(self.subnets[place]).cidr;
-        let after = ranges.partition_point(|place| cidr(*place).network() <= address);
-        let before = after.checked_sub(1).and_then(|i| ranges.get(i)).copied();
-        Ok(before.filter(|place| cidr(*place).contains(&address)))
+    fn subnet(&self, place: usize) -> &'a Subnet {
+        let Place { network, subnet } = self.subnets[place];
+        &self.topology.networks[network].subnets[subnet]
     }
 
     /// The problem of an address that is in no subnet of its network, and its remedy.
@@ -210,6 +204,3 @@ impl<'a> Check<'a, '_> {
         }
     }
 }
-
-/// The subnets of a network overlap, which has been reported.
-struct Overlapping;

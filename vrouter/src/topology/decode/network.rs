@@ -34,7 +34,9 @@ pub fn network(object: &mut Object<'_, '_>) -> Option<(Network, bool)> {
         && let Some(subnet) = subnets.iter().find(|subnet| subnet.cidr.addr().is_ipv6())
     {
         let message = format!("mtu {mtu} is too small for the IPv6 subnet {}", subnet.name);
-        object.problem(object.line("mtu"), message, format!("write at least {MIN_MTU_IPV6}"));
+        object.about("mtu", |object| {
+            object.problem(object.line("mtu"), message, format!("write at least {MIN_MTU_IPV6}"));
+        });
     }
     let name = name?;
     let derived = vni.is_none();
@@ -54,7 +56,9 @@ fn subnet(object: &mut Object<'_, '_>) -> Option<Subnet> {
     for (server, node) in dns.iter().zip(object.items("dns")) {
         if !same_family(*server, cidr.addr()) {
             let message = format!("the DNS server {server} is not of the family of {cidr}");
-            object.problem(node.line, message, "move it to a subnet of its own family");
+            object.about("dns", |object| {
+                object.problem(node.line, message, "move it to a subnet of its own family");
+            });
         }
     }
     Some(Subnet { name, cidr, gateway, dns, line: object.node.line })

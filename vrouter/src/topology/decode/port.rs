@@ -34,17 +34,7 @@ pub fn port(object: &mut Object<'_, '_>) -> Option<Port> {
     let node = object.optional("node", scalar::name);
     let interface = object.optional("interface", scalar::interface_name);
     let hook = object.optional("hook", scalar::hook).unwrap_or_default();
-    match (object.value("node"), object.value("interface")) {
-        (Some(given), None) => {
-            let remedy = "add `interface: …`, the kernel interface on that node, or leave the node out";
-            object.problem(given.line, "node is given without interface", remedy);
-        }
-        (None, Some(given)) => {
-            let remedy = "add `node: …`, where the interface is, or leave the interface out";
-            object.problem(given.line, "interface is given without node", remedy);
-        }
-        _ => {}
-    }
+    object.about("node", check_binding);
     Some(Port {
         name: name?,
         network: network?,
@@ -58,6 +48,20 @@ pub fn port(object: &mut Object<'_, '_>) -> Option<Port> {
         hook,
         line: object.node.line,
     })
+}
+
+fn check_binding(object: &mut Object<'_, '_>) {
+    match (object.value("node"), object.value("interface")) {
+        (Some(given), None) => {
+            let remedy = "add `interface: …`, the kernel interface on that node, or leave the node out";
+            object.problem(given.line, "node is given without interface", remedy);
+        }
+        (None, Some(given)) => {
+            let remedy = "add `node: …`, where the interface is, or leave the interface out";
+            object.problem(given.line, "interface is given without node", remedy);
+        }
+        _ => {}
+    }
 }
 
 fn pair(object: &mut Object<'_, '_>) -> Option<AllowedAddressPair> {

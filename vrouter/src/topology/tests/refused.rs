@@ -153,6 +153,12 @@ fn networks() {
         ("gateway: 10.0.2.1 ", "gateway: §10.0.2.0 ", "subnet db4", &["network address"]),
         ("gateway: 10.0.2.1 ", "gateway: §10.0.2.255 ", "subnet db4", &["broadcast address"]),
         ("gateway: 10.0.2.1 ", "gateway: §\"fd00::1\" ", "subnet db4", &["outside"]),
+        (
+            "routers:\n",
+            "  - name: outer\n    external: true\n    subnets: [{ name: o, cidr: §203.0.0.0/16 }]\nrouters:\n",
+            "subnet o",
+            &["203.0.0.0/16 overlaps 203.0.113.0/24 of subnet public4 of another external network"],
+        ),
         ("dns: [10.0.1.2]", "dns: [§\"fd00::2\"]", "subnet web4", &["DNS", "family"]),
         (
             "[{ name: lab4, cidr: 10.0.3.0/24 },",
@@ -537,6 +543,19 @@ fn all_problems_come_at_once_in_the_order_of_lines() {
     let problems = parse("topology.yaml", &text).expect_err("eight things wrong");
     let lines: Vec<usize> = problems.iter().map(|problem| problem.line).collect();
     assert_eq!(lines, [11, 20, 29, 35, 41, 47, 61, 66], "{problems}");
+}
+
+#[test]
+fn a_minor_problem_hides_no_other() {
+    for minor in ["mtu: 14", "mut: 1450", "mtu: 1450\n    colour: red\n    external: false\n    gateway: 1"] {
+        let text = BASE.replace("mtu: 1450", minor).replace("10.0.1.10, ", "10.0.9.5, ");
+        let problems = parse("topology.yaml", &text).expect_err("two things wrong").to_string();
+        let both = problems.contains("network web") && problems.contains("port vm1: 10.0.9.5");
+        assert!(both, "{minor}:\n{problems}");
+    }
+    // Where the subnets may be what is misspelt, addresses are not judged.
+    let text = BASE.replace("subnets: [{ name: lab4", "ranges: [{ name: lab4");
+    assert_one("far off", &text, 11, "network lab", &["\"ranges\"", "use one of"]);
 }
 
 /// Changes one thing in the base; also the line of the mark.

@@ -3,10 +3,10 @@
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
-use super::{Check, Overlapping};
+use super::Check;
 use crate::topology::decode::{Kind, label_of};
 use crate::topology::model::FloatingIp;
-use crate::topology::ranges::edge;
+use crate::topology::ranges::{Overlapping, edge};
 use crate::topology::yaml::Step;
 
 impl Check<'_, '_> {
@@ -63,37 +63,34 @@ impl Check<'_, '_> {
 
     /// The external network that a floating IP is an address of, if it may be one.
     fn external_network(&mut self, address: IpAddr, line: usize, object: &str) -> Option<usize> {
-        let topology = self.topology;
-        for (i, _) in topology.networks.iter().enumerate().filter(|(_, network)| network.external) {
-            let place = match self.subnet_of(i, address) {
-                Ok(Some(place)) => place,
-                Ok(None) => continue,
-                Err(Overlapping) => return None,
-            };
-            let subnet = self.subnet(self.subnets[place]);
-            let taken = if let Some(router) = self.gateway_addresses.get(&(i, address)) {
-                Some(format!("the gateway address of router {}", topology.routers[*router].name))
-            } else if subnet.gateway == Some(address) {
-                Some(format!("the next router's address of subnet {}", subnet.name))
-            } else {
-                edge(subnet.cidr, address).map(|edge| format!("the {edge} of subnet {}", subnet.name))
-            };
-            if let Some(taken) = taken {
-                let message = format!("{address} is {taken}");
-                self.report(line, object, message, format!("use another address of {}", subnet.cidr));
+        let place = match self.external_ranges.find(address) {
+            Ok(Some((_, place))) => place,
+            Err(Overlapping) => return None,
+            Ok(None) => {
+                // An external network that could not be read may be the one.
+                if self.decoded.broken[Kind::Network].is_empty() {
+                    self.report(
+                        line,
+                        object,
+                        format!("{address} is outside every subnet of every external network"),
+                        "use an address of a subnet of a network with `external: true`",
+                    );
+                }
                 return None;
             }
-            return Some(i);
-        }
-        // An external network that could not be read may be the one.
-        if self.decoded.broken[Kind::Network].is_empty() {
-            self.report(
-                line,
-                object,
-                format!("{address} is outside every subnet of every external network"),
-                "use an address of a subnet of a network with `external: true`",
-            );
-        }
+        };
+        let (network, subnet) = (self.subnets[place].network, self.subnet(place));
+        let taken = if let Some(router) = self.gateway_addresses.get(&(network, address)) {
+            format!("the gateway address of router {}", self.topology.routers[*router].name)
+        } else if subnet.gateway == Some(address) {
+            format!("the next router's address of subnet {}", subnet.name)
+        } else if let Some(edge) = edge(subnet.cidr, address) {
+            format!("the {edge} of subnet {}", subnet.name)
+        } else {
+            return Some(network);
+        };
+        let message = format!("{address} is {taken}");
+        self.report(line, object, message, format!("use another address of {}", subnet.cidr));
         None
     }
 
@@ -114,8 +111,8 @@ impl Check<'_, '_> {
         // Not to be blamed: a port on an external network, an address in no subnet, a router nobody could read.
         let mut places = Vec::new();
         for address in port.fixed_ips.iter().filter(|address| address.is_ipv4()) {
-            match self.subnet_of(network, *address) {
-                Ok(Some(place)) => places.push(place),
+            match self.ranges[network].find(*address) {
+                Ok(Some((_, place))) => places.push(place),
                 Ok(None) | Err(Overlapping) => return,
             }
         }

@@ -2,19 +2,62 @@
 
 use std::collections::HashMap;
 
-use super::Check;
+use super::{Check, Place};
 use crate::topology::decode::{Kind, label_of};
-use crate::topology::ranges::overlaps;
+use crate::topology::ranges::RangeIndex;
 use crate::topology::yaml::Step;
 
 impl Check<'_, '_> {
     pub(super) fn networks(&mut self) {
         self.vnis();
+        let mut external = Vec::new();
         let mut next_place = 0;
-        for index in 0..self.topology.networks.len() {
-            let count = self.network(index).subnets.len();
-            self.network_subnets(index, (next_place..next_place + count).collect());
-            next_place += count;
+        for network in &self.topology.networks {
+            let places = next_place..next_place + network.subnets.len();
+            next_place = places.end;
+            if network.external {
+                external.extend(places.clone());
+            }
+            let ranges = self.index_of(places);
+            self.report_overlaps(&ranges, |here, there| here == there);
+            self.ranges.push(ranges);
+        }
+        // A floating ip names no network: its address must tell.
+        let ranges = self.index_of(external);
+        self.report_overlaps(&ranges, |here, there| here != there);
+        self.external_ranges = ranges;
+    }
+
+    /// An index of the subnets at `places`.
+    pub(super) fn index_of(&self, places: impl IntoIterator<Item = usize>) -> RangeIndex {
+        RangeIndex::of(places.into_iter().map(|place| (self.subnet(place).cidr, place)))
+    }
+
+    /// Reports subnets that overlap, where their networks are `of_interest`.
+    fn report_overlaps(&mut self, ranges: &RangeIndex, of_interest: impl Fn(usize, usize) -> bool) {
+        for (later, earlier) in ranges.overlaps.iter().copied() {
+            let (Place { network, subnet: item }, other) =
+                (self.subnets[later], self.subnets[earlier].network);
+            // A copied subnet overlaps until it has a name and a range of its own: one thing at a time.
+            if !of_interest(network, other)
+                || self.is_twin(Kind::Subnet, later)
+                || self.is_twin(Kind::Subnet, earlier)
+            {
+                continue;
+            }
+            let (subnet, other) = (self.subnet(later), self.subnet(earlier));
+            let path = [Step::Field("subnets"), Step::Item(item), Step::Field("cidr")];
+            let networks = if self.subnets[earlier].network == network {
+                "on the same network"
+            } else {
+                "of another external network"
+            };
+            self.report(
+                self.line(Kind::Network, network, &path),
+                label_of(Kind::Subnet, &subnet.name),
+                format!("{} overlaps {} of subnet {} {networks}", subnet.cidr, other.cidr, other.name),
+                "use a range of its own for each subnet",
+            );
         }
     }
 
@@ -42,35 +85,5 @@ impl Check<'_, '_> {
             let line = self.line(Kind::Network, i, &[Step::Field("vni")]);
             self.report(line, label_of(Kind::Network, &network.name), message, remedy);
         }
-    }
-
-    /// Looks for overlaps within a network, and orders its subnets (at `places`) for look-ups.
-    fn network_subnets(&mut self, index: usize, mut places: Vec<usize>) {
-        let cidrs: Vec<_> = places.iter().map(|place| self.subnet(self.subnets[*place]).cidr).collect();
-        let found = overlaps(&cidrs);
-        for (inner, outer) in &found {
-            // A copied subnet overlaps until it has a name and a range of its own: one thing at a time.
-            if self.is_twin(Kind::Subnet, places[*inner]) || self.is_twin(Kind::Subnet, places[*outer]) {
-                continue;
-            }
-            let subnet = self.subnet(self.subnets[places[*inner]]);
-            let other = self.subnet(self.subnets[places[*outer]]);
-            let path = [
-                Step::Field("subnets"),
-                Step::Item(self.subnets[places[*inner]].subnet),
-                Step::Field("cidr"),
-            ];
-            self.report(
-                self.line(Kind::Network, index, &path),
-                label_of(Kind::Subnet, &subnet.name),
-                format!(
-                    "{} overlaps {} of subnet {} on the same network",
-                    subnet.cidr, other.cidr, other.name
-                ),
-                "use a range of its own for each subnet",
-            );
-        }
-        places.sort_by_key(|place| self.subnet(self.subnets[*place]).cidr.network());
-        self.ranges.push(found.is_empty().then_some(places));
     }
 }

@@ -104,10 +104,10 @@ impl Check<'_, '_> {
             let message = format!("{address} is router {router}'s address on network {name}");
             return Some((message, "use another address of the subnet".to_owned()));
         }
-        let Some(place) = self.subnet_of(network, address).ok()? else {
+        let Some((_, place)) = self.ranges[network].find(address).ok()? else {
             return Some(self.outside(address, network));
         };
-        let subnet = self.subnet(self.subnets[place]);
+        let subnet = self.subnet(place);
         let what = if subnet.gateway == Some(address) { Some("gateway") } else { edge(subnet.cidr, address) };
         what.map(|what| {
             let message = format!("{address} is the {what} of subnet {}", subnet.name);

@@ -6,35 +6,39 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{Check, Overlapping};
+use super::Check;
 use crate::topology::decode::{Kind, label_of};
 use crate::topology::model::{RouteTarget, Router, StaticRoute};
-use crate::topology::ranges::{edge, listing, overlaps, same_family};
+use crate::topology::ranges::{Overlapping, RangeIndex, edge, listing, same_family};
 use crate::topology::yaml::Step;
 
 /// What one router is connected to, gathered while its parts are checked.
+#[derive(Default)]
 struct Legs {
     /// Places of the subnets of its interfaces.
     subnets: Vec<usize>,
     /// Its external network.
     external: Option<usize>,
     own_addresses: HashSet<IpAddr>,
+    /// All subnets it has a leg on, those of the external network first.
+    connected: RangeIndex,
     /// Everything it refers to is known, so that what is not here is missing.
     complete: bool,
 }
 
 impl Check<'_, '_> {
     pub(super) fn routers(&mut self) {
-        self.routers_are_known = self.decoded.broken[Kind::Router].is_empty();
+        self.routers_are_known =
+            self.decoded.broken[Kind::Router].is_empty() && !self.twins[Kind::Router].contains(&true);
         for (i, router) in self.topology.routers.iter().enumerate() {
             if self.is_twin(Kind::Router, i) {
                 continue;
             }
-            let mut legs =
-                Legs { subnets: Vec::new(), external: None, own_addresses: HashSet::new(), complete: true };
+            let mut legs = Legs { complete: true, ..Legs::default() };
             self.interfaces(i, router, &mut legs);
             self.router_gateway(i, router, &mut legs);
-            self.router_overlaps(i, router, &legs);
+            legs.connected = self.connected(&legs);
+            self.router_overlaps(i, router, &legs.connected);
             self.routes(i, router, &legs);
             self.routers_are_known &= legs.complete;
             if let Some(external) = legs.external {
@@ -53,7 +57,7 @@ impl Check<'_, '_> {
                 continue;
             };
             let network_index = self.subnets[place].network;
-            let (network, subnet) = (self.network(network_index), self.subnet(self.subnets[place]));
+            let (network, subnet) = (self.network(network_index), self.subnet(place));
             let (name, address) = (&interface.subnet, interface.address);
             if !seen.insert(place) {
                 let message = format!("subnet {name} is listed twice");
@@ -121,15 +125,15 @@ impl Check<'_, '_> {
         let address = gateway.address;
         legs.own_addresses.insert(address);
         let line = self.line(Kind::Router, index, &line_of("address"));
-        match self.subnet_of(network_index, address) {
+        match self.ranges[network_index].find(address) {
             Err(Overlapping) => return,
             Ok(None) => {
                 let (message, remedy) = self.outside(address, network_index);
                 self.report(line, object, message, remedy);
                 return;
             }
-            Ok(Some(place)) => {
-                let subnet = self.subnet(self.subnets[place]);
+            Ok(Some((_, place))) => {
+                let subnet = self.subnet(place);
                 let taken = edge(subnet.cidr, address)
                     .or_else(|| (subnet.gateway == Some(address)).then_some("next router's address"));
                 if let Some(what) = taken {
@@ -152,14 +156,18 @@ impl Check<'_, '_> {
         }
     }
 
+    fn connected(&self, legs: &Legs) -> RangeIndex {
+        let external: Vec<usize> = match legs.external {
+            Some(network) => self.ranges[network].places().collect(),
+            None => Vec::new(),
+        };
+        self.index_of(external.into_iter().chain(legs.subnets.iter().copied()))
+    }
+
     /// Looks for overlaps between the networks a router joins; those within one are the network's own.
-    fn router_overlaps(&mut self, index: usize, router: &Router, legs: &Legs) {
-        let external = legs.external.and_then(|network| self.ranges.get(network)).and_then(Option::as_ref);
-        let places: Vec<usize> = external.into_iter().flatten().chain(&legs.subnets).copied().collect();
-        let cidrs: Vec<IpNet> = places.iter().map(|place| self.subnet(self.subnets[*place]).cidr).collect();
-        for (later, earlier) in overlaps(&cidrs) {
-            let (later, earlier) = (self.subnets[places[later]], self.subnets[places[earlier]]);
-            if later.network == earlier.network {
+    fn router_overlaps(&mut self, index: usize, router: &Router, connected: &RangeIndex) {
+        for (later, earlier) in connected.overlaps.iter().copied() {
+            if self.subnets[later].network == self.subnets[earlier].network {
                 continue;
             }
             let (subnet, other) = (self.subnet(later), self.subnet(earlier));
@@ -184,7 +192,7 @@ impl Check<'_, '_> {
     fn routes(&mut self, index: usize, router: &Router, legs: &Legs) {
         let mut destinations: HashMap<IpNet, usize> = HashMap::new();
         let connected: HashMap<IpNet, usize> =
-            legs.subnets.iter().map(|place| (self.subnet(self.subnets[*place]).cidr, *place)).collect();
+            legs.subnets.iter().map(|place| (self.subnet(*place).cidr, *place)).collect();
         for (i, route) in router.routes.iter().enumerate() {
             let object = label_of(Kind::Router, &router.name);
             let destination = route.destination;
@@ -205,7 +213,7 @@ impl Check<'_, '_> {
             }
             destinations.insert(destination, line);
             if let Some(place) = connected.get(&destination) {
-                let name = &self.subnet(self.subnets[*place]).name;
+                let name = &self.subnet(*place).name;
                 let message = format!("the route to {destination} is the connected subnet {name}");
                 self.report(line, object, message, "leave the route out, or route a narrower range");
                 continue;
@@ -247,29 +255,21 @@ impl Check<'_, '_> {
 
     /// Why a next hop cannot be on any link of the router.
     fn unreachable(&self, nexthop: IpAddr, legs: &Legs) -> Option<(String, String)> {
-        let external = legs.external.map(|network| self.subnet_of(network, nexthop));
-        let outside = match external {
-            Some(Err(Overlapping)) => return None,
-            Some(Ok(place)) => place,
-            None => None,
-        };
-        let cidr = |place: usize| self.subnet(self.subnets[place]).cidr;
-        let inside = legs.subnets.iter().copied().find(|place| cidr(*place).contains(&nexthop));
-        match inside.or(outside) {
-            Some(place) => edge(cidr(place), nexthop).map(|edge| {
-                let message = format!("the next hop {nexthop} is the {edge} of {}", cidr(place));
+        match legs.connected.find(nexthop) {
+            Ok(Some((cidr, _))) => edge(cidr, nexthop).map(|edge| {
+                let message = format!("the next hop {nexthop} is the {edge} of {cidr}");
                 (message, "use the address of a host".to_owned())
             }),
-            None if legs.complete => {
-                let cidrs: Vec<IpNet> = legs.subnets.iter().map(|place| cidr(*place)).collect();
-                let remedy = if cidrs.is_empty() {
+            Ok(None) if legs.complete => {
+                let hint = listing(legs.connected.cidrs());
+                let remedy = if hint.is_empty() {
                     "add an interface on its subnet".to_owned()
                 } else {
-                    format!("use an address of {}, or add an interface on its subnet", listing(&cidrs))
+                    format!("use an address of {hint}, or add an interface on its subnet")
                 };
                 Some((format!("the next hop {nexthop} is in no subnet of the router"), remedy))
             }
-            None => None,
+            Ok(None) | Err(Overlapping) => None,
         }
     }
 }
