@@ -173,7 +173,15 @@ impl Packet for Skb {
         // SAFETY: the program's context; no view is alive.
         let result = unsafe {
             if self.protocol_is_ip() {
-                helpers::bpf_skb_adjust_room(self.0, OUTER_LEN as i32, BPF_ADJ_ROOM_MAC, FLAGS)
+                let room = OUTER_LEN as i32;
+                let result = helpers::bpf_skb_adjust_room(self.0, room, BPF_ADJ_ROOM_MAC, FLAGS);
+                if result == 0 {
+                    return Ok(());
+                }
+                // EALREADY: it came through a tunnel, and a workload has forwarded it as it is. The kernel
+                // still knows it as encapsulated, with its inner headers where they are about to be again.
+                let fixed = BPF_F_ADJ_ROOM_FIXED_GSO as u64;
+                helpers::bpf_skb_adjust_room(self.0, room, BPF_ADJ_ROOM_MAC, fixed)
             } else {
                 helpers::bpf_skb_change_head(self.0, OUTER_LEN as u32, 0)
             }
