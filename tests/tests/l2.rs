@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use vrouter_tests::frame::{
     self, Addressing, Arp, BROADCAST, Frame, ICMPV6, Mac, contains, multicast_mac, open_vxlan,
-    solicited_node, vxlan_payload,
+    set_ipv4_checksum, solicited_node, vxlan_payload,
 };
 use vrouter_tests::sockets::{tcp_exchange, udp_socket};
 use vrouter_tests::topology::{self, Network, NodeEntry, Topology, standard_port};
