@@ -35,3 +35,6 @@ pub mod wire;
 
 #[cfg(feature = "user")]
 mod pod;
+
+#[cfg(test)]
+mod tests;

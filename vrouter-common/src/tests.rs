@@ -1,0 +1,10 @@
+//! Tests of the whole decision over in-memory tables. Names begin with the number of the behaviour they show.
+
+mod cache;
+mod fixture;
+mod l2;
+mod router;
+mod routing;
+mod spoof;
+mod tunnel;
+mod unusual;
