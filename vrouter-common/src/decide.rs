@@ -168,7 +168,12 @@ fn from_tunnel<T: Tables>(
 /// Whether a decision may be stored under the packet's key.
 #[inline(always)]
 pub fn remember(headers: &Headers) -> Decision {
-    if headers.options || headers.fragment || headers.arp { Decision::ForwardOnce } else { Decision::Forward }
+    // What neighbour discovery claims is in its payload, which no key covers: each one is checked.
+    if headers.options || headers.fragment || headers.arp || headers.is_neighbour_discovery() {
+        Decision::ForwardOnce
+    } else {
+        Decision::Forward
+    }
 }
 
 #[inline(always)]

@@ -354,6 +354,13 @@ impl Headers {
         (self.src.as_v4(), self.dst.as_v4())
     }
 
+    /// Whether this is a neighbour discovery message (RFC 4861).
+    #[inline(always)]
+    pub fn is_neighbour_discovery(&self) -> bool {
+        let kind = (self.dport.get() >> 8) as u8;
+        self.proto == PROTO_ICMPV6 && matches!(kind, ND_ROUTER_SOLICIT..=ND_REDIRECT)
+    }
+
     /// Whether this is an ICMP error message, or too cut to tell.
     #[inline(always)]
     pub fn is_icmp_error(&self) -> bool {

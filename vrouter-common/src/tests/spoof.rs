@@ -90,6 +90,60 @@ fn l3_arp_must_speak_for_its_sender() {
 }
 
 #[test]
+fn l3_an_advertisement_must_speak_for_its_target() {
+    let tables = tables();
+    let me = (ME, ip(Family::V6, 1, 11));
+    let to = (port_mac(1, 12), ip(Family::V6, 1, 12));
+    let good = nd(ND_NEIGHBOR_ADVERT, me, to, me.1, Some((2, ME)));
+    let theirs = nd(ND_NEIGHBOR_ADVERT, me, to, ip(Family::V6, 1, 1), Some((2, ME)));
+    dropped(&tables, &theirs, DropReason::SpoofedNd);
+    assert_eq!(sent(run(&tables, Entry::Port(WEB1), &good.frame())).0, WEB2);
+    // An honest one before changes nothing.
+    dropped(&tables, &theirs, DropReason::SpoofedNd);
+    let option = nd(ND_NEIGHBOR_ADVERT, me, to, me.1, Some((2, router_mac(1, 1))));
+    dropped(&tables, &option, DropReason::SpoofedNd);
+    dropped(&tables, &good.clone().ttl(254), DropReason::NdMalformed);
+    // The same to everybody.
+    let all = ([0x33, 0x33, 0, 0, 0, 1], "ff02::1".parse().unwrap());
+    let announced = nd(ND_NEIGHBOR_ADVERT, me, all, me.1, Some((2, ME)));
+    assert_eq!(run(&tables, Entry::Port(WEB1), &announced.frame()), Verdict::Flooded { network: WEB });
+    let theirs = nd(ND_NEIGHBOR_ADVERT, me, all, to.1, Some((2, ME)));
+    dropped(&tables, &theirs, DropReason::SpoofedNd);
+}
+
+#[test]
+fn l3_a_solicitation_must_carry_its_senders_link_layer_address() {
+    let tables = tables();
+    let me = (ME, ip(Family::V6, 1, 11));
+    for target in [ip(Family::V6, 1, 12), ip(Family::V6, 1, 99)] {
+        let bad = nd(ND_NEIGHBOR_SOLICIT, me, solicited(target), target, Some((1, port_mac(1, 12))));
+        dropped(&tables, &bad, DropReason::SpoofedNd);
+    }
+    // By unicast, behind another option, and after an honest one.
+    let target = ip(Family::V6, 1, 99);
+    let to = (port_mac(1, 12), ip(Family::V6, 1, 12));
+    let good = nd(ND_NEIGHBOR_SOLICIT, me, to, target, Some((1, ME)));
+    sent(run(&tables, Entry::Port(WEB1), &good.frame()));
+    let mut bad = nd(ND_NEIGHBOR_SOLICIT, me, to, target, Some((14, ME)));
+    let L4::Icmp { payload, .. } = &mut bad.l4 else { unreachable!() };
+    payload.extend([1, 1]);
+    payload.extend(router_mac(1, 1));
+    dropped(&tables, &bad, DropReason::SpoofedNd);
+}
+
+#[test]
+fn l3_a_unicast_solicitation_is_answered_after_one_that_was_switched() {
+    let tables = tables();
+    let me = (ME, ip(Family::V6, 1, 11));
+    let to = (port_mac(1, 12), ip(Family::V6, 1, 12));
+    let unknown = nd(ND_NEIGHBOR_SOLICIT, me, to, ip(Family::V6, 1, 99), Some((1, ME)));
+    sent(run(&tables, Entry::Port(WEB1), &unknown.frame()));
+    let known = nd(ND_NEIGHBOR_SOLICIT, me, to, to.1, Some((1, ME)));
+    answered(run(&tables, Entry::Port(WEB1), &known.frame()));
+    assert!(tables.flows().is_empty());
+}
+
+#[test]
 fn l3_a_port_is_no_ipv6_router() {
     let tables = tables();
     let me = (ME, link_local(ME));
