@@ -47,7 +47,8 @@ pub fn ip<P: Packet, T: Tables>(
         }
     }
     match headers.proto {
-        PROTO_UDP if !headers.fragment => {
+        // A first fragment carries the ports, and is as much of an offer as a whole packet.
+        PROTO_UDP if !headers.later_fragment => {
             let (sport, dport) = (headers.sport.get(), headers.dport.get());
             if sport == DHCP_SERVER && dport == DHCP_CLIENT
                 || sport == DHCPV6_SERVER && dport == DHCPV6_CLIENT

@@ -144,6 +144,25 @@ fn l3_a_unicast_solicitation_is_answered_after_one_that_was_switched() {
 }
 
 #[test]
+fn l3_a_port_is_no_dhcp_server() {
+    for (f, sport, dport) in [(Family::V4, 67, 68), (Family::V6, 547, 546)] {
+        let tables = tables();
+        let offer = Pkt::udp(f, (1, 11), (1, 12)).ports(sport, dport);
+        dropped(&tables, &offer, DropReason::RogueDhcp);
+        dropped(&tables, &offer.clone().via(BROADCAST), DropReason::RogueDhcp);
+        // Cut into fragments it is the same offer.
+        let mut first = offer.clone();
+        first.fragment = MF;
+        if f == Family::V6 {
+            first.extensions = vec![(PROTO_FRAGMENT, vec![0, 0, 0, 1, 0, 0, 0, 9])];
+        }
+        dropped(&tables, &first, DropReason::RogueDhcp);
+        let ask = offer.ports(dport, sport);
+        sent(run(&tables, Entry::Port(WEB1), &ask.frame()));
+    }
+}
+
+#[test]
 fn l3_a_port_is_no_ipv6_router() {
     let tables = tables();
     let me = (ME, link_local(ME));
