@@ -43,6 +43,7 @@ pub fn route<P: Packet, T: Tables>(
     let mut network = network;
     let mut router = router;
     let mut hops = 0_u8;
+    plan.flow.mtu = u16::MAX;
     while hops < ROUTERS_MAX {
         plan.answer.hops = hops;
         let came_in = tables
@@ -76,6 +77,10 @@ pub fn route<P: Packet, T: Tables>(
             }
             return answer::refuse(headers, came_in, Refusal::TooBig(goes_out.mtu), DropReason::TooBig, plan);
         }
+        // What is stored holds for every packet of the flow, so it is the narrowest network's.
+        if goes_out.mtu < plan.flow.mtu as u32 {
+            plan.flow.mtu = goes_out.mtu as u16;
+        }
         let nexthop = if route.kind == ROUTE_VIA { route.nexthop } else { headers.dst };
         let Some(station) = tables.address(&AddressKey::new(bank, route.network, nexthop)) else {
             return answer::refuse(headers, came_in, Refusal::Host, DropReason::NextHopUnknown, plan);
@@ -98,7 +103,7 @@ pub fn route<P: Packet, T: Tables>(
         plan.flow.hops = hops;
         plan.flow.out_macs = Macs::new(station.mac, goes_out.mac);
         let hash = decide::key(headers, FROM_PORT, 0).tuple_hash();
-        decide::deliver(tables, hash, station, goes_out.vni, goes_out.mtu, plan)?;
+        decide::deliver(tables, hash, station, goes_out.vni, plan.flow.mtu as u32, plan)?;
         return Ok(decide::remember(headers));
     }
     Err(DropReason::RouterLoop)

@@ -287,6 +287,56 @@ fn r5_a_link_local_address_stays_on_its_link() {
 }
 
 #[test]
+fn r6_a_packet_over_the_mtu_is_answered_with_it() {
+    for f in BOTH {
+        let tables = tables();
+        // Exactly the MTU passes; the flow is stored, and lets nothing larger through.
+        for (dst, mtu, source) in [((2, 11), 1400, ip(f, 1, 1)), ((6, 11), 1350, ip(f, 1, 1))] {
+            for _ in 0..2 {
+                let fits = Pkt::udp(f, (1, 11), dst).sized(mtu).frame();
+                sent(run(&tables, Entry::Port(WEB1), &fits));
+                for len in [mtu + 1, 1450] {
+                    let frame = Pkt::udp(f, (1, 11), dst).sized(len).frame();
+                    let (answer, refused) = answered(run(&tables, Entry::Port(WEB1), &frame));
+                    assert_eq!(refused, Some(DropReason::TooBig));
+                    let code = type_code(f, (3, 4), (2, 0));
+                    assert_eq!(assert_icmp_error(&answer, &frame, source, code), mtu as u32);
+                }
+            }
+        }
+        // On the way back the transit network is beyond the first router, seen from far, too.
+        let frame = Pkt::udp(f, (6, 11), (1, 11)).sized(1351).frame();
+        let (answer, _) = answered(run(&tables, Entry::Port(FAR1), &frame));
+        let code = type_code(f, (3, 4), (2, 0));
+        assert_eq!(assert_icmp_error(&answer, &frame, ip(f, 6, 1), code), 1350);
+    }
+}
+
+#[test]
+fn r6_the_smallest_mtu_on_the_way_holds_for_a_stored_flow() {
+    for f in BOTH {
+        // The second router's network is the narrow one.
+        let mut b = builder();
+        for leg in b.image.router_legs.values_mut() {
+            leg.mtu = if leg.vni == 1006 { 1300 } else { 1450 };
+        }
+        let tables = b.tables();
+        for len in [100, 1301] {
+            let frame = Pkt::udp(f, (1, 11), (6, 11)).sized(len).frame();
+            let verdict = run(&tables, Entry::Port(WEB1), &frame);
+            if len == 100 {
+                sent(verdict);
+                continue;
+            }
+            let (answer, _) = answered(verdict);
+            // The packet came to the second router over transit.
+            let code = type_code(f, (3, 4), (2, 0));
+            assert_eq!(assert_icmp_error(&answer, &frame, ip(f, 5, 2), code), 1300);
+        }
+    }
+}
+
+#[test]
 fn r6_a_packet_over_the_mtu_that_may_be_cut_is_named_as_too_big() {
     let mut pkt = Pkt::udp(Family::V4, (1, 11), (2, 11)).sized(1401);
     pkt.fragment = 0;
