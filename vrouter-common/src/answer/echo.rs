@@ -38,6 +38,10 @@ pub fn write<P: Packet>(packet: &mut P, headers: &Headers, answer: &Answer) -> R
         if headers.v6 { (ICMPV6_ECHO, ICMPV6_ECHO_REPLY) } else { (ICMP_ECHO, ICMP_ECHO_REPLY) };
     let (old, new) = (Be16::new((request as u16) << 8), Be16::new((reply as u16) << 8));
     icmp.put_be16(0, new);
-    icmp.put_be16(2, checksum::replace16(icmp.be16(2), old.memory(), new.memory()));
+    let sum = checksum::replace16(icmp.be16(2), old.memory(), new.memory());
+    // RFC 1624 takes for granted that something is not zero. A reply may be all zeros (identifier, sequence
+    // number, data): then 0 is wrong; and where 0 is right, its other form is, too.
+    let sum = if sum == Be16::new(0) { Be16::new(0xffff) } else { sum };
+    icmp.put_be16(2, sum);
     Ok(())
 }

@@ -52,6 +52,17 @@ fn r3_every_address_of_a_router_answers_pings() {
     }
 }
 
+/// A message of zeros has the checksum 0xffff: RFC 1624's update alone gives 0, which is wrong there.
+#[test]
+fn r3_a_ping_of_zeros_is_answered_validly() {
+    let zeros = |payload| L4::Icmp { kind: ICMP_ECHO, code: 0, rest: [0; 4], payload };
+    for len in [0, 1, 56] {
+        let pkt = to(Family::V4, ip(Family::V4, 1, 1)).l4(zeros(vec![0; len]));
+        let (answer, _) = answered(run(&tables(), Entry::Port(WEB1), &pkt.frame()));
+        assert_eq!(sum16(0, &read(&answer).l4), 0xffff);
+    }
+}
+
 #[test]
 fn r3_pings_behind_headers_are_answered() {
     let tables = tables();
