@@ -32,7 +32,8 @@ pub const FROM_PORT: u8 = 0;
 pub const FROM_TUNNEL: u8 = 1;
 
 impl FlowKey {
-    /// A hash that depends on the 5-tuple alone, the same on every node (FNV-1a over words).
+    /// A hash that depends on the 5-tuple alone, the same on every node: FNV-1a over words, and MurmurHash3's
+    /// last step, without which the ports, in the upper half of their word, would not reach the low bits.
     #[inline(always)]
     pub fn tuple_hash(&self) -> u32 {
         let mut hash = 0x811c_9dc5_u32;
@@ -45,7 +46,9 @@ impl FlowKey {
         let ports = (self.sport.memory() as u32) << 16 | self.dport.memory() as u32;
         hash = (hash ^ ports).wrapping_mul(0x0100_0193);
         hash = (hash ^ self.proto as u32).wrapping_mul(0x0100_0193);
-        hash ^ hash >> 15
+        hash = (hash ^ hash >> 16).wrapping_mul(0x85eb_ca6b);
+        hash = (hash ^ hash >> 13).wrapping_mul(0xc2b2_ae35);
+        hash ^ hash >> 16
     }
 }
 

@@ -86,6 +86,25 @@ fn r1_a_packet_crosses_the_router_to_another_node() {
 }
 
 #[test]
+fn r1_the_outer_source_port_keeps_to_the_flow_and_spreads_over_flows() {
+    for f in BOTH {
+        let tables = tables();
+        let mut seen = std::collections::BTreeSet::new();
+        for sport in 0..256 {
+            let frame = Pkt::udp(f, (1, 11), (2, 12)).ports(1024 + sport, 53).frame();
+            let ports = [0; 2].map(|_| {
+                let (_, out) = sent(run(&tables, Entry::Port(WEB1), &frame));
+                u16::from_be_bytes([out[34], out[35]])
+            });
+            assert_eq!(ports[0], ports[1]);
+            assert!(ports[0] >= 0xc000);
+            seen.insert(ports[0]);
+        }
+        assert!(seen.len() > 200, "{} of 256 flows told apart", seen.len());
+    }
+}
+
+#[test]
 fn r2_the_longest_prefix_wins() {
     for f in BOTH {
         let tables = tables();
