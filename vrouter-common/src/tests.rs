@@ -3,6 +3,7 @@
 mod cache;
 mod fixture;
 mod l2;
+mod property;
 mod router;
 mod routing;
 mod spoof;
