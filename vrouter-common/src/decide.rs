@@ -109,6 +109,10 @@ fn from_port<P: Packet, T: Tables>(
         return Ok(decision);
     }
     if headers.macs.is_group() {
+        if segment_len(packet, headers) > binding.mtu {
+            // It would not fit the tunnel, and a switch has no address to complain from.
+            return Err(DropReason::TooBig);
+        }
         return Ok(Decision::Flood);
     }
     plan.flow.in_macs = headers.macs;

@@ -12,7 +12,7 @@ mod record;
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use vrouter_tests::{AgentOptions, Host, Lab, clean, require_root, tools, topology};
 
 use crate::{report, repository, setup};
@@ -233,6 +233,11 @@ impl<'a> FramePath<'a> {
         let (from, to) = (linux.host("f1"), linux.host("f2"));
         from.ping(linux::F2, 1, &[])?;
         linux.router().run("ethtool -K tap-f1 gro on")?;
+        // Whose interface drops everything cannot answer ARP again.
+        let mac = linux.mac_text(to)?;
+        linux
+            .router()
+            .ip(&[format!("neighbour replace {} lladdr {mac} dev tap-f2 nud permanent", linux::F2)])?;
         Self::new(from, to, linux.mac_of("tap-f1")?, linux::F1, linux::F2, Vec::new())
     }
 
@@ -241,6 +246,9 @@ impl<'a> FramePath<'a> {
         let before = frames::received(self.to)?;
         let elapsed = self.generator.run(self.from, length)?;
         let after = frames::received(self.to)?;
+        if after - before < 10_000 {
+            bail!("of a flood of frames only {} came out at {}", after - before, self.to.name());
+        }
         Ok((after - before) as f64 / elapsed.as_secs_f64() / 1e6)
     }
 }

@@ -95,6 +95,11 @@ impl LinuxLab {
         &self.direct[1]
     }
 
+    /// A host's hardware address, as `ip` writes it.
+    pub fn mac_text(&self, host: &Host) -> Result<String> {
+        Ok(host.mac()?.map(|byte| format!("{byte:02x}")).join(":"))
+    }
+
     /// The hardware address of an interface of the router.
     pub fn mac_of(&self, interface: &str) -> Result<[u8; 6]> {
         let line = self.near.run(&format!("ip -o link show {interface}"))?;
