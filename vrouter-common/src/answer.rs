@@ -14,49 +14,13 @@ pub mod reset;
 
 use crate::{
     addr::Ip,
-    decide::{Decision, Plan},
     packet::Packet,
     parse::Headers,
+    plan::{ARP_REPLY, Answer, Decision, ECHO_REPLY, ICMP_ERROR, ND_ADVERT, Plan, TCP_RESET},
     reason::{DropReason, Event},
     tables::RouterLeg,
     wire::*,
 };
-
-/// What to send back.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Answer {
-    /// `ARP_REPLY` and its siblings.
-    pub kind: u8,
-    /// ICMP type.
-    pub icmp_type: u8,
-    /// ICMP code.
-    pub icmp_code: u8,
-    /// Routers between the asker and who answers.
-    pub hops: u8,
-    /// The ICMP header's second word: MTU or pointer, host order.
-    pub rest: u32,
-    /// Who has the address asked for.
-    pub mac: [u8; 6],
-    /// The address asked for is a router's.
-    pub router: u8,
-    /// Zero.
-    pub zero: u8,
-    /// Who answers.
-    pub source: Ip,
-}
-const _: () = assert!(size_of::<Answer>() == 32);
-
-/// An ARP reply.
-pub const ARP_REPLY: u8 = 1;
-/// A neighbour advertisement.
-pub const ND_ADVERT: u8 = 2;
-/// An ICMP echo reply.
-pub const ECHO_REPLY: u8 = 3;
-/// An ICMP error.
-pub const ICMP_ERROR: u8 = 4;
-/// A TCP reset.
-pub const TCP_RESET: u8 = 5;
 
 /// TTL of what a router sends itself: Linux's default.
 pub const ROUTER_TTL: u8 = 64;

@@ -7,7 +7,6 @@ use crate::{
     checksum,
     flow::{EXIT_PORT, EXIT_TUNNEL, Flow},
     packet::{Packet, View},
-    pipeline::Hook,
     reason::DropReason,
     tables::{Tables, UNDERLAY_RESOLVED, UNDERLAY_ROUTED},
     tunnel,
@@ -28,6 +27,15 @@ pub enum Exit {
     },
     /// As it came, to the next hook.
     NextHook,
+}
+
+/// What can carry a packet on from here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// Everything.
+    Tc,
+    /// What is a frame and stays one.
+    Xdp,
 }
 
 /// Rewrites the packet. `tunnelled`: it still has outer headers. `ethertype`: of the inner frame.

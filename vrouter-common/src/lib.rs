@@ -8,7 +8,7 @@
 //! parse -> flow lookup -> apply                    an established flow ends here
 //!             | miss
 //!             v
-//!          decide: admit -> switch | route -> apply
+//!          decide: admit -> switch | route -> deliver -> apply
 //! ```
 //!
 //! Each stage is a module with one verb. What a stage may drop, and with which [`reason::DropReason`], is
@@ -21,12 +21,14 @@ pub mod answer;
 pub mod apply;
 pub mod checksum;
 pub mod decide;
+pub mod deliver;
 pub mod flow;
 #[cfg(any(test, feature = "user"))]
 pub mod memory;
 pub mod packet;
 pub mod parse;
 pub mod pipeline;
+pub mod plan;
 pub mod reason;
 pub mod route;
 pub mod tables;

@@ -1,58 +1,16 @@
 //! The packet's way, in order.
 
 use crate::{
-    addr::Be32,
-    apply::{self, Exit},
-    decide::{self, Decision, Plan},
-    flow::{FLOW_FRAMES, FROM_PORT, FROM_TUNNEL, Flow},
+    apply::{self, Exit, Hook},
+    decide,
+    flow::{FLOW_FRAMES, Flow},
     packet::{Packet, View},
     parse::{self, Depth, Headers, Parsed},
+    plan::{self, Decision, Ingress, Plan},
     reason::{DropReason, Event},
     tables::Tables,
-    tunnel::Outer,
     wire::*,
 };
-
-/// Where a packet came in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ingress {
-    /// [`FROM_PORT`] or [`FROM_TUNNEL`].
-    pub from: u8,
-    /// Interface index or VNI.
-    pub zone: u32,
-    /// The sending node, or zero.
-    pub vtep: Be32,
-    /// Where the (inner) frame starts.
-    pub at: usize,
-}
-
-impl Ingress {
-    /// From a port's interface.
-    #[inline(always)]
-    pub const fn port(ifindex: u32) -> Self {
-        Self { from: FROM_PORT, zone: ifindex, vtep: Be32::from_memory(0), at: 0 }
-    }
-
-    /// From another node.
-    #[inline(always)]
-    pub const fn tunnel(outer: &Outer) -> Self {
-        Self { from: FROM_TUNNEL, zone: outer.vni, vtep: outer.vtep, at: OUTER_LEN }
-    }
-
-    #[inline(always)]
-    const fn tunnelled(&self) -> bool {
-        self.from == FROM_TUNNEL
-    }
-}
-
-/// What can carry a packet on from here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hook {
-    /// Everything.
-    Tc,
-    /// What is a frame and stays one.
-    Xdp,
-}
 
 /// The way of an established packet: parse, one lookup, apply. `None`: no current entry decides it.
 #[inline(always)]
@@ -67,7 +25,7 @@ pub fn established<P: Packet, T: Tables>(
         // Said once, where everything is checked.
         _ => return None,
     };
-    let key = decide::key(&headers, ingress.from, ingress.zone);
+    let key = plan::key(&headers, ingress.from, ingress.zone);
     let flow = tables.flow(&key)?;
     if !is_current(packet, tables, flow, ingress, &headers) {
         return None;
@@ -93,7 +51,7 @@ fn is_current<P: Packet, T: Tables>(
         && flow.in_macs == headers.macs
         && flow.in_vtep == ingress.vtep
         && headers.ttl > flow.hops
-        && decide::segment_len(packet, headers) <= flow.mtu as u32
+        && plan::segment_len(packet, headers) <= flow.mtu as u32
 }
 
 /// Reads the whole of a packet that no flow entry decides.
@@ -125,7 +83,7 @@ pub fn first<P: Packet, T: Tables>(
             plan.flow.packets = 1;
             plan.flow.bytes = packet.len() as u64;
         }
-        if !tables.store_flow(&decide::key(headers, ingress.from, ingress.zone), &plan.flow) {
+        if !tables.store_flow(&plan::key(headers, ingress.from, ingress.zone), &plan.flow) {
             tables.count(Event::FlowNotStored);
         }
     }

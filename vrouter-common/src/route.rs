@@ -11,10 +11,11 @@
 use crate::{
     addr::{Ip, Macs},
     answer::{self, Refusal},
-    decide::{self, Decision, Plan},
+    deliver::deliver,
     flow::FROM_PORT,
     packet::{Packet, View},
     parse::Headers,
+    plan::{self, Decision, Plan},
     reason::DropReason,
     tables::*,
     wire::*,
@@ -71,7 +72,7 @@ pub fn route<P: Packet, T: Tables>(
         let goes_out = tables
             .router_leg(&RouterLegKey { router: Scoped::new(bank, router), network: route.network })
             .ok_or(DropReason::RouterDetached)?;
-        if decide::segment_len(packet, headers) > goes_out.mtu {
+        if plan::segment_len(packet, headers) > goes_out.mtu {
             if !headers.dont_fragment {
                 return Err(DropReason::TooBig);
             }
@@ -102,9 +103,9 @@ pub fn route<P: Packet, T: Tables>(
         }
         plan.flow.hops = hops;
         plan.flow.out_macs = Macs::new(station.mac, goes_out.mac);
-        let hash = decide::key(headers, FROM_PORT, 0).tuple_hash();
-        decide::deliver(tables, hash, station, goes_out.vni, plan.flow.mtu as u32, plan)?;
-        return Ok(decide::remember(headers));
+        let hash = plan::key(headers, FROM_PORT, 0).tuple_hash();
+        deliver(tables, hash, station, goes_out.vni, plan.flow.mtu as u32, plan)?;
+        return Ok(plan::remember(headers));
     }
     Err(DropReason::RouterLoop)
 }
@@ -121,7 +122,7 @@ fn to_router<P: Packet>(packet: &P, headers: &Headers, plan: &mut Plan) -> Resul
             if headers.dport.get() != (echo as u16) << 8 || headers.fragment {
                 return Err(DropReason::RouterIgnored);
             }
-            plan.answer.kind = answer::ECHO_REPLY;
+            plan.answer.kind = plan::ECHO_REPLY;
             Ok(Decision::Answer)
         }
         PROTO_UDP => {
@@ -133,7 +134,7 @@ fn to_router<P: Packet>(packet: &P, headers: &Headers, plan: &mut Plan) -> Resul
             if tcp.u8(13) & TCP_RST != 0 || headers.fragment || headers.src.is_unspecified() {
                 return Err(DropReason::RouterIgnored);
             }
-            plan.answer.kind = answer::TCP_RESET;
+            plan.answer.kind = plan::TCP_RESET;
             Ok(Decision::Reject(DropReason::RouterRefused))
         }
         _ => answer::refuse_as(headers, headers.dst, Refusal::Protocol, DropReason::RouterProtocol, plan),

@@ -7,9 +7,9 @@ use aya_ebpf::{
 };
 use vrouter_common::{
     addr::{Be32, Ip},
-    decide::Work,
     flow::{Flow, FlowKey},
     packet::SUM_MAX,
+    plan::Work,
     reason::{DropReason, Event},
     tables::*,
 };

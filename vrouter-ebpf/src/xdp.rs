@@ -6,11 +6,11 @@ use aya_ebpf::{
     helpers::generated as helpers,
 };
 use vrouter_common::{
-    apply::Exit,
-    decide::{Decision, Work},
+    apply::{Exit, Hook},
     flow::FROM_PORT,
     packet::{NoRoom, Packet},
-    pipeline::{self, Hook, Ingress},
+    pipeline,
+    plan::{Decision, Ingress, Work},
     reason::{DropReason, Event},
     tables::Tables,
     tunnel,

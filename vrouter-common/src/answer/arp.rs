@@ -2,13 +2,13 @@
 //!
 //! Drops: `arp_malformed`, `spoofed_arp`, `spoofed_mac`, `mac_unknown`, `router_ignored`.
 
-use super::{ARP_REPLY, Answer};
 use crate::{
     addr::{Be16, Be32, Ip, Macs},
     admit,
-    decide::{Decision, Plan, deliver_frame},
+    deliver::deliver_frame,
     packet::{Packet, View},
     parse::Headers,
+    plan::{ARP_REPLY, Answer, Decision, Plan},
     reason::DropReason,
     tables::*,
     wire::*,

@@ -1,12 +1,12 @@
 //! Echo replies from a router's address (RFC 792, RFC 4443): the request, turned round.
 
-use super::{Answer, ROUTER_TTL};
+use super::ROUTER_TTL;
 use crate::{
     addr::Be16,
     checksum,
-    decide::swapped,
     packet::{Packet, View},
     parse::Headers,
+    plan::{Answer, swapped},
     reason::DropReason,
     wire::*,
 };

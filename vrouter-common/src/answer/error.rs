@@ -1,12 +1,12 @@
 //! ICMP errors (RFC 792, RFC 1812 4.3.2; RFC 4443): as much of the refused packet as fits 576 or 1280 bytes.
 
-use super::{Answer, ROUTER_TTL};
+use super::ROUTER_TTL;
 use crate::{
     addr::{Be16, Be32, Ip},
     checksum,
-    decide::swapped,
     packet::{Packet, SUM_MAX, View},
     parse::Headers,
+    plan::{Answer, swapped},
     reason::DropReason,
     wire::*,
 };

@@ -2,13 +2,12 @@
 //!
 //! Drops: nothing of its own; the solicitation was checked by [`crate::admit`].
 
-use super::{Answer, ND_ADVERT};
 use crate::{
     addr::{Be16, Be32, Ip, Macs},
     checksum,
-    decide::{Decision, Plan},
     packet::{Packet, View},
     parse::Headers,
+    plan::{Answer, Decision, ND_ADVERT, Plan},
     reason::DropReason,
     tables::*,
     wire::*,

@@ -1,12 +1,12 @@
 //! TCP resets from a router's address (RFC 9293, 3.10.7.1): nothing listens there.
 
-use super::{Answer, ROUTER_TTL, error::put_ipv4};
+use super::{ROUTER_TTL, error::put_ipv4};
 use crate::{
     addr::Be32,
     checksum,
-    decide::swapped,
     packet::{Packet, View},
     parse::Headers,
+    plan::{Answer, swapped},
     reason::DropReason,
     wire::*,
 };

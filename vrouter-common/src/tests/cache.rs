@@ -2,10 +2,10 @@
 
 use super::fixture::*;
 use crate::{
-    apply::Exit,
-    decide::{Decision, Work},
+    apply::{Exit, Hook},
     memory::{Entry, MemoryPacket, MemoryTables, Verdict},
-    pipeline::{self, Hook, Ingress},
+    pipeline,
+    plan::{Decision, Ingress, Work},
     reason::{DropReason, Event},
     tables::*,
 };

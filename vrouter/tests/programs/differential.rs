@@ -7,11 +7,11 @@ use std::collections::BTreeMap;
 
 use vrouter_common::{
     addr::Be32,
-    apply::Exit,
-    decide::{Decision, Work},
+    apply::{Exit, Hook},
     flow::Flow,
     memory::{self, Entry, MemoryPacket, MemoryTables, Verdict},
-    pipeline::{self, Hook, Ingress},
+    pipeline,
+    plan::{Decision, Ingress, Work},
     reason::{DropReason, Event},
     tables::{Commit, SCHEMA, Tables as _},
     tunnel,
