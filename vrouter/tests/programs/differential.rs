@@ -200,11 +200,18 @@ fn agree(seed: u64, frames: usize) {
     // A generator that stopped reaching things would agree about nothing.
     let packets: u64 = kernel.values().map(|flow| flow.packets).sum();
     assert!(packets > kernel.len() as u64, "{packets} packets by {} flows", kernel.len());
-    if frames >= 3000 {
-        let missing: Vec<_> = ["arp_answered", "nd_answered", "echo_answered", "error_sent", "frame_flooded"]
-            .into_iter()
-            .filter(|event| !counts.contains_key(event))
-            .collect();
-        assert!(missing.is_empty(), "never seen: {missing:?}");
-    }
+    // A few frames of three thousand are whole, honest pings of a router, and now and then none is: only
+    // longer runs must have seen one (the packet tables always do).
+    let expected = [
+        (3_000, "arp_answered"),
+        (3_000, "nd_answered"),
+        (3_000, "error_sent"),
+        (3_000, "frame_flooded"),
+        (30_000, "echo_answered"),
+    ];
+    let missing: Vec<_> = expected
+        .into_iter()
+        .filter(|&(enough, event)| frames >= enough && !counts.contains_key(event))
+        .collect();
+    assert!(missing.is_empty(), "VROUTER_TEST_SEED={seed}: never seen: {missing:?}");
 }
