@@ -5,13 +5,13 @@ use crate::addr::{Be16, Be32, Ip, Macs};
 /// Where a packet came in, and its 5-tuple. Address spaces overlap between tenants, so the place is part
 /// of the identity.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FlowKey {
     /// Source address.
     pub src: Ip,
     /// Destination address.
     pub dst: Ip,
-    /// Interface index ([`FROM_PORT`]) or VNI ([`FROM_TUNNEL`]).
+    /// Interface index ([`FROM_PORT`]) or VNI ([`FROM_NETWORK`]).
     pub zone: u32,
     /// Source port; ICMP echo: the identifier.
     pub sport: Be16,
@@ -28,10 +28,27 @@ const _: () = assert!(size_of::<FlowKey>() == 44);
 
 /// From a port of this node.
 pub const FROM_PORT: u8 = 0;
-/// From another node.
-pub const FROM_TUNNEL: u8 = 1;
+/// From a network: another node's tunnel, or an external interface.
+pub const FROM_NETWORK: u8 = 1;
 
 impl FlowKey {
+    /// A short digest of the whole key: see [`Flow::tag`]. Never 0.
+    #[inline(always)]
+    pub const fn tag(&self) -> u32 {
+        let src = self.src.0[0] ^ self.src.0[1] ^ self.src.0[2] ^ self.src.0[3];
+        let dst = self.dst.0[0] ^ self.dst.0[1] ^ self.dst.0[2] ^ self.dst.0[3];
+        let ports = (self.sport.memory() as u32) << 16 | self.dport.memory() as u32;
+        let rest = self.zone ^ (self.proto as u32) << 24 ^ (self.from as u32) << 23;
+        let tag = src
+            .wrapping_mul(0x9e37_79b1)
+            .wrapping_add(dst)
+            .wrapping_mul(0x85eb_ca77)
+            .wrapping_add(ports)
+            .wrapping_mul(0xc2b2_ae3d)
+            .wrapping_add(rest);
+        tag | 1
+    }
+
     /// A hash that depends on the 5-tuple alone, the same on every node: FNV-1a over words, and MurmurHash3's
     /// last step, without which the ports, in the upper half of their word, would not reach the low bits.
     #[inline(always)]
@@ -53,18 +70,25 @@ impl FlowKey {
 }
 
 /// Everything a packet of the flow needs, in the order it is needed. An entry is valid while `epoch` is
-/// not older than the revision of `network`, and only for frames that carry `in_macs` (and, from a tunnel,
-/// come from `in_vtep`): what was checked when it was decided stays checked at every hit.
+/// not older than the revisions of `network` and `network_out`, and only for frames that carry `in_macs`
+/// (and, from a tunnel, come from `in_vtep`): what was checked when it was decided stays checked at every
+/// hit.
 ///
-/// The translation and state fields are in their places for stateful flows; a stateless entry leaves them
-/// zero.
+/// A tracked connection has two entries, its legs: the original direction's and the reply's. Each leg's
+/// key is the other's translated tuple, reversed, in the zone `peer_from`, `peer_zone`. A reply leg that no
+/// packet used yet has epoch 0: it says that the reply is expected, and how it is translated.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flow {
-    /// The commit this was decided under.
+    /// [`FlowKey::tag`] of the entry's key. With `tag_end` it tells a reader that the entry was not given to
+    /// another flow while it was read: the kernel reuses deleted entries at once.
+    pub tag: u32,
+    /// The commit this was decided under; 0: not decided.
     pub epoch: u32,
     /// Number of the network the packet came in on.
     pub network: u32,
+    /// Number of the network it leaves on.
+    pub network_out: u32,
     /// Ethernet addresses a frame must have.
     pub in_macs: Macs,
     /// The node a frame must come from, else 0.
@@ -77,7 +101,7 @@ pub struct Flow {
     pub hops: u8,
     /// `FLOW_*`.
     pub flags: u16,
-    /// Interface index ([`EXIT_PORT`]) or node number ([`EXIT_TUNNEL`]).
+    /// Interface index ([`EXIT_PORT`]), node number ([`EXIT_TUNNEL`]) or next hop ([`EXIT_EXTERNAL`]).
     pub target: u32,
     /// VNI to send with ([`EXIT_TUNNEL`]).
     pub vni: u32,
@@ -87,41 +111,66 @@ pub struct Flow {
     pub mtu: u16,
     /// [`crate::tables::Tables::now`] at the last packet, one word, low bits.
     pub seen: u32,
-    /// The same at the first packet.
-    pub created: u32,
 
-    /// Translated source address.
+    /// Translated source address; without [`FLOW_NAT`] the same as before.
     pub src: Ip,
     /// Translated destination address.
     pub dst: Ip,
-    /// Translated source port.
+    /// Translated source port (echo: identifier).
     pub sport: Be16,
-    /// Translated destination port.
+    /// Translated destination port (ICMP: type and code).
     pub dport: Be16,
-    /// What the translation adds to the IPv4 header's sum.
+    /// What the translation of addresses adds to a sum over them.
     pub l3_delta: u16,
-    /// What the translation adds to the transport checksum's sum.
+    /// What the translation of ports adds to a sum over them.
     pub l4_delta: u16,
-    /// Connection state.
-    pub state: u8,
-    /// TCP flags seen.
+    /// Zone of the other leg's key.
+    pub peer_zone: u32,
+    /// `FROM_*` of the other leg's key.
+    pub peer_from: u8,
+    /// `ROLE_*`.
+    pub role: u8,
+    /// TCP flags seen in this direction.
     pub tcp_flags: u8,
-    /// Index into the table of timeouts.
-    pub timeout_class: u16,
-    /// Zero: room for what stateful flows will name (the rule that allowed it, the connection's other leg).
-    pub reserved: [u32; 2],
+    /// Zero.
+    pub zero: u8,
+    /// Number of the rule that allowed it.
+    pub rule: u32,
+    /// [`crate::tables::Tables::now`] at the first packet.
+    pub created: u32,
     /// Packets.
     pub packets: u64,
     /// Bytes of frames as they came in.
     pub bytes: u64,
+    /// Number of the router that translates.
+    pub router: u32,
+    /// As `tag`.
+    pub tag_end: u32,
 }
-const _: () = assert!(size_of::<Flow>() == 128);
+const _: () = assert!(size_of::<Flow>() == 144);
 
 /// To a port of this node.
 pub const EXIT_PORT: u8 = 1;
 /// To another node.
 pub const EXIT_TUNNEL: u8 = 2;
+/// To a next hop on an external network.
+pub const EXIT_EXTERNAL: u8 = 3;
 
 /// The exit takes frames from XDP. Without it XDP leaves the packet to TC, where it keeps its offloads and
 /// reaches devices that have no XDP transmit.
 pub const FLOW_FRAMES: u16 = 1;
+/// Addresses or ports are translated.
+pub const FLOW_NAT: u16 = 2;
+/// The sender of the original direction, on this node, was allowed with its replies.
+pub const FLOW_STATEFUL_OUT: u16 = 4;
+/// The receiver of the original direction, on this node, was allowed with its replies.
+pub const FLOW_STATEFUL_IN: u16 = 8;
+/// The source got a port of a router's external address.
+pub const FLOW_SNAT: u16 = 16;
+
+/// A remembered decision: nothing is known of a connection.
+pub const ROLE_NONE: u8 = 0;
+/// The direction of a connection's first packet.
+pub const ROLE_ORIGINAL: u8 = 1;
+/// The other direction.
+pub const ROLE_REPLY: u8 = 2;

@@ -140,6 +140,18 @@ pub struct Image {
     pub router_legs: BTreeMap<RouterLegKey, RouterLeg>,
     /// Flooding lists.
     pub floods: BTreeMap<FloodKey, Flood>,
+    /// Where outside addresses lead.
+    pub nat: BTreeMap<NatKey, Nat>,
+    /// Floating IPs by fixed IP.
+    pub floating: BTreeMap<FloatingKey, Floating>,
+    /// Blocks of ports of this node.
+    pub snat_blocks: BTreeMap<SnatBlockKey, SnatBlock>,
+    /// Blocks of ports of others.
+    pub snat_owners: BTreeMap<SnatOwnerKey, SnatOwner>,
+    /// Classes of remote addresses.
+    pub classes: BTreeMap<ClassKey, u32>,
+    /// Rules that allow.
+    pub rules: BTreeMap<RuleKey, Rule>,
 }
 
 /// Everything the decision looks up, in memory.
@@ -153,10 +165,20 @@ pub struct MemoryTables {
     pub revisions: BTreeMap<u32, u32>,
     /// Ways to the nodes.
     pub underlay: BTreeMap<u32, Underlay>,
-    /// The flow table. Entries are leaked boxes: a reader may hold one while it is replaced.
+    /// The tables of flows. Entries are leaked boxes: a reader may hold one while it is replaced.
     flows: RefCell<BTreeMap<FlowKey, &'static Flow>>,
+    transient: RefCell<BTreeMap<FlowKey, &'static Flow>>,
+    /// Entries the table of answered flows takes; `None`: any number.
+    pub flows_max: Option<usize>,
     /// Whether flows are stored.
     pub flows_disabled: bool,
+    /// The clock, in ticks.
+    pub clock: Cell<u32>,
+    hop_keys: RefCell<BTreeMap<HopKey, u32>>,
+    hops: RefCell<BTreeMap<u32, &'static Hop>>,
+    fragments: RefCell<BTreeMap<FragmentKey, Fragment>>,
+    /// How many ports were tried, by bucket.
+    pub tries: RefCell<BTreeMap<u32, u64>>,
     /// Dropped packets.
     pub drops: RefCell<BTreeMap<DropReason, u64>>,
     /// Other events.
@@ -164,9 +186,44 @@ pub struct MemoryTables {
 }
 
 impl MemoryTables {
-    /// The stored flows.
+    /// The answered flows.
     pub fn flows(&self) -> Vec<(FlowKey, Flow)> {
         self.flows.borrow().iter().map(|(key, flow)| (*key, **flow)).collect()
+    }
+
+    /// Unanswered flows and remembered stateless decisions.
+    pub fn transients(&self) -> Vec<(FlowKey, Flow)> {
+        self.transient.borrow().iter().map(|(key, flow)| (*key, **flow)).collect()
+    }
+
+    /// The next hops.
+    pub fn hops(&self) -> Vec<(u32, Hop)> {
+        self.hops.borrow().iter().map(|(index, hop)| (*index, **hop)).collect()
+    }
+
+    /// Changes a next hop, as the agent would.
+    pub fn set_hop(&self, index: u32, hop: Hop) {
+        self.hop_keys.borrow_mut().insert(HopKey { network: hop.network, ip: hop.ip }, index);
+        self.hops.borrow_mut().insert(index, Box::leak(Box::new(hop)));
+    }
+
+    fn table(&self, table: FlowTable) -> &RefCell<BTreeMap<FlowKey, &'static Flow>> {
+        match table {
+            FlowTable::Flows => &self.flows,
+            FlowTable::Transient => &self.transient,
+        }
+    }
+
+    /// Replaces an entry that `flow` is a reference to.
+    fn change(&self, flow: &Flow, change: impl Fn(&mut Flow)) {
+        for table in [&self.flows, &self.transient] {
+            let mut table = table.borrow_mut();
+            if let Some(entry) = table.values_mut().find(|entry| core::ptr::eq(**entry, flow)) {
+                let mut changed = *flow;
+                change(&mut changed);
+                *entry = Box::leak(Box::new(changed));
+            }
+        }
     }
 }
 
@@ -202,23 +259,45 @@ impl Tables for MemoryTables {
         self.flows.borrow().get(key).copied()
     }
 
-    fn store_flow(&self, key: &FlowKey, flow: &Flow) -> bool {
-        if !self.flows_disabled {
-            self.flows.borrow_mut().insert(*key, Box::leak(Box::new(*flow)));
+    fn transient(&self, key: &FlowKey) -> Option<&Flow> {
+        self.transient.borrow().get(key).copied()
+    }
+
+    fn store(&self, table: FlowTable, key: &FlowKey, flow: &Flow, how: Store) -> Result<(), StoreError> {
+        if self.flows_disabled {
+            return Err(StoreError::Full);
         }
-        !self.flows_disabled
+        let mut entries = self.table(table).borrow_mut();
+        if entries.contains_key(key) {
+            if how == Store::New {
+                return Err(StoreError::Exists);
+            }
+        } else if table == FlowTable::Flows && self.flows_max.is_some_and(|max| entries.len() >= max) {
+            return Err(StoreError::Full);
+        }
+        entries.insert(*key, Box::leak(Box::new(*flow)));
+        Ok(())
+    }
+
+    fn remove(&self, table: FlowTable, key: &FlowKey) {
+        self.table(table).borrow_mut().remove(key);
+    }
+
+    fn note_tcp(&self, flow: &Flow, flags: u8) {
+        self.change(flow, |flow| flow.tcp_flags |= flags);
     }
 
     fn touch(&self, flow: &Flow, bytes: u64) {
-        let mut flows = self.flows.borrow_mut();
-        if let Some(entry) = flows.values_mut().find(|entry| core::ptr::eq(**entry, flow)) {
-            let touched = Flow { packets: flow.packets + 1, bytes: flow.bytes + bytes, ..*flow };
-            *entry = Box::leak(Box::new(touched));
-        }
+        let now = self.now();
+        self.change(flow, |flow| {
+            flow.seen = now;
+            flow.packets += 1;
+            flow.bytes += bytes;
+        });
     }
 
     fn now(&self) -> u32 {
-        0
+        self.clock.get()
     }
 
     fn binding(&self, key: &BindingKey) -> Option<&Binding> {
@@ -268,6 +347,92 @@ impl Tables for MemoryTables {
 
     fn underlay(&self, node: u32) -> Option<&Underlay> {
         self.underlay.get(&node)
+    }
+
+    fn nat(&self, key: &NatKey) -> Option<&Nat> {
+        self.image.nat.get(key)
+    }
+
+    fn floating(&self, key: &FloatingKey) -> Option<&Floating> {
+        self.image.floating.get(key)
+    }
+
+    fn snat_block(&self, key: &SnatBlockKey) -> Option<&SnatBlock> {
+        self.image.snat_blocks.get(key)
+    }
+
+    fn snat_owner(&self, key: &SnatOwnerKey) -> Option<&SnatOwner> {
+        self.image.snat_owners.get(key)
+    }
+
+    fn class(&self, key: &ClassKey) -> u32 {
+        longest(&self.image.classes, ClassKey::FIXED_BITS, |prefix_len| ClassKey {
+            prefix_len,
+            ip: mask(key.ip, prefix_len - ClassKey::FIXED_BITS),
+            ..*key
+        })
+        .copied()
+        .unwrap_or(0)
+    }
+
+    fn rule(&self, key: &RuleKey) -> Option<&Rule> {
+        (RuleKey::ANY_BITS..=RuleKey::ALL_BITS).rev().find_map(|prefix_len| {
+            let bits = prefix_len.saturating_sub(RuleKey::PROTO_BITS);
+            let port = if bits == 0 { 0 } else { key.port.get() & (u16::MAX << (16 - bits)) };
+            let proto = if prefix_len < RuleKey::PROTO_BITS { 0 } else { key.proto };
+            self.image.rules.get(&RuleKey { prefix_len, proto, port: Be16::new(port), ..*key })
+        })
+    }
+
+    fn hop_index(&self, key: &HopKey) -> Option<u32> {
+        self.hop_keys.borrow().get(key).copied()
+    }
+
+    fn new_hop(&self, key: &HopKey, hop: &Hop) -> Option<u32> {
+        if let Some(index) = self.hop_index(key) {
+            return Some(index);
+        }
+        let index = self.hops.borrow().len() as u32;
+        self.set_hop(index, *hop);
+        Some(index)
+    }
+
+    fn hop(&self, index: u32) -> Option<&Hop> {
+        self.hops.borrow().get(&index).copied()
+    }
+
+    fn may_ask(&self, index: u32) -> bool {
+        let Some(hop) = self.hop(index) else { return false };
+        let now = self.now().max(1);
+        if hop.asked != 0 && now.wrapping_sub(hop.asked) < crate::tables::ASK_TICKS {
+            return false;
+        }
+        self.set_hop(index, Hop { asked: now, ..*hop });
+        true
+    }
+
+    fn learn(&self, index: u32, mac: [u8; 6]) -> bool {
+        let Some(hop) = self.hop(index) else { return false };
+        let known = hop.flags & HOP_RESOLVED != 0 && hop.mac == mac;
+        let flags = hop.flags & !HOP_FAILED | HOP_RESOLVED;
+        self.set_hop(index, Hop { mac, flags, confirmed: self.now(), ..*hop });
+        !known
+    }
+
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
+        self.fragments.borrow().get(key).copied()
+    }
+
+    fn store_fragment(&self, key: &FragmentKey, fragment: &Fragment) {
+        self.fragments.borrow_mut().insert(*key, *fragment);
+    }
+
+    fn may_answer(&self) -> bool {
+        true
+    }
+
+    fn count_tries(&self, bucket: u32) {
+        *self.tries.borrow_mut().entry(bucket).or_default() += 1;
     }
 
     fn count_drop(&self, reason: DropReason, _bytes: u64) {

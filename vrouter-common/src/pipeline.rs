@@ -8,7 +8,7 @@ use crate::{
     parse::{self, Depth, Headers, Parsed},
     plan::{self, Decision, Ingress, Plan},
     reason::{DropReason, Event},
-    tables::Tables,
+    tables::{FlowTable, Store, Tables},
     wire::*,
 };
 
@@ -26,7 +26,7 @@ pub fn established<P: Packet, T: Tables>(
         _ => return None,
     };
     let key = plan::key(&headers, ingress.from, ingress.zone);
-    let flow = tables.flow(&key)?;
+    let flow = tables.flow(&key).or_else(|| tables.transient(&key))?;
     if !is_current(packet, tables, flow, ingress, &headers) {
         return None;
     }
@@ -83,7 +83,8 @@ pub fn first<P: Packet, T: Tables>(
             plan.flow.packets = 1;
             plan.flow.bytes = packet.len() as u64;
         }
-        if !tables.store_flow(&plan::key(headers, ingress.from, ingress.zone), &plan.flow) {
+        let key = plan::key(headers, ingress.from, ingress.zone);
+        if tables.store(FlowTable::Transient, &key, &plan.flow, Store::Any).is_err() {
             tables.count(Event::FlowNotStored);
         }
     }

@@ -2,7 +2,7 @@
 
 use crate::{
     addr::{Be32, Ip, Macs},
-    flow::{FROM_PORT, FROM_TUNNEL, Flow, FlowKey},
+    flow::{FROM_NETWORK, FROM_PORT, Flow, FlowKey},
     packet::{Packet, View},
     parse::Headers,
     reason::DropReason,
@@ -13,7 +13,7 @@ use crate::{
 /// Where a packet came in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ingress {
-    /// [`FROM_PORT`] or [`FROM_TUNNEL`].
+    /// [`FROM_PORT`] or [`FROM_NETWORK`].
     pub from: u8,
     /// Interface index or VNI.
     pub zone: u32,
@@ -33,13 +33,13 @@ impl Ingress {
     /// From another node.
     #[inline(always)]
     pub const fn tunnel(outer: &Outer) -> Self {
-        Self { from: FROM_TUNNEL, zone: outer.vni, vtep: outer.vtep, at: OUTER_LEN }
+        Self { from: FROM_NETWORK, zone: outer.vni, vtep: outer.vtep, at: OUTER_LEN }
     }
 
     /// Whether it still has outer headers.
     #[inline(always)]
     pub const fn tunnelled(&self) -> bool {
-        self.from == FROM_TUNNEL
+        self.from == FROM_NETWORK
     }
 }
 

@@ -120,6 +120,44 @@ counted! {
         /// No way over the underlay to the other node at the moment.
         UnderlayUnreachable = 84 => "underlay_unreachable",
 
+        /// No rule of the sending port's security groups allows it.
+        PolicyEgress = 112 => "policy_egress",
+        /// No rule of the receiving port's security groups allows it.
+        PolicyIngress = 113 => "policy_ingress",
+        /// An ICMP error about no connection that is known.
+        IcmpUnrelated = 114 => "icmp_unrelated",
+        /// A TCP reset of no connection that is known.
+        TcpUnrelated = 115 => "tcp_unrelated",
+        /// The table of answered flows is full; live ones are never given up for new ones.
+        FlowTableFull = 116 => "flow_table_full",
+        /// The flow's entry was given to another while it was read.
+        FlowReused = 117 => "flow_reused",
+
+        /// No port of the router's external address is free for this destination.
+        SnatExhausted = 120 => "snat_exhausted",
+        /// The translated connection would be the same as another.
+        NatClash = 121 => "nat_clash",
+        /// A protocol or message that cannot share an address.
+        NatProtocol = 122 => "nat_protocol",
+
+        /// This node has no interface on the external network.
+        ExternalAbsent = 128 => "external_absent",
+        /// The next hop on the external network is being resolved, and no more packets can wait for it.
+        HopPending = 129 => "next_hop_pending",
+        /// The next hop on the external network does not answer.
+        HopUnanswered = 130 => "next_hop_unanswered",
+        /// No room for one more next hop.
+        HopTableFull = 131 => "next_hop_table_full",
+
+        /// A fragment too short to be told what it belongs to, or that would overwrite a transport header.
+        FragmentTiny = 136 => "fragment_tiny",
+        /// A fragment that overlaps one before it, or came out of order.
+        FragmentOverlap = 137 => "fragment_overlap",
+        /// A fragment of a datagram whose first fragment was not seen.
+        FragmentUnmatched = 138 => "fragment_unmatched",
+        /// Fragments of more than 65535 bytes.
+        FragmentTooLong = 139 => "fragment_too_long",
+
         /// The kernel would not make room for a header.
         NoRoom = 96 => "no_room",
         /// A map that must have an entry has none: a defect.
@@ -148,5 +186,17 @@ counted! {
         ToKernel = 7 => "to_kernel",
         /// Frames XDP left to TC.
         XdpPassed = 8 => "xdp_passed",
+        /// Connections answered: their flows moved to the table of answered ones.
+        FlowAnswered = 9 => "flow_answered",
+        /// Packets handed to the agent to wait for a next hop.
+        HopQueued = 10 => "next_hop_queued",
+        /// ARP requests and neighbour solicitations sent for next hops.
+        HopAsked = 11 => "next_hop_asked",
+        /// Next hops resolved.
+        HopResolved = 12 => "next_hop_resolved",
+        /// ICMP errors and resets not sent, there being too many.
+        AnswerLimited = 13 => "answer_limited",
+        /// Packets handed to the agent to be cut into fragments.
+        FragmentQueued = 14 => "fragment_queued",
     }
 }

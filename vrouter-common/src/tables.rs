@@ -10,14 +10,14 @@
 //! All structs are `repr(C)` without padding: they are keys and values of kernel maps.
 
 use crate::{
-    addr::{Be32, Ip},
+    addr::{Be16, Be32, Ip},
     flow::{Flow, FlowKey},
     reason::{DropReason, Event},
 };
 
 /// The version of everything below. Raised with every change of layout or meaning; an agent refuses pins
 /// of another version.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// An identity within a bank: `bank << 31 | id`.
 #[repr(transparent)]
@@ -63,14 +63,65 @@ pub struct Commit {
     pub digest: u64,
     /// When it was published, in seconds since 1970.
     pub applied_at_seconds: u64,
+    /// Largest L3 packet the tunnels carry.
+    pub overlay_mtu: u32,
+    /// Zero.
+    pub zero: u32,
+    /// This node's interfaces on external networks; unused ones are zero.
+    pub externals: [External; EXTERNALS_MAX],
 }
-const _: () = assert!(size_of::<Commit>() == 32);
+const _: () = assert!(size_of::<Commit>() == 40 + EXTERNALS_MAX * 12 + 4 * (EXTERNALS_MAX & 1));
+
+/// External networks a node can have interfaces on.
+pub const EXTERNALS_MAX: usize = 8;
+
+/// An interface of this node on an external network.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct External {
+    /// Interface index; 0: none.
+    pub ifindex: u32,
+    /// The network's VNI.
+    pub vni: u32,
+    /// `EXTERNAL_*`.
+    pub flags: u32,
+}
+const _: () = assert!(size_of::<External>() == 12);
+
+/// The interface takes frames from XDP.
+pub const EXTERNAL_FRAMES: u32 = 1;
 
 impl Commit {
     /// The bank packets read.
     #[inline(always)]
     pub const fn bank(&self) -> u32 {
         self.epoch & 1
+    }
+
+    /// The external network (its VNI) behind an interface.
+    #[inline(always)]
+    pub fn external_vni(&self, ifindex: u32) -> Option<u32> {
+        let mut i = 0;
+        while i < EXTERNALS_MAX {
+            if self.externals[i].ifindex == ifindex {
+                return Some(self.externals[i].vni);
+            }
+            i += 1;
+        }
+        None
+    }
+
+    /// The interface on an external network.
+    #[inline(always)]
+    pub fn external(&self, vni: u32) -> Option<&External> {
+        let mut i = 0;
+        while i < EXTERNALS_MAX {
+            if self.externals[i].vni == vni && self.externals[i].ifindex != 0 {
+                return Some(&self.externals[i]);
+            }
+            i += 1;
+        }
+        None
     }
 }
 
@@ -98,8 +149,10 @@ pub struct Binding {
     pub mac: [u8; 6],
     /// `BINDING_*`.
     pub flags: u16,
+    /// Policy number: which security groups it is in.
+    pub policy: u32,
 }
-const _: () = assert!(size_of::<Binding>() == 24);
+const _: () = assert!(size_of::<Binding>() == 28);
 
 /// Neither anti-spoofing nor policy on this port.
 pub const BINDING_NO_SECURITY: u16 = 1;
@@ -120,8 +173,13 @@ pub struct Network {
     pub vni: u32,
     /// Largest L3 packet.
     pub mtu: u32,
+    /// `NETWORK_*`.
+    pub flags: u32,
 }
-const _: () = assert!(size_of::<Network>() == 8);
+const _: () = assert!(size_of::<Network>() == 12);
+
+/// Reached through the nodes' external interfaces; its VNI is only between nodes.
+pub const NETWORK_EXTERNAL: u32 = 1;
 
 /// Key of the VNI table, whose value is a network number.
 #[repr(C)]
@@ -203,7 +261,9 @@ const _: () = assert!(size_of::<Station>() == 16);
 pub const STATION_PORT: u8 = 1;
 /// The station is a router's interface.
 pub const STATION_ROUTER: u8 = 2;
-/// Everywhere: a distributed router.
+/// A floating IP, on an external network: the station is the router that translates it.
+pub const STATION_FLOATING: u8 = 3;
+/// On this node: a distributed router's interface; on an external network, an address this node answers for.
 pub const PLACE_EVERYWHERE: u8 = 0;
 /// An interface of this node.
 pub const PLACE_LOCAL: u8 = 1;
@@ -314,16 +374,320 @@ pub struct RouterLeg {
     pub vni: u32,
     /// The network's MTU.
     pub mtu: u32,
-    /// Hardware address, the same on every node.
+    /// Hardware address: the same on every node, but on external networks each node's own.
     pub mac: [u8; 6],
-    /// Zero.
-    pub zero: u16,
+    /// `LEG_*`.
+    pub flags: u16,
     /// IPv4 address, or [`Ip::UNSPECIFIED`].
     pub v4: Ip,
     /// IPv6 address (global before link-local), or [`Ip::UNSPECIFIED`].
     pub v6: Ip,
+    /// Blocks of ports of `v4` this node may use ([`LEG_SNAT`]): slots 0.. of [`SnatBlock`].
+    pub snat_blocks: u32,
+    /// Zero.
+    pub zero: u32,
 }
-const _: () = assert!(size_of::<RouterLeg>() == 48);
+const _: () = assert!(size_of::<RouterLeg>() == 56);
+
+/// The leg is on an external network: the router's gateway.
+pub const LEG_EXTERNAL: u16 = 1;
+/// What leaves by it and has no floating IP gets its IPv4 address.
+pub const LEG_SNAT: u16 = 2;
+/// What outside sends to the router's own addresses arrives at this node.
+pub const LEG_OWNED: u16 = 4;
+
+/// Key of [`Nat`]: an address of an external network that is translated to an inside one.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NatKey {
+    /// Number of the external network.
+    pub network: Scoped,
+    /// The address outside.
+    pub ip: Ip,
+    /// The port outside (port forwarding), or zero (floating IP).
+    pub port: Be16,
+    /// IP protocol (port forwarding), or zero.
+    pub proto: u8,
+    /// Zero.
+    pub zero: u8,
+}
+const _: () = assert!(size_of::<NatKey>() == 24);
+
+/// Where an outside address leads.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Nat {
+    /// The fixed IP.
+    pub inside: Ip,
+    /// The router that translates.
+    pub router: u32,
+    /// Port number of the workload.
+    pub port: u32,
+    /// The workload's port (port forwarding), or zero.
+    pub inside_port: Be16,
+    /// Zero.
+    pub zero: u16,
+}
+const _: () = assert!(size_of::<Nat>() == 28);
+
+/// Key of [`Floating`]: a fixed IP behind a router.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FloatingKey {
+    /// Router number.
+    pub router: Scoped,
+    /// Fixed IP.
+    pub ip: Ip,
+}
+const _: () = assert!(size_of::<FloatingKey>() == 20);
+
+/// The floating IP of a fixed IP.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Floating {
+    /// Address outside.
+    pub ip: Ip,
+}
+const _: () = assert!(size_of::<Floating>() == 16);
+
+/// Ports of an address are handed to nodes in blocks of this many.
+pub const SNAT_BLOCK: u32 = 1024;
+
+/// Key of [`SnatBlock`]: the slots of a router's gateway that are this node's.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SnatBlockKey {
+    /// Router number.
+    pub router: Scoped,
+    /// External network's number.
+    pub network: u32,
+    /// 0 to [`RouterLeg::snat_blocks`] - 1.
+    pub slot: u32,
+}
+const _: () = assert!(size_of::<SnatBlockKey>() == 12);
+
+/// Ports this node may use of a router's external address, host order, inclusive.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SnatBlock {
+    /// The first.
+    pub first: u16,
+    /// The last.
+    pub last: u16,
+}
+const _: () = assert!(size_of::<SnatBlock>() == 4);
+
+/// Key of [`SnatOwner`]: a block of ports that another node has.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SnatOwnerKey {
+    /// External network's number.
+    pub network: Scoped,
+    /// The router's external address.
+    pub ip: Be32,
+    /// Port / [`SNAT_BLOCK`].
+    pub block: u32,
+}
+const _: () = assert!(size_of::<SnatOwnerKey>() == 12);
+
+/// The node that has a block.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SnatOwner {
+    /// Node number.
+    pub node: u32,
+    /// The router's hardware address on that node.
+    pub mac: [u8; 6],
+    /// Zero.
+    pub zero: u16,
+}
+const _: () = assert!(size_of::<SnatOwner>() == 12);
+
+/// Key of the class trie: which set of remotes (groups' members, CIDRs) of any rule an address is in. The
+/// value is the class number; an address that is in none has class 0.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClassKey {
+    /// 32 + the prefix's length (of 128).
+    pub prefix_len: u32,
+    /// Bank, with identity 0.
+    pub bank: Scoped,
+    /// Address.
+    pub ip: Ip,
+}
+const _: () = assert!(size_of::<ClassKey>() == 24);
+
+impl ClassKey {
+    /// Bits before the address.
+    pub const FIXED_BITS: u32 = 32;
+}
+
+/// Key of the rules trie. Longest prefix match finds a rule that allows, if there is one: for a class, any
+/// protocol (72 bits), a protocol (80), a protocol and a range of ports or ICMP type and code (up to 96).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RuleKey {
+    /// Bits that count of what follows.
+    pub prefix_len: u32,
+    /// Policy number.
+    pub policy: Scoped,
+    /// Class of the remote address; 0: rules that allow any remote.
+    pub class: u32,
+    /// `RULE_*` bits.
+    pub direction: u8,
+    /// IP protocol.
+    pub proto: u8,
+    /// Destination port; ICMP: type and code.
+    pub port: Be16,
+}
+const _: () = assert!(size_of::<RuleKey>() == 16);
+
+impl RuleKey {
+    /// Bits of a rule for any protocol.
+    pub const ANY_BITS: u32 = 72;
+    /// Bits of a rule for a whole protocol.
+    pub const PROTO_BITS: u32 = 80;
+    /// All bits.
+    pub const ALL_BITS: u32 = 96;
+}
+
+/// [`RuleKey::direction`]: to the port (else: from it).
+pub const RULE_INGRESS: u8 = 1;
+/// [`RuleKey::direction`]: IPv6 (else: IPv4).
+pub const RULE_V6: u8 = 2;
+
+/// A rule that allows.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// Rule number, for its name.
+    pub rule: u32,
+    /// `RULE_STATEFUL`.
+    pub flags: u32,
+}
+const _: () = assert!(size_of::<Rule>() == 8);
+
+/// Replies are allowed, too.
+pub const RULE_STATEFUL: u32 = 1;
+
+/// Key of the index of next hops on external networks.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HopKey {
+    /// External network's number.
+    pub network: u32,
+    /// Address.
+    pub ip: Ip,
+}
+const _: () = assert!(size_of::<HopKey>() == 20);
+
+/// A next hop on an external network, by its index. The data path makes and resolves them, the agent keeps
+/// them fresh and gives up on them. Not part of a bank.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hop {
+    /// `HOP_*`. Written last when an address was learned.
+    pub flags: u32,
+    /// Interface it is reached by.
+    pub ifindex: u32,
+    /// External network's number.
+    pub network: u32,
+    /// Its hardware address, valid with [`HOP_RESOLVED`].
+    pub mac: [u8; 6],
+    /// Zero.
+    pub zero: u16,
+    /// Its address.
+    pub ip: Ip,
+    /// Router that asked first: whose address requests come from.
+    pub router: u32,
+    /// [`Tables::now`] at the last request.
+    pub asked: u32,
+    /// [`Tables::now`] when it last spoke.
+    pub confirmed: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+const _: () = assert!(size_of::<Hop>() == 52);
+
+/// Next hops an instance can know.
+pub const HOPS_MAX: u32 = 8192;
+/// Ticks between two requests for one next hop. The kernel's ticks are 1 to 10 ms: 0.25 to 2.5 seconds.
+pub const ASK_TICKS: u32 = 250;
+/// Its hardware address is known.
+pub const HOP_RESOLVED: u32 = 1;
+/// It did not answer; whoever sends to it is told.
+pub const HOP_FAILED: u32 = 2;
+/// The slot is in use.
+pub const HOP_USED: u32 = 4;
+
+/// Key of [`Fragment`]: one datagram that comes in pieces.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FragmentKey {
+    /// Source address.
+    pub src: Ip,
+    /// Destination address.
+    pub dst: Ip,
+    /// As in [`FlowKey`].
+    pub zone: u32,
+    /// Identification, as it lies in the packet; IPv4's 16 bits in the low half.
+    pub id: u32,
+    /// IP protocol.
+    pub proto: u8,
+    /// As in [`FlowKey`].
+    pub from: u8,
+    /// Zero.
+    pub zero: u16,
+}
+const _: () = assert!(size_of::<FragmentKey>() == 44);
+
+/// What its first fragment said.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fragment {
+    /// Source port.
+    pub sport: Be16,
+    /// Destination port.
+    pub dport: Be16,
+    /// Bytes of the datagram so far: where the next fragment may begin.
+    pub end: u32,
+}
+const _: () = assert!(size_of::<Fragment>() == 8);
+
+/// What the data path hands to the agent, at the front of a ring buffer record; the packet follows.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Upcall {
+    /// `UPCALL_*`.
+    pub kind: u32,
+    /// Index of the next hop.
+    pub hop: u32,
+    /// Bytes of the packet, as it came in.
+    pub len: u32,
+    /// Interface it came in by.
+    pub ifindex: u32,
+    /// Offset of the (inner) frame.
+    pub at: u32,
+    /// Zero.
+    pub zero: u32,
+    /// What was decided.
+    pub flow: Flow,
+    /// What to answer if the next hop stays silent.
+    pub answer: crate::plan::Answer,
+}
+
+const _: () = assert!(size_of::<Upcall>() == 200);
+
+/// A packet that waits for a next hop.
+pub const UPCALL_WAIT: u32 = 1;
+/// A next hop answered.
+pub const UPCALL_RESOLVED: u32 = 2;
+/// A packet to be cut into fragments and sent.
+pub const UPCALL_FRAGMENT: u32 = 3;
+/// Bytes of a packet that an upcall carries at the most.
+pub const UPCALL_FRAME_MAX: usize = 2048;
+/// Buckets of the histogram of ports tried: 1, 2, 3-4, 5-8, ... 65-128, and none free.
+pub const NAT_TRIES_BUCKETS: u32 = 9;
 
 /// Key of the flooding list of a network: a linked list, so that a station that comes or goes changes two
 /// entries, not all.
@@ -404,6 +768,33 @@ pub const NAME_ROUTER: u32 = 2;
 pub const NAME_PORT: u32 = 3;
 /// Node numbers, below [`NODES_MAX`].
 pub const NAME_NODE: u32 = 4;
+/// Policy numbers: sets of security groups.
+pub const NAME_POLICY: u32 = 5;
+/// Class numbers: sets of remotes.
+pub const NAME_CLASS: u32 = 6;
+/// Rule numbers.
+pub const NAME_RULE: u32 = 7;
+/// Two legs of a connection that user space found idle; they are removed only if still as they were.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Expire {
+    /// One leg's key.
+    pub key: FlowKey,
+    /// The other's; meaningful with `legs` = 2.
+    pub peer: FlowKey,
+    /// [`Flow::seen`] when it was found.
+    pub seen: u32,
+    /// The same of the other leg.
+    pub peer_seen: u32,
+    /// 1 or 2; 0: nothing to do. Written back: 0 if they were removed, 3 if not.
+    pub legs: u32,
+    /// 0: [`FlowTable::Flows`], 1: [`FlowTable::Transient`].
+    pub table: u32,
+}
+const _: () = assert!(size_of::<Expire>() == 104);
+/// Connections one run of `vr_expire` takes: so few that no packet waits for long.
+pub const EXPIRE_MAX: u32 = 16;
+
 /// Networks an instance can know.
 pub const NETWORKS_MAX: u32 = 1 << 16;
 /// Nodes an instance can know.
@@ -417,6 +808,33 @@ pub struct Name {
     pub bytes: [u8; 256],
 }
 
+/// A table of flows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlowTable {
+    /// Connections that were answered. Never evicted.
+    Flows,
+    /// Unanswered ones and remembered stateless decisions. The least recently used give way.
+    Transient,
+}
+
+/// How to store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Store {
+    /// Whatever is there.
+    Any,
+    /// Only if nothing is there.
+    New,
+}
+
+/// Why an entry was not stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreError {
+    /// There is one.
+    Exists,
+    /// The table is full (or, for an instant, busy).
+    Full,
+}
+
 /// The compiled topology and the flow table, as the decision sees them. The kernel reads its maps, user
 /// space its in-memory tables.
 pub trait Tables {
@@ -425,10 +843,16 @@ pub trait Tables {
     /// The epoch of the last apply that touched what `network` can reach.
     fn revision(&self, network: u32) -> u32;
 
-    /// The flow entry of a key.
+    /// The entry of a key in the table of answered flows.
     fn flow(&self, key: &FlowKey) -> Option<&Flow>;
-    /// Stores a flow entry, replacing one with this key; false if the table would not take it.
-    fn store_flow(&self, key: &FlowKey, flow: &Flow) -> bool;
+    /// The entry of a key in the table of what may be forgotten at any moment.
+    fn transient(&self, key: &FlowKey) -> Option<&Flow>;
+    /// Stores a flow entry.
+    fn store(&self, table: FlowTable, key: &FlowKey, flow: &Flow, how: Store) -> Result<(), StoreError>;
+    /// Removes a flow entry.
+    fn remove(&self, table: FlowTable, key: &FlowKey);
+    /// Notes TCP flags seen on a flow.
+    fn note_tcp(&self, flow: &Flow, flags: u8);
     /// Notes that a packet of `bytes` passed by an entry.
     fn touch(&self, flow: &Flow, bytes: u64);
     /// The clock of [`Flow::seen`].
@@ -454,6 +878,37 @@ pub trait Tables {
     fn router_leg(&self, key: &RouterLegKey) -> Option<&RouterLeg>;
     /// The way to a node.
     fn underlay(&self, node: u32) -> Option<&Underlay>;
+    /// Where an outside address leads.
+    fn nat(&self, key: &NatKey) -> Option<&Nat>;
+    /// The floating IP of a fixed IP.
+    fn floating(&self, key: &FloatingKey) -> Option<&Floating>;
+    /// A block of ports of this node.
+    fn snat_block(&self, key: &SnatBlockKey) -> Option<&SnatBlock>;
+    /// Who has a block of ports.
+    fn snat_owner(&self, key: &SnatOwnerKey) -> Option<&SnatOwner>;
+    /// The class of a remote address; 0: none.
+    fn class(&self, key: &ClassKey) -> u32;
+    /// The rule that allows.
+    fn rule(&self, key: &RuleKey) -> Option<&Rule>;
+
+    /// The index of a next hop.
+    fn hop_index(&self, key: &HopKey) -> Option<u32>;
+    /// Makes a next hop that is not resolved yet; an index, or nothing if there is no room.
+    fn new_hop(&self, key: &HopKey, hop: &Hop) -> Option<u32>;
+    /// A next hop.
+    fn hop(&self, index: u32) -> Option<&Hop>;
+    /// Whether this caller, and no other within a second, is the one to send a request.
+    fn may_ask(&self, index: u32) -> bool;
+    /// Notes a next hop's hardware address; true if it was not known.
+    fn learn(&self, index: u32, mac: [u8; 6]) -> bool;
+    /// Pieces of a datagram.
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment>;
+    /// Notes a piece.
+    fn store_fragment(&self, key: &FragmentKey, fragment: &Fragment);
+    /// Takes one of the answers this CPU may send at the moment (RFC 1812 4.3.2.8, RFC 4443 2.4 f).
+    fn may_answer(&self) -> bool;
+    /// Counts how many ports were tried for a translation, in [`NAT_TRIES_BUCKETS`].
+    fn count_tries(&self, bucket: u32);
 
     /// Counts a dropped packet.
     fn count_drop(&self, reason: DropReason, bytes: u64);

@@ -7,11 +7,13 @@
 //! | `vr_xdp_port` | native XDP of a port that asks for it | [`xdp::port`] |
 //! | `vr_xdp_uplink` | native XDP of an uplink | [`xdp::uplink`] |
 //! | `vr_clock` | `BPF_PROG_TEST_RUN` only | tells user space the clock of the flow table |
+//! | `vr_expire` | `BPF_PROG_TEST_RUN` only | [`expire::run`] |
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
 
 mod atomic;
+mod expire;
 mod maps;
 mod tables;
 mod tc;
@@ -54,6 +56,14 @@ pub fn vr_clock(_ctx: TcContext) -> i32 {
         // SAFETY: the array's only entry, checked by the lookup.
         unsafe { *clock = tables::jiffies() };
     }
+    TC_ACT_OK
+}
+
+/// Removes the flows that user space found idle, if they still are: checked where it is done, so that a
+/// packet that came meanwhile keeps its flow.
+#[classifier]
+pub fn vr_expire(_ctx: TcContext) -> i32 {
+    expire::run();
     TC_ACT_OK
 }
 

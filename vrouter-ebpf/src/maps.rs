@@ -2,11 +2,11 @@
 //! upper bounds of entries that cost memory only when used, except [`FLOWS`], which is preallocated.
 
 use aya_ebpf::{
-    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, Stack},
     macros::btf_map,
 };
 use vrouter_common::{
-    addr::{Be32, Ip},
+    addr::{Be16, Be32, Ip},
     flow::{Flow, FlowKey},
     packet::SUM_MAX,
     plan::Work,
@@ -25,9 +25,15 @@ pub static COMMIT: Array<Commit, 1> = Array::new();
 /// Per network number: the epoch of the last apply that touched what it can reach.
 #[btf_map]
 pub static REVISIONS: Array<u32, { NETWORKS_MAX as usize }> = Array::new();
-/// Established flows. The loader sets the size.
+/// Answered flows. The loader sets the size.
 #[btf_map]
 pub static FLOWS: HashMap<FlowKey, Flow, 262_144> = HashMap::new();
+/// Unanswered flows and remembered stateless decisions. The loader sets the size.
+#[btf_map]
+pub static TRANSIENT: LruHashMap<FlowKey, Flow, 65_536> = LruHashMap::new();
+/// Datagrams that come in pieces.
+#[btf_map]
+pub static FRAGMENTS: LruHashMap<FragmentKey, Fragment, 16_384> = LruHashMap::new();
 /// Ports by interface.
 #[btf_map]
 pub static BINDINGS: HashMap<BindingKey, Binding, 131_072, NO_PREALLOC> = HashMap::new();
@@ -58,6 +64,42 @@ pub static ROUTER_LEGS: HashMap<RouterLegKey, RouterLeg, 131_072, NO_PREALLOC> =
 /// Flooding lists.
 #[btf_map]
 pub static FLOODS: HashMap<FloodKey, Flood, STATIONS, NO_PREALLOC> = HashMap::new();
+/// Where outside addresses lead.
+#[btf_map]
+pub static NAT: HashMap<NatKey, Nat, 262_144, NO_PREALLOC> = HashMap::new();
+/// Floating IPs by fixed IP.
+#[btf_map]
+pub static FLOATING: HashMap<FloatingKey, Floating, 262_144, NO_PREALLOC> = HashMap::new();
+/// Blocks of ports of this node.
+#[btf_map]
+pub static SNAT_BLOCKS: HashMap<SnatBlockKey, SnatBlock, STATIONS, NO_PREALLOC> = HashMap::new();
+/// Blocks of ports of other nodes.
+#[btf_map]
+pub static SNAT_OWNERS: HashMap<SnatOwnerKey, SnatOwner, STATIONS, NO_PREALLOC> = HashMap::new();
+/// Classes of remote addresses: data after the prefix length as in [`ClassKey`].
+#[btf_map]
+pub static CLASSES: LpmTrie<ClassData, u32, STATIONS> = LpmTrie::new();
+/// Rules that allow: data after the prefix length as in [`RuleKey`].
+#[btf_map]
+pub static RULES: LpmTrie<RuleData, Rule, { 4 * STATIONS }> = LpmTrie::new();
+/// Indexes of next hops on external networks.
+#[btf_map]
+pub static HOP_INDEX: HashMap<HopKey, u32, { HOPS_MAX as usize }> = HashMap::new();
+/// Next hops on external networks.
+#[btf_map]
+pub static HOPS: Array<Hop, { HOPS_MAX as usize }> = Array::new();
+/// Free indexes of [`HOPS`]; the agent fills it.
+#[btf_map]
+pub static FREE_HOPS: Stack<u32, { HOPS_MAX as usize }> = Stack::new();
+/// What the data path hands to the agent.
+#[btf_map]
+pub static UPCALLS: RingBuf<(), { 1 << 20 }> = RingBuf::new();
+/// Histogram of ports tried for a translation.
+#[btf_map]
+pub static NAT_TRIES: PerCpuArray<u64, { NAT_TRIES_BUCKETS as usize }> = PerCpuArray::new();
+/// Flows to be expired, for `vr_expire`.
+#[btf_map]
+pub static EXPIRE: Array<Expire, { EXPIRE_MAX as usize }> = Array::new();
 /// Ways to the nodes, by node number.
 #[btf_map]
 pub static UNDERLAY: Array<Underlay, { NODES_MAX as usize }> = Array::new();
@@ -75,6 +117,17 @@ pub static DROPS: PerCpuArray<Tally, { DropReason::COUNT as usize }> = PerCpuArr
 /// By event.
 #[btf_map]
 pub static EVENTS: PerCpuArray<u64, { Event::COUNT as usize }> = PerCpuArray::new();
+
+/// What a CPU may still send of errors and resets.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Bucket {
+    pub tokens: u64,
+    pub refilled: u64,
+}
+/// One for each CPU.
+#[btf_map]
+pub static ANSWERS: PerCpuArray<Bucket, 1> = PerCpuArray::new();
 
 /// Scratch of the packet at hand.
 #[btf_map]
@@ -99,6 +152,25 @@ pub struct AllowedData {
     pub ip: Ip,
 }
 
+/// [`ClassKey`] without its prefix length.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct ClassData {
+    pub bank: Scoped,
+    pub ip: Ip,
+}
+
+/// [`RuleKey`] without its prefix length.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct RuleData {
+    pub policy: Scoped,
+    pub class: u32,
+    pub direction: u8,
+    pub proto: u8,
+    pub port: Be16,
+}
+
 /// [`RouteKey`] without its prefix length.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -108,5 +180,7 @@ pub struct RouteData {
 }
 
 const _: () = assert!(size_of::<AllowedData>() + 4 == size_of::<AllowedKey>());
+const _: () = assert!(size_of::<ClassData>() + 4 == size_of::<ClassKey>());
+const _: () = assert!(size_of::<RuleData>() + 4 == size_of::<RuleKey>());
 const _: () = assert!(size_of::<RouteData>() + 4 == size_of::<RouteKey>());
 const _: () = assert!(size_of::<Be32>() == 4);

@@ -8,8 +8,8 @@ use vrouter_common::{
 };
 
 use crate::{
-    atomic::add64,
-    maps::{self, AllowedData, RouteData},
+    atomic::{add64, cmpxchg32},
+    maps::{self, AllowedData, ClassData, RouteData, RuleData},
 };
 
 /// The maps of the running instance.
@@ -21,6 +21,10 @@ pub fn jiffies() -> u64 {
     // SAFETY: a helper without arguments.
     unsafe { helpers::bpf_jiffies64() }
 }
+
+/// ICMP errors and resets a CPU may send: as many at once, and as many more per tick of 1 to 10 ms.
+const ANSWERS_MAX: u64 = 256;
+const ANSWERS_PER_TICK: u64 = 4;
 
 macro_rules! get {
     ($map:ident, $key:expr) => {{
@@ -50,8 +54,40 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn store_flow(&self, key: &FlowKey, flow: &Flow) -> bool {
-        maps::FLOWS.insert(key, flow, 0).is_ok()
+    fn transient(&self, key: &FlowKey) -> Option<&Flow> {
+        get!(TRANSIENT, key)
+    }
+
+    #[inline(always)]
+    fn store(&self, table: FlowTable, key: &FlowKey, flow: &Flow, how: Store) -> Result<(), StoreError> {
+        const BPF_NOEXIST: u64 = 1;
+        const EEXIST: i32 = -17;
+        let flags = if how == Store::New { BPF_NOEXIST } else { 0 };
+        let result = match table {
+            FlowTable::Flows => maps::FLOWS.insert(key, flow, flags),
+            FlowTable::Transient => maps::TRANSIENT.insert(key, flow, flags),
+        };
+        match result {
+            Ok(()) => Ok(()),
+            Err(EEXIST) => Err(StoreError::Exists),
+            Err(_) => Err(StoreError::Full),
+        }
+    }
+
+    #[inline(always)]
+    fn remove(&self, table: FlowTable, key: &FlowKey) {
+        let _ = match table {
+            FlowTable::Flows => maps::FLOWS.remove(key),
+            FlowTable::Transient => maps::TRANSIENT.remove(key),
+        };
+    }
+
+    #[inline(always)]
+    fn note_tcp(&self, flow: &Flow, flags: u8) {
+        let flow = core::ptr::from_ref(flow).cast_mut();
+        // SAFETY: a live map value; a byte that only this direction's packets write, a bit lost to a race is
+        // seen again or belongs to a connection that ends anyway.
+        unsafe { (*flow).tcp_flags |= flags };
     }
 
     #[inline(always)]
@@ -123,6 +159,133 @@ impl Tables for Maps {
     #[inline(always)]
     fn underlay(&self, node: u32) -> Option<&Underlay> {
         maps::UNDERLAY.get(node)
+    }
+
+    #[inline(always)]
+    fn nat(&self, key: &NatKey) -> Option<&Nat> {
+        get!(NAT, key)
+    }
+
+    #[inline(always)]
+    fn floating(&self, key: &FloatingKey) -> Option<&Floating> {
+        get!(FLOATING, key)
+    }
+
+    #[inline(always)]
+    fn snat_block(&self, key: &SnatBlockKey) -> Option<&SnatBlock> {
+        get!(SNAT_BLOCKS, key)
+    }
+
+    #[inline(always)]
+    fn snat_owner(&self, key: &SnatOwnerKey) -> Option<&SnatOwner> {
+        get!(SNAT_OWNERS, key)
+    }
+
+    #[inline(always)]
+    fn class(&self, key: &ClassKey) -> u32 {
+        let data = ClassData { bank: key.bank, ip: key.ip };
+        maps::CLASSES.get(&Key::new(key.prefix_len, data)).copied().unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn rule(&self, key: &RuleKey) -> Option<&Rule> {
+        let RuleKey { prefix_len, policy, class, direction, proto, port } = *key;
+        maps::RULES.get(&Key::new(prefix_len, RuleData { policy, class, direction, proto, port }))
+    }
+
+    #[inline(always)]
+    fn hop_index(&self, key: &HopKey) -> Option<u32> {
+        get!(HOP_INDEX, key).copied()
+    }
+
+    #[inline(always)]
+    fn new_hop(&self, key: &HopKey, hop: &Hop) -> Option<u32> {
+        let index = maps::FREE_HOPS.pop().ok()??;
+        if let Some(slot) = maps::HOPS.get_ptr_mut(index) {
+            // SAFETY: the slot was taken from the free ones: nobody else has it.
+            unsafe { *slot = *hop };
+        }
+        const BPF_NOEXIST: u64 = 1;
+        if maps::HOP_INDEX.insert(key, index, BPF_NOEXIST).is_ok() {
+            return Some(index);
+        }
+        let _ = maps::FREE_HOPS.push(index, 0);
+        self.hop_index(key)
+    }
+
+    #[inline(always)]
+    fn hop(&self, index: u32) -> Option<&Hop> {
+        maps::HOPS.get(index)
+    }
+
+    #[inline(always)]
+    fn may_ask(&self, index: u32) -> bool {
+        let Some(hop) = maps::HOPS.get_ptr_mut(index) else { return false };
+        let now = jiffies() as u32 | 1;
+        // SAFETY: a live map value; the word is only ever swapped.
+        unsafe {
+            let asked = core::ptr::read_volatile(&raw const (*hop).asked);
+            if asked != 0 && now.wrapping_sub(asked) < ASK_TICKS {
+                return false;
+            }
+            cmpxchg32(&raw mut (*hop).asked, asked, now) == asked
+        }
+    }
+
+    #[inline(always)]
+    fn learn(&self, index: u32, mac: [u8; 6]) -> bool {
+        let Some(hop) = maps::HOPS.get_ptr_mut(index) else { return false };
+        // SAFETY: a live map value. Readers look at the flags first and take the address only if it is said to
+        // be there: so it is taken away before it changes.
+        unsafe {
+            let flags = core::ptr::read_volatile(&raw const (*hop).flags);
+            (*hop).confirmed = jiffies() as u32;
+            if flags & HOP_RESOLVED != 0 && (*hop).mac == mac {
+                return false;
+            }
+            core::ptr::write_volatile(&raw mut (*hop).flags, HOP_USED);
+            (*hop).mac = mac;
+            core::ptr::write_volatile(&raw mut (*hop).flags, HOP_USED | HOP_RESOLVED);
+        }
+        true
+    }
+
+    #[inline(always)]
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
+        get!(FRAGMENTS, key).copied()
+    }
+
+    #[inline(always)]
+    fn store_fragment(&self, key: &FragmentKey, fragment: &Fragment) {
+        let _ = maps::FRAGMENTS.insert(key, fragment, 0);
+    }
+
+    #[inline(always)]
+    fn may_answer(&self) -> bool {
+        let Some(bucket) = maps::ANSWERS.get_ptr_mut(0) else { return false };
+        let now = jiffies();
+        // SAFETY: this CPU's own copy.
+        unsafe {
+            let passed = now.wrapping_sub((*bucket).refilled);
+            if passed > 0 {
+                (*bucket).refilled = now;
+                let tokens = (*bucket).tokens + passed * ANSWERS_PER_TICK;
+                (*bucket).tokens = if tokens > ANSWERS_MAX { ANSWERS_MAX } else { tokens };
+            }
+            if (*bucket).tokens == 0 {
+                return false;
+            }
+            (*bucket).tokens -= 1;
+        }
+        true
+    }
+
+    #[inline(always)]
+    fn count_tries(&self, bucket: u32) {
+        if let Some(count) = maps::NAT_TRIES.get_ptr_mut(bucket) {
+            // SAFETY: this CPU's own copy.
+            unsafe { *count += 1 };
+        }
     }
 
     #[inline(always)]

@@ -47,6 +47,8 @@ macro_rules! banked {
 banked!(
     BindingKey: ifindex, NetworkKey: network, VniKey: vni, VtepKey: bank, FdbKey: network,
     AddressKey: network, AllowedKey: port, RouteKey: router, RouterLegKey: router, FloodKey: network,
+    NatKey: network, FloatingKey: router, SnatBlockKey: router, SnatOwnerKey: network, ClassKey: bank,
+    RuleKey: policy,
 );
 
 /// The pinned maps of the compiled topology.
@@ -63,6 +65,12 @@ pub struct Maps {
     routes: Map<RouteKey, Route>,
     router_legs: Map<RouterLegKey, RouterLeg>,
     floods: Map<FloodKey, Flood>,
+    nat: Map<NatKey, Nat>,
+    floating: Map<FloatingKey, Floating>,
+    snat_blocks: Map<SnatBlockKey, SnatBlock>,
+    snat_owners: Map<SnatOwnerKey, SnatOwner>,
+    classes: Map<ClassKey, u32>,
+    rules: Map<RuleKey, Rule>,
 }
 
 impl Maps {
@@ -81,6 +89,12 @@ impl Maps {
             routes: Map::open(maps, "ROUTES")?,
             router_legs: Map::open(maps, "ROUTER_LEGS")?,
             floods: Map::open(maps, "FLOODS")?,
+            nat: Map::open(maps, "NAT")?,
+            floating: Map::open(maps, "FLOATING")?,
+            snat_blocks: Map::open(maps, "SNAT_BLOCKS")?,
+            snat_owners: Map::open(maps, "SNAT_OWNERS")?,
+            classes: Map::open(maps, "CLASSES")?,
+            rules: Map::open(maps, "RULES")?,
         })
     }
 
@@ -119,6 +133,12 @@ impl Maps {
             routes: table(&self.routes, bank)?,
             router_legs: table(&self.router_legs, bank)?,
             floods: table(&self.floods, bank)?,
+            nat: table(&self.nat, bank)?,
+            floating: table(&self.floating, bank)?,
+            snat_blocks: table(&self.snat_blocks, bank)?,
+            snat_owners: table(&self.snat_owners, bank)?,
+            classes: table(&self.classes, bank)?,
+            rules: table(&self.rules, bank)?,
         })
     }
 
@@ -145,8 +165,24 @@ impl Maps {
             Ok(writes)
         }
         // Destructured, so that a table added to the image cannot be forgotten here.
-        let Image { bindings, networks, vnis, vteps, fdb, addresses, allowed, routes, router_legs, floods } =
-            new;
+        let Image {
+            bindings,
+            networks,
+            vnis,
+            vteps,
+            fdb,
+            addresses,
+            allowed,
+            routes,
+            router_legs,
+            floods,
+            nat,
+            floating,
+            snat_blocks,
+            snat_owners,
+            classes,
+            rules,
+        } = new;
         Ok(table(&self.bindings, bank, &old.bindings, bindings)?
             + table(&self.networks, bank, &old.networks, networks)?
             + table(&self.vnis, bank, &old.vnis, vnis)?
@@ -156,7 +192,13 @@ impl Maps {
             + table(&self.allowed, bank, &old.allowed, allowed)?
             + table(&self.routes, bank, &old.routes, routes)?
             + table(&self.router_legs, bank, &old.router_legs, router_legs)?
-            + table(&self.floods, bank, &old.floods, floods)?)
+            + table(&self.floods, bank, &old.floods, floods)?
+            + table(&self.nat, bank, &old.nat, nat)?
+            + table(&self.floating, bank, &old.floating, floating)?
+            + table(&self.snat_blocks, bank, &old.snat_blocks, snat_blocks)?
+            + table(&self.snat_owners, bank, &old.snat_owners, snat_owners)?
+            + table(&self.classes, bank, &old.classes, classes)?
+            + table(&self.rules, bank, &old.rules, rules)?)
     }
 }
 
@@ -306,8 +348,16 @@ mod tests {
     use super::*;
 
     fn leg(image: &mut Image, router: u32, network: u32) {
-        let leg =
-            RouterLeg { vni: network, mtu: 1450, mac: [0; 6], zero: 0, v4: Ip::default(), v6: Ip::default() };
+        let leg = RouterLeg {
+            vni: network,
+            mtu: 1450,
+            mac: [0; 6],
+            flags: 0,
+            v4: Ip::default(),
+            v6: Ip::default(),
+            snat_blocks: 0,
+            zero: 0,
+        };
         image.router_legs.insert(RouterLegKey { router: Scoped::new(0, router), network }, leg);
     }
 
@@ -315,7 +365,7 @@ mod tests {
     fn image() -> Image {
         let mut image = Image::default();
         for network in 1..=5 {
-            let value = Network { vni: network, mtu: 1450 };
+            let value = Network { vni: network, mtu: 1450, flags: 0 };
             image.networks.insert(NetworkKey { network: Scoped::new(0, network) }, value);
         }
         for (router, network) in [(1, 1), (1, 2), (2, 3), (2, 4)] {

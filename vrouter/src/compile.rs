@@ -156,7 +156,7 @@ impl<'a> Compiler<'a> {
     fn network(&mut self, network: &'a Network) -> Result<()> {
         let id = self.id(NAME_NETWORK, &network.name)?;
         let scoped = Scoped::new(0, id);
-        let value = vrouter_common::tables::Network { vni: network.vni, mtu: self.mtu(network) };
+        let value = vrouter_common::tables::Network { vni: network.vni, mtu: self.mtu(network), flags: 0 };
         self.out.image.networks.insert(NetworkKey { network: scoped }, value);
         self.out.image.vnis.insert(VniKey { vni: Scoped::new(0, network.vni) }, id);
         Ok(())
@@ -216,9 +216,11 @@ impl<'a> Compiler<'a> {
             vni: network.vni,
             mtu,
             mac,
-            zero: 0,
+            flags: 0,
             v4: Ip::UNSPECIFIED,
             v6: link_local,
+            snat_blocks: 0,
+            zero: 0,
         });
         let ip = Ip::from(address);
         if ip.is_v4() {
@@ -308,8 +310,15 @@ impl<'a> Compiler<'a> {
         };
         let flags = if port.port_security { 0 } else { BINDING_NO_SECURITY };
         let mtu = self.mtu(network);
-        let binding =
-            Binding { port: port_id, network: network_id, vni: network.vni, mtu, mac: port.mac.0, flags };
+        let binding = Binding {
+            port: port_id,
+            network: network_id,
+            vni: network.vni,
+            mtu,
+            mac: port.mac.0,
+            flags,
+            policy: 0,
+        };
         self.out.image.bindings.insert(BindingKey { ifindex: Scoped::new(0, ifindex) }, binding);
         self.flood_ports.entry(network_id).or_default().insert(port_id, ifindex);
         Ok((if xdp { PLACE_LOCAL_FRAMES } else { PLACE_LOCAL }, ifindex))

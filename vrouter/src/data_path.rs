@@ -36,6 +36,8 @@ pub const PINNED_MAPS: &[&str] = &[
     "COMMIT",
     "REVISIONS",
     "FLOWS",
+    "TRANSIENT",
+    "FRAGMENTS",
     "BINDINGS",
     "NETWORKS",
     "VNIS",
@@ -46,6 +48,18 @@ pub const PINNED_MAPS: &[&str] = &[
     "ROUTES",
     "ROUTER_LEGS",
     "FLOODS",
+    "NAT",
+    "FLOATING",
+    "SNAT_BLOCKS",
+    "SNAT_OWNERS",
+    "CLASSES",
+    "RULES",
+    "HOP_INDEX",
+    "HOPS",
+    "FREE_HOPS",
+    "UPCALLS",
+    "NAT_TRIES",
+    "EXPIRE",
     "UNDERLAY",
     "DROPS",
     "EVENTS",
@@ -53,7 +67,7 @@ pub const PINNED_MAPS: &[&str] = &[
     "CLOCK",
 ];
 
-const CLASSIFIERS: &[&str] = &["vr_tc_port", "vr_tc_uplink", "vr_clock"];
+const CLASSIFIERS: &[&str] = &["vr_tc_port", "vr_tc_uplink", "vr_clock", "vr_expire"];
 const XDP_PROGRAMS: &[&str] = &["vr_xdp_port", "vr_xdp_uplink"];
 
 /// Where the pins of an instance are.
@@ -326,10 +340,24 @@ impl DataPath {
 
 /// Refuses pins of another shape: aya 0.14 takes whatever map has the right name.
 fn check_pins(maps: &Path) -> Result<()> {
-    use MapType::{Array, Hash, LpmTrie, PerCpuArray};
+    use MapType::{Array, Hash, LpmTrie, LruHash, PerCpuArray, RingBuf, Stack};
     check_pin::<u32, Commit>(maps, "COMMIT", Array)?;
     check_pin::<u32, u32>(maps, "REVISIONS", Array)?;
     check_pin::<FlowKey, Flow>(maps, "FLOWS", Hash)?;
+    check_pin::<FlowKey, Flow>(maps, "TRANSIENT", LruHash)?;
+    check_pin::<FragmentKey, Fragment>(maps, "FRAGMENTS", LruHash)?;
+    check_pin::<NatKey, Nat>(maps, "NAT", Hash)?;
+    check_pin::<FloatingKey, Floating>(maps, "FLOATING", Hash)?;
+    check_pin::<SnatBlockKey, SnatBlock>(maps, "SNAT_BLOCKS", Hash)?;
+    check_pin::<SnatOwnerKey, SnatOwner>(maps, "SNAT_OWNERS", Hash)?;
+    check_pin::<ClassKey, u32>(maps, "CLASSES", LpmTrie)?;
+    check_pin::<RuleKey, Rule>(maps, "RULES", LpmTrie)?;
+    check_pin::<HopKey, u32>(maps, "HOP_INDEX", Hash)?;
+    check_pin::<u32, Hop>(maps, "HOPS", Array)?;
+    check_pin::<(), u32>(maps, "FREE_HOPS", Stack)?;
+    check_pin::<(), ()>(maps, "UPCALLS", RingBuf)?;
+    check_pin::<u32, u64>(maps, "NAT_TRIES", PerCpuArray)?;
+    check_pin::<u32, Expire>(maps, "EXPIRE", Array)?;
     check_pin::<BindingKey, Binding>(maps, "BINDINGS", Hash)?;
     check_pin::<NetworkKey, Network>(maps, "NETWORKS", Hash)?;
     check_pin::<VniKey, u32>(maps, "VNIS", Hash)?;

@@ -112,7 +112,9 @@ pub struct Builder {
 impl Builder {
     pub fn network(&mut self, network: u32, mtu: u32) {
         let vni = 1000 + network;
-        self.image.networks.insert(NetworkKey { network: Scoped::new(0, network) }, Network { vni, mtu });
+        self.image
+            .networks
+            .insert(NetworkKey { network: Scoped::new(0, network) }, Network { vni, mtu, flags: 0 });
         self.image.vnis.insert(VniKey { vni: Scoped::new(0, vni) }, network);
     }
 
@@ -135,10 +137,11 @@ impl Builder {
             self.allow(port, mac, addr, 128);
         }
         if place == PLACE_LOCAL {
-            let Network { vni, mtu } = self.image.networks[&NetworkKey { network: Scoped::new(0, network) }];
+            let Network { vni, mtu, .. } =
+                self.image.networks[&NetworkKey { network: Scoped::new(0, network) }];
             self.image.bindings.insert(
                 BindingKey { ifindex: Scoped::new(0, at) },
-                Binding { port, network, vni, mtu, mac, flags },
+                Binding { port, network, vni, mtu, mac, flags, policy: 0 },
             );
         }
         port
@@ -159,11 +162,11 @@ impl Builder {
     /// A router's interface `host` on `network`.
     pub fn leg(&mut self, router: u32, network: u32, subnet: u32, host: u32) {
         let mac = router_mac(subnet, host);
-        let Network { vni, mtu } = self.image.networks[&NetworkKey { network: Scoped::new(0, network) }];
+        let Network { vni, mtu, .. } = self.image.networks[&NetworkKey { network: Scoped::new(0, network) }];
         let (v4, v6) = (ip(Family::V4, subnet, host), ip(Family::V6, subnet, host));
         self.image.router_legs.insert(
             RouterLegKey { router: Scoped::new(0, router), network },
-            RouterLeg { vni, mtu, mac, zero: 0, v4: v4.into(), v6: v6.into() },
+            RouterLeg { vni, mtu, mac, flags: 0, v4: v4.into(), v6: v6.into(), snat_blocks: 0, zero: 0 },
         );
         let station = Station { mac, kind: STATION_ROUTER, place: PLACE_EVERYWHERE, at: 0, owner: router };
         self.image.fdb.insert(FdbKey::new(0, network, mac), station);

@@ -228,7 +228,7 @@ fn check_flow(world: &World, case: &Case, name: &str, key: &FlowKey, flow: &Flow
     assert_eq!(flow.epoch, world.banks.commit().epoch, "{name}: epoch");
     assert_eq!(flow.flags & FLOW_FRAMES != 0, case.frames, "{name}: whether XDP may");
     let tunnelled = case.at == UPLINK;
-    let from = if tunnelled { (FROM_TUNNEL, vni(1)) } else { (FROM_PORT, world.ifindex(case.at)) };
+    let from = if tunnelled { (FROM_NETWORK, vni(1)) } else { (FROM_PORT, world.ifindex(case.at)) };
     assert_eq!((key.from, key.zone), from, "{name}: where it came in");
     let vtep = if tunnelled { Be32::new(topology::vtep(2).to_bits()) } else { Be32::new(0) };
     assert_eq!(flow.in_vtep, vtep, "{name}: which node it came from");

@@ -119,10 +119,10 @@ pub fn image(ifindexes: &BTreeMap<&'static str, u32>) -> Image {
     let mut builder = Builder { image: Image::default(), ifindexes };
     for network in NETWORKS {
         let mtu = mtu(network);
-        builder
-            .image
-            .networks
-            .insert(NetworkKey { network: Scoped::new(0, network) }, Network { vni: vni(network), mtu });
+        builder.image.networks.insert(
+            NetworkKey { network: Scoped::new(0, network) },
+            Network { vni: vni(network), mtu, flags: 0 },
+        );
         builder.image.vnis.insert(VniKey { vni: Scoped::new(0, vni(network)) }, network);
     }
     for node in 2..=5 {
@@ -208,6 +208,7 @@ impl Builder<'_> {
                 mtu: mtu(network),
                 mac: port_mac(port),
                 flags: if port == 19 { BINDING_NO_SECURITY } else { 0 },
+                policy: 0,
             },
         );
     }
@@ -226,7 +227,16 @@ impl Builder<'_> {
         let (v4, v6) = (Ip::from(IpAddr::from(v4)), Ip::from(IpAddr::from(v6)));
         self.image.router_legs.insert(
             RouterLegKey { router: Scoped::new(0, router), network },
-            RouterLeg { vni: vni(network), mtu: mtu(network), mac, zero: 0, v4, v6 },
+            RouterLeg {
+                vni: vni(network),
+                mtu: mtu(network),
+                mac,
+                flags: 0,
+                v4,
+                v6,
+                snat_blocks: 0,
+                zero: 0,
+            },
         );
         let station = Station { mac, kind: STATION_ROUTER, place: PLACE_EVERYWHERE, at: 0, owner: router };
         self.image.fdb.insert(FdbKey::new(0, network, mac), station);
