@@ -423,12 +423,14 @@ pub struct Nat {
     pub router: u32,
     /// Port number of the workload.
     pub port: u32,
+    /// The node that hosts the workload and translates for it; 0: this node.
+    pub node: u32,
     /// The workload's port (port forwarding), or zero.
     pub inside_port: Be16,
-    /// Zero.
-    pub zero: u16,
+    /// The router's hardware address on that node.
+    pub mac: [u8; 6],
 }
-const _: () = assert!(size_of::<Nat>() == 28);
+const _: () = assert!(size_of::<Nat>() == 36);
 
 /// Key of [`Floating`]: a fixed IP behind a router.
 #[repr(C)]

@@ -49,6 +49,18 @@ pub fn vr_xdp_uplink(ctx: XdpContext) -> u32 {
     xdp::uplink(ctx.ctx)
 }
 
+/// Packets from an external network.
+#[classifier]
+pub fn vr_tc_external(_ctx: TcContext) -> i32 {
+    TC_ACT_OK
+}
+
+/// Frames from an external network.
+#[xdp(frags)]
+pub fn vr_xdp_external(_ctx: XdpContext) -> u32 {
+    2
+}
+
 /// Writes the flow table's clock where user space can read it.
 #[classifier]
 pub fn vr_clock(_ctx: TcContext) -> i32 {

@@ -67,8 +67,8 @@ pub const PINNED_MAPS: &[&str] = &[
     "CLOCK",
 ];
 
-const CLASSIFIERS: &[&str] = &["vr_tc_port", "vr_tc_uplink", "vr_clock", "vr_expire"];
-const XDP_PROGRAMS: &[&str] = &["vr_xdp_port", "vr_xdp_uplink"];
+const CLASSIFIERS: &[&str] = &["vr_tc_port", "vr_tc_uplink", "vr_tc_external", "vr_clock", "vr_expire"];
+const XDP_PROGRAMS: &[&str] = &["vr_xdp_port", "vr_xdp_uplink", "vr_xdp_external"];
 
 /// Where the pins of an instance are.
 #[derive(Clone, Debug)]
@@ -141,10 +141,13 @@ pub enum Hook {
     TcUplink,
     XdpPort,
     XdpUplink,
+    TcExternal,
+    XdpExternal,
 }
 
 impl Hook {
-    const ALL: [Self; 4] = [Self::TcPort, Self::TcUplink, Self::XdpPort, Self::XdpUplink];
+    const ALL: [Self; 6] =
+        [Self::TcPort, Self::TcUplink, Self::XdpPort, Self::XdpUplink, Self::TcExternal, Self::XdpExternal];
 
     fn program(self) -> &'static str {
         match self {
@@ -152,6 +155,8 @@ impl Hook {
             Self::TcUplink => "vr_tc_uplink",
             Self::XdpPort => "vr_xdp_port",
             Self::XdpUplink => "vr_xdp_uplink",
+            Self::TcExternal => "vr_tc_external",
+            Self::XdpExternal => "vr_xdp_external",
         }
     }
 
@@ -161,11 +166,13 @@ impl Hook {
             Self::TcUplink => "tc_uplink-",
             Self::XdpPort => "xdp_port-",
             Self::XdpUplink => "xdp_uplink-",
+            Self::TcExternal => "tc_external-",
+            Self::XdpExternal => "xdp_external-",
         }
     }
 
     fn is_xdp(self) -> bool {
-        matches!(self, Self::XdpPort | Self::XdpUplink)
+        matches!(self, Self::XdpPort | Self::XdpUplink | Self::XdpExternal)
     }
 }
 
