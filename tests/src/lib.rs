@@ -11,9 +11,13 @@ pub mod host;
 pub mod lab;
 pub mod load;
 pub mod netns;
+pub mod outside;
 pub mod packet;
 pub mod ping;
+pub mod probe;
 pub mod process;
+pub mod service;
+mod sockaddr;
 pub mod sockets;
 pub mod system;
 pub mod tools;
@@ -26,9 +30,12 @@ pub use host::{Host, Neighbour};
 pub use lab::{Lab, LabBuilder, Node, Workload, WorkloadSpec};
 pub use load::{Datagrams, TcpLoad, UdpLoad};
 pub use netns::Netns;
+pub use outside::Outside;
 pub use packet::Sniffer;
 pub use ping::{Ping, RunningPing};
+pub use probe::{IcmpError, Outcome, Probe};
 pub use process::Process;
+pub use service::{Services, Talk};
 pub use system::{Listeners, System};
 
 /// Fails, naming the remedy, unless the effective user is root.

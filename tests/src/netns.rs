@@ -143,6 +143,17 @@ impl Netns {
             .with_context(|| format!("cannot set {} to {value} in {}", path.display(), self.name))
     }
 
+    /// Addresses work at once and none comes from a router's advertisement; every error is sent, as tests
+    /// count.
+    pub fn speak_at_once(&self) -> Result<()> {
+        for (key, value) in [("accept_dad", "0"), ("dad_transmits", "0"), ("accept_ra", "0")] {
+            self.set_sysctl(&format!("ipv6/conf/all/{key}"), value)?;
+            self.set_sysctl(&format!("ipv6/conf/default/{key}"), value)?;
+        }
+        self.set_sysctl("ipv4/icmp_ratelimit", "0")?;
+        self.set_sysctl("ipv6/icmp/ratelimit", "0")
+    }
+
     /// Switches off what lets frames on a veth differ from frames on a wire: partial checksums, segments
     /// larger than the MTU, and merging at the receiver.
     pub fn offloads_off(&self, interface: &str) -> Result<()> {
