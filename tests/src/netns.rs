@@ -125,6 +125,20 @@ impl Netns {
         Ok(())
     }
 
+    /// Reads rules for nftables.
+    pub fn nft(&self, rules: &str) -> Result<()> {
+        let mut command = self.command("nft");
+        command.args(["-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().context("cannot run nft; is nftables installed?")?;
+        // Should it end early, its complaint is reported below.
+        let _ = child.stdin.take().context("nft has no standard input")?.write_all(rules.as_bytes());
+        let output = child.wait_with_output()?;
+        if !output.status.success() {
+            bail!("nft in {}: {}\n{rules}", self.name, complaint(&output));
+        }
+        Ok(())
+    }
+
     /// Calls `work` in a thread of its own that has entered the namespace. Sockets it opens stay there.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         let file =
@@ -151,6 +165,8 @@ impl Netns {
             self.set_sysctl(&format!("ipv6/conf/default/{key}"), value)?;
         }
         self.set_sysctl("ipv4/icmp_ratelimit", "0")?;
+        self.set_sysctl("ipv4/icmp_msgs_burst", "100000")?;
+        self.set_sysctl("ipv4/icmp_msgs_per_sec", "1000000")?;
         self.set_sysctl("ipv6/icmp/ratelimit", "0")
     }
 

@@ -79,11 +79,21 @@ impl Outside {
             ])?;
             gw.set_sysctl(&format!("ipv4/conf/{interface}/send_redirects"), "0")?;
         }
+        gw.set_sysctl("ipv4/conf/all/send_redirects", "0")?;
         gw.set_sysctl("ipv4/ip_forward", "1")?;
         gw.set_sysctl("ipv6/conf/all/forwarding", "1")?;
-        gw.ip(&["route add unreachable 198.18.0.0/16", "route add prohibit 198.19.0.0/16"])?;
-        gw.run("ip -6 route add unreachable 2001:db8:18::/48")?;
-        gw.run("ip -6 route add prohibit 2001:db8:19::/48")?;
+        // Not by routes: the kernel answers for those a few times a second at the most.
+        gw.ip(&["route add 198.18.0.0/15 via 198.51.101.10"])?;
+        for range in ["2001:db8:18::/48", "2001:db8:19::/48"] {
+            gw.run(&format!("ip -6 route add {range} via 2001:db8:ab::10"))?;
+        }
+        gw.nft(
+            "table inet upstream { chain forward { type filter hook forward priority 0;\n\
+             ip daddr 198.18.0.0/16 reject with icmp type net-unreachable\n\
+             ip daddr 198.19.0.0/16 reject with icmp type admin-prohibited\n\
+             ip6 daddr 2001:db8:18::/48 reject with icmpv6 type no-route\n\
+             ip6 daddr 2001:db8:19::/48 reject with icmpv6 type admin-prohibited\n}\n}\n",
+        )?;
 
         narrow.ip(&["link set eth0 up"])?;
         address(&narrow, "198.51.101", "2001:db8:ab:", 10)?;

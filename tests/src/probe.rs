@@ -149,17 +149,14 @@ impl Probe {
             std::fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647")?;
         }
         let socket = sockaddr::socket(is_v6, libc::SOCK_DGRAM, protocol)?;
-        // PROBE: as told, whatever was learned about the path.
-        let (level, recverr, discover, cut, whole, hops) = if is_v6 {
-            let level = libc::IPPROTO_IPV6;
-            (level, libc::IPV6_RECVERR, libc::IPV6_MTU_DISCOVER, 0, 3, libc::IPV6_UNICAST_HOPS)
+        // As told, whatever was learned about the path before: PROBE is 3, OMIT 5, in both families.
+        let (level, recverr, discover, hops) = if is_v6 {
+            (libc::IPPROTO_IPV6, libc::IPV6_RECVERR, libc::IPV6_MTU_DISCOVER, libc::IPV6_UNICAST_HOPS)
         } else {
-            let level = libc::IPPROTO_IP;
-            let (cut, whole) = (libc::IP_PMTUDISC_DONT, libc::IP_PMTUDISC_PROBE);
-            (level, libc::IP_RECVERR, libc::IP_MTU_DISCOVER, cut, whole, libc::IP_TTL)
+            (libc::IPPROTO_IP, libc::IP_RECVERR, libc::IP_MTU_DISCOVER, libc::IP_TTL)
         };
         sockaddr::set(&socket, level, recverr, 1)?;
-        sockaddr::set(&socket, level, discover, if self.dont_fragment { whole } else { cut })?;
+        sockaddr::set(&socket, level, discover, if self.dont_fragment { 3 } else { 5 })?;
         if let Some(ttl) = self.ttl {
             sockaddr::set(&socket, level, hops, ttl.into())?;
         }
@@ -247,7 +244,7 @@ impl fmt::Display for IcmpError {
 }
 
 /// The name of a socket's error, the same in every run.
-pub(crate) fn reason(error: &std::io::Error) -> String {
+pub fn reason(error: &std::io::Error) -> String {
     match error.raw_os_error() {
         Some(libc::ECONNREFUSED) => "refused".to_owned(),
         Some(libc::ENETUNREACH) => "network unreachable".to_owned(),
