@@ -252,6 +252,17 @@ impl Workload {
         self.address(is_v6).parse().unwrap_or_else(|_| panic!("{} has a malformed address", self.spec.name))
     }
 
+    /// The hardware address ARP or ND gives it for its gateway.
+    pub fn gateway_mac(&self, is_v6: bool) -> Result<[u8; 6]> {
+        let gateway = self.spec.gateways.iter().find(|gateway| gateway.contains(':') == is_v6);
+        let gateway: IpAddr = gateway.context("it has no gateway of that family")?.parse()?;
+        let answers = self.who_has(self.ip(is_v6), gateway, std::time::Duration::from_millis(200))?;
+        match answers[..] {
+            [mac] => Ok(mac),
+            _ => bail!("{} gets {} answers for its gateway {gateway}", self.spec.name, answers.len()),
+        }
+    }
+
     /// The hardware address it was made with.
     ///
     /// # Panics

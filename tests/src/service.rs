@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::sockets::noise;
-use crate::{Host, sockaddr};
+use crate::{Host, Lab, sockaddr};
 
 /// How often a server looks whether it is to end.
 const TICK: Duration = Duration::from_millis(200);
@@ -36,6 +36,15 @@ impl Services {
     pub fn start(host: &Host, ports: &[u16]) -> Result<Self> {
         let mut services = Self { stop: Arc::default(), threads: Vec::new() };
         services.add(host, ports)?;
+        Ok(services)
+    }
+
+    /// Starts servers at these ports of every workload and everybody outside.
+    pub fn everywhere(lab: &Lab, ports: &[u16]) -> Result<Self> {
+        let mut services = Self { stop: Arc::default(), threads: Vec::new() };
+        let outside = lab.external_network().map(|_| lab.outside().hosts().values());
+        lab.workloads().try_for_each(|workload| services.add(workload, ports))?;
+        outside.into_iter().flatten().try_for_each(|host| services.add(host, ports))?;
         Ok(services)
     }
 
