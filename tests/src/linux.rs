@@ -105,6 +105,8 @@ impl Linux {
                 format!("link set {port} up"),
             ])?;
             netns.ip(&[format!("link set {network} up")])?;
+            // What the router itself says looks as on a wire.
+            netns.offloads_off(network)?;
             for address in addresses {
                 let no_detection = if address.contains(':') { " nodad" } else { "" };
                 netns.ip(&[format!("address add {address} dev {network}{no_detection}")])?;
