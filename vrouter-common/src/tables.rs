@@ -135,7 +135,7 @@ pub struct BindingKey {
 
 /// Which port an interface is.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Binding {
     /// Port number.
     pub port: u32,
@@ -841,7 +841,7 @@ pub enum StoreError {
 /// space its in-memory tables.
 pub trait Tables {
     /// The state in force. Read once per packet.
-    fn commit(&self) -> Option<Commit>;
+    fn commit(&self) -> Option<&Commit>;
     /// The epoch of the last apply that touched what `network` can reach.
     fn revision(&self, network: u32) -> u32;
 

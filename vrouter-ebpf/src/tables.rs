@@ -36,8 +36,8 @@ macro_rules! get {
 
 impl Tables for Maps {
     #[inline(always)]
-    fn commit(&self) -> Option<Commit> {
-        maps::COMMIT.get(0).copied().filter(|commit| commit.epoch != 0)
+    fn commit(&self) -> Option<&Commit> {
+        maps::COMMIT.get(0).filter(|commit| commit.epoch != 0)
     }
 
     #[inline(always)]

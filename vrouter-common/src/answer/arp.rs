@@ -23,11 +23,10 @@ const REPLY: u16 = 2;
 pub fn decide<P: Packet, T: Tables>(
     packet: &P,
     tables: &T,
-    bank: u32,
-    binding: &Binding,
     headers: &Headers,
     plan: &mut Plan,
 ) -> Result<Decision, DropReason> {
+    let (bank, binding) = (plan.bank, plan.binding);
     let arp = packet.view(ETH_LEN, ARP_LEN).ok_or(DropReason::ArpMalformed)?;
     let operation = arp.be16(6).get();
     // Ethernet, IPv4, lengths 6 and 4.
@@ -39,7 +38,7 @@ pub fn decide<P: Packet, T: Tables>(
     }
     let sender = Ip::v4(arp.be32(14));
     let target = Ip::v4(arp.be32(24));
-    admit::arp(tables, bank, binding, headers.macs.src(), arp.mac(8), sender)?;
+    admit::arp(tables, bank, &binding, headers.macs.src(), arp.mac(8), sender)?;
     if operation == REQUEST
         && let Some(station) = tables.address(&AddressKey::new(bank, binding.network, target))
         // Asking for one's own address announces it, or probes for somebody else who has it.
@@ -53,7 +52,7 @@ pub fn decide<P: Packet, T: Tables>(
     if headers.macs.is_group() {
         return Ok(Decision::Flood);
     }
-    deliver_frame(tables, bank, binding, headers, plan)
+    deliver_frame(tables, headers, plan)
 }
 
 /// Turns the request into the reply.

@@ -23,11 +23,10 @@ const ALL_NODES: Ip = Ip([0xff02_0000_u32.to_be(), 0, 0, 1_u32.to_be()]);
 pub fn decide<P: Packet, T: Tables>(
     packet: &P,
     tables: &T,
-    bank: u32,
-    binding: &Binding,
     headers: &Headers,
     plan: &mut Plan,
 ) -> Result<Option<Decision>, DropReason> {
+    let (bank, binding) = (plan.bank, plan.binding);
     // Without port security nobody checked it before.
     let len = headers.l4_len();
     if headers.ttl != 255 || headers.fragment || headers.dport.get() & 0xff != 0 || len < 24 {
