@@ -80,7 +80,11 @@ pub fn decide<P: Packet, T: Tables>(
 pub fn conclude<P: Packet>(packet: &P, plan: &Plan, decision: Decision) -> Result<Decision, DropReason> {
     match decision {
         Decision::Forward | Decision::ForwardOnce if plan.too_big => {
-            if packet.gso_size() != 0 { Err(DropReason::TooBig) } else { Ok(Decision::Fragment) }
+            if packet.gso_size() != 0 {
+                Err(DropReason::TooBig)
+            } else {
+                Ok(Decision::Fragment)
+            }
         }
         Decision::Forward | Decision::ForwardOnce if plan.unresolved => Ok(Decision::Wait),
         decision => Ok(decision),

@@ -33,8 +33,9 @@ pub fn deliver_frame<T: Tables>(
     plan: &mut Plan,
 ) -> Result<Decision, DropReason> {
     let binding = plan.binding;
-    let station =
-        tables.fdb(&FdbKey::new(plan.bank, binding.network, headers.macs.dst())).ok_or(DropReason::MacUnknown)?;
+    let station = tables
+        .fdb(&FdbKey::new(plan.bank, binding.network, headers.macs.dst()))
+        .ok_or(DropReason::MacUnknown)?;
     if station.kind == STATION_ROUTER {
         return Err(DropReason::RouterIgnored);
     }

@@ -136,7 +136,8 @@ fn pass_on<P: Packet, T: Tables>(
     plan.flow.hops = 1;
     plan.flow.out_macs = Macs::new(way.mac, leg.mac);
     plan.flow.network_out = network;
-    plan.flow.mtu = if plan.commit.overlay_mtu > u16::MAX as u32 { u16::MAX } else { plan.commit.overlay_mtu as u16 };
+    plan.flow.mtu =
+        if plan.commit.overlay_mtu > u16::MAX as u32 { u16::MAX } else { plan.commit.overlay_mtu as u16 };
     let hash = headers.tuple_hash();
     tunnel_to(tables, hash, way.node, ingress.zone, plan);
     Ok(Decision::ForwardOnce)

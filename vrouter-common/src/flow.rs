@@ -53,8 +53,7 @@ impl Tuple {
     /// The tuple of replies.
     #[inline(always)]
     pub const fn reversed(&self) -> Self {
-        let mut reply =
-            Self { src: self.dst, dst: self.src, sport: self.dport, dport: self.sport, ..*self };
+        let mut reply = Self { src: self.dst, dst: self.src, sport: self.dport, dport: self.sport, ..*self };
         if matches!(self.proto, PROTO_ICMP | PROTO_ICMPV6) {
             reply.sport = self.sport;
             reply.dport = echo_reversed(self.dport);

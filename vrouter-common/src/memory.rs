@@ -10,8 +10,8 @@ use crate::{
     checksum,
     flow::{FLOW_FRAMES, Flow, FlowKey},
     packet::{NoRoom, Packet, View},
-    pipeline,
     parse::Headers,
+    pipeline,
     plan::{Decision, Ingress, Plan, Work},
     reason::{DropReason, Event},
     tables::*,
@@ -154,6 +154,23 @@ pub struct Image {
     pub classes: BTreeMap<ClassKey, u32>,
     /// Rules that allow.
     pub rules: BTreeMap<RuleKey, Rule>,
+}
+
+impl Image {
+    /// Adds rules that allow everything both ways to a policy, with or without replies.
+    pub fn allow_all(&mut self, policy: u32, flags: u32) {
+        for direction in 0..4 {
+            let key = RuleKey {
+                prefix_len: RuleKey::ANY_BITS,
+                policy: Scoped::new(0, policy),
+                class: 0,
+                direction,
+                proto: 0,
+                port: Be16::new(0),
+            };
+            self.rules.insert(key, Rule { rule: 0, flags });
+        }
+    }
 }
 
 /// Everything the decision looks up, in memory.
@@ -532,10 +549,7 @@ fn try_run(tables: &MemoryTables, entry: Entry, mut packet: MemoryPacket) -> Res
     while decision == Decision::Route {
         decision = pipeline::pass(&packet, tables, headers, plan)?;
     }
-    if matches!(
-        decision,
-        Decision::Forward | Decision::ForwardOnce | Decision::Wait | Decision::Fragment
-    ) {
+    if matches!(decision, Decision::Forward | Decision::ForwardOnce | Decision::Wait | Decision::Fragment) {
         settle(tables, &ingress, headers, plan, decision, packet.len(), Hook::Tc)?;
     }
     match decision {

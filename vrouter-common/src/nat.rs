@@ -70,8 +70,7 @@ pub fn source<T: Tables>(
 pub fn inside<'a, T: Tables>(tables: &'a T, bank: u32, network: u32, outside: &Tuple) -> Option<&'a Nat> {
     let network = Scoped::new(bank, network);
     if matches!(outside.proto, PROTO_TCP | PROTO_UDP) {
-        let key =
-            NatKey { network, ip: outside.dst, port: outside.dport, proto: outside.proto, zero: 0 };
+        let key = NatKey { network, ip: outside.dst, port: outside.dport, proto: outside.proto, zero: 0 };
         if let Some(nat) = tables.nat(&key) {
             return Some(nat);
         }

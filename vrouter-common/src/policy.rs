@@ -22,13 +22,7 @@ use crate::{
 
 /// The rule that allows, if one does.
 #[inline(always)]
-pub fn allows<T: Tables>(
-    tables: &T,
-    bank: u32,
-    policy: u32,
-    direction: u8,
-    tuple: &Tuple,
-) -> Option<Rule> {
+pub fn allows<T: Tables>(tables: &T, bank: u32, policy: u32, direction: u8, tuple: &Tuple) -> Option<Rule> {
     let (remote, port) =
         if direction == RULE_INGRESS { (tuple.src, tuple.dport) } else { (tuple.dst, tuple.dport) };
     let class = class_of(tables, bank, remote);
@@ -64,9 +58,7 @@ fn rule<T: Tables>(
     port: Be16,
 ) -> Option<Rule> {
     let policy = Scoped::new(bank, policy);
-    tables
-        .rule(&RuleKey { prefix_len: RuleKey::ALL_BITS, policy, class, direction, proto, port })
-        .copied()
+    tables.rule(&RuleKey { prefix_len: RuleKey::ALL_BITS, policy, class, direction, proto, port }).copied()
 }
 
 /// What passes whatever the rules say, as with Neutron: neighbour and router discovery, multicast listener
@@ -76,10 +68,9 @@ pub fn is_exempt(tuple: &Tuple, later_fragment: bool) -> bool {
     let kind = (tuple.dport.get() >> 8) as u8;
     match tuple.proto {
         PROTO_ICMPV6 if tuple.v6 && !later_fragment => matches!(kind, 130..=136 | 143),
-        PROTO_UDP if !later_fragment => matches!(
-            (tuple.sport.get(), tuple.dport.get()),
-            (68, 67) | (67, 68) | (546, 547) | (547, 546)
-        ),
+        PROTO_UDP if !later_fragment => {
+            matches!((tuple.sport.get(), tuple.dport.get()), (68, 67) | (67, 68) | (546, 547) | (547, 546))
+        }
         _ => false,
     }
 }

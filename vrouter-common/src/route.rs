@@ -127,11 +127,8 @@ pub fn pass<P: Packet, T: Tables>(
     }
     if station.place == PLACE_UNPLUGGED || station.place == PLACE_UNBOUND {
         // What unanswered ARP would tell the sender.
-        let reason = if station.place == PLACE_UNBOUND {
-            DropReason::PortUnbound
-        } else {
-            DropReason::PortUnplugged
-        };
+        let reason =
+            if station.place == PLACE_UNBOUND { DropReason::PortUnbound } else { DropReason::PortUnplugged };
         return answer::refuse(headers, came_in, Refusal::Host, reason, plan);
     }
     plan.flow.out_macs = Macs::new(station.mac, goes_out.mac);

@@ -16,9 +16,7 @@ use crate::{
     checksum,
     flow::*,
     parse::{Headers, Quoted},
-    plan::{
-        Decision, Ingress, KNOWN_ANSWERED, KNOWN_NOWHERE, KNOWN_TRANSIENT, Plan, ROLE_RELATED,
-    },
+    plan::{Decision, Ingress, KNOWN_ANSWERED, KNOWN_NOWHERE, KNOWN_TRANSIENT, Plan, ROLE_RELATED},
     reason::{DropReason, Event},
     tables::*,
     wire::*,
@@ -35,13 +33,7 @@ const DATAGRAM_MAX: u32 = 65535;
 
 /// Finds what is known of the packet's connection.
 #[inline(always)]
-pub fn recall<T: Tables>(
-    tables: &T,
-    ingress: &Ingress,
-    headers: &Headers,
-    quoted: &Quoted,
-    plan: &mut Plan,
-) {
+pub fn recall<T: Tables>(tables: &T, ingress: &Ingress, headers: &Headers, quoted: &Quoted, plan: &mut Plan) {
     plan.role = ROLE_NONE;
     plan.known_in = KNOWN_NOWHERE;
     plan.tuple = headers.tuple();
@@ -112,11 +104,7 @@ const fn table_of(known_in: u8) -> FlowTable {
 /// (behaviour R7). Fragments must come in order: one that begins before the end of what was seen would
 /// overwrite it.
 #[inline(always)]
-pub fn reassemble<T: Tables>(
-    tables: &T,
-    ingress: &Ingress,
-    headers: &mut Headers,
-) -> Result<(), DropReason> {
+pub fn reassemble<T: Tables>(tables: &T, ingress: &Ingress, headers: &mut Headers) -> Result<(), DropReason> {
     if !headers.fragment || headers.arp {
         return Ok(());
     }
@@ -183,7 +171,8 @@ pub fn settle<T: Tables>(
     len: u64,
     counted: bool,
 ) -> Result<Settled, DropReason> {
-    if headers.arp || plan.role == ROLE_RELATED || headers.is_icmp_error() || headers.is_neighbour_discovery() {
+    if headers.arp || plan.role == ROLE_RELATED || headers.is_icmp_error() || headers.is_neighbour_discovery()
+    {
         translation(headers, plan);
         return Ok(Settled::Done);
     }

@@ -113,9 +113,7 @@ pub fn error<P: Packet>(
         ip.put_be16(10, checksum::adjust(ip.be16(10), delta));
     }
     let outer = checksum::fold(outer);
-    packet
-        .adjust_checksum(l4 + 2, outer, checksum::fold(change), v6, false)
-        .map_err(|_| DropReason::Internal)
+    packet.adjust_checksum(l4 + 2, outer, checksum::fold(change), v6, false).map_err(|_| DropReason::Internal)
 }
 
 #[inline(always)]

@@ -200,7 +200,9 @@ impl DataPath {
         let maps = pins.maps();
         check_pins(&maps)?;
         let mut loader = EbpfLoader::new();
-        if std::env::var_os("VR_DEBUG_LOG").is_some() { loader.verifier_log_level(aya::VerifierLogLevel::VERBOSE); }
+        if std::env::var_os("VR_DEBUG_LOG").is_some() {
+            loader.verifier_log_level(aya::VerifierLogLevel::VERBOSE);
+        }
         loader.map_max_entries("FLOWS", flow_entries);
         // Frozen before the programs are verified: what is off costs nothing.
         let log_level = log.map_or(0, |level| level as u8);

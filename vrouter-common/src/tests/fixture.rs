@@ -205,7 +205,9 @@ impl Builder {
     /// The tables of node 1 with this image in force.
     pub fn tables(self) -> MemoryTables {
         let mut tables = MemoryTables::default();
-        tables.image = self.image;
+        let mut image = self.image;
+        image.allow_all(0, 0);
+        tables.image = image;
         tables.commit.epoch = 2;
         tables.commit.node = 1;
         tables.commit.vtep = be32(VTEP1);

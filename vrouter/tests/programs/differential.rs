@@ -142,7 +142,8 @@ fn agree(seed: u64, frames: usize) {
     }
     let kernel: BTreeMap<_, _> =
         world.flow_entries().iter().map(|(key, flow)| (*key, timeless(flow))).collect();
-    let user: BTreeMap<_, _> = tables.flows().iter().chain(&tables.transients()).map(|(key, flow)| (*key, timeless(flow))).collect();
+    let user: BTreeMap<_, _> =
+        tables.flows().iter().chain(&tables.transients()).map(|(key, flow)| (*key, timeless(flow))).collect();
     for key in kernel.keys().chain(user.keys()) {
         assert_eq!(
             kernel.get(key),

@@ -117,6 +117,7 @@ pub fn underlay(ifindexes: &BTreeMap<&'static str, u32>) -> BTreeMap<u32, Underl
 /// The topology.
 pub fn image(ifindexes: &BTreeMap<&'static str, u32>) -> Image {
     let mut builder = Builder { image: Image::default(), ifindexes };
+    builder.image.allow_all(0, 0);
     for network in NETWORKS {
         let mtu = mtu(network);
         builder.image.networks.insert(
