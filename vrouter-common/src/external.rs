@@ -62,8 +62,9 @@ pub fn enter<P: Packet, T: Tables>(
         }
     } else {
         if let Some(nat) = nat::inside(tables, bank, network, &plan.tuple) {
-            if nat.node != 0 {
-                let way = SnatOwner { node: nat.node, mac: nat.mac, zero: 0 };
+            let node = holder(tables, nat);
+            if node != 0 {
+                let way = SnatOwner { node, mac: nat.mac, zero: 0 };
                 return pass_on(packet, tables, ingress, router, network, headers, way, plan);
             }
             router = nat.router;
@@ -79,9 +80,37 @@ pub fn enter<P: Packet, T: Tables>(
 #[inline(always)]
 fn elsewhere<T: Tables>(tables: &T, bank: u32, network: u32, outside: &Tuple) -> Option<SnatOwner> {
     match nat::inside(tables, bank, network, outside) {
-        Some(nat) if nat.node != 0 => Some(SnatOwner { node: nat.node, mac: nat.mac, zero: 0 }),
-        Some(_) => None,
+        Some(nat) => {
+            let node = holder(tables, nat);
+            if node != 0 { Some(SnatOwner { node, mac: nat.mac, zero: 0 }) } else { None }
+        }
         None => owner(tables, bank, network, outside),
+    }
+}
+
+/// The other node that translates an address; 0: this one.
+#[inline(always)]
+fn holder<T: Tables>(tables: &T, nat: &Nat) -> u32 {
+    if nat.node != NODE_LEARNED {
+        return nat.node;
+    }
+    match tables.learned(&LearnedKey { network: nat.inside_network, ip: nat.inside }) {
+        Some(learned) if learned.station.place == PLACE_REMOTE => learned.station.at,
+        _ => 0,
+    }
+}
+
+/// Whether this node answers for an address.
+#[inline(always)]
+fn answers<T: Tables>(tables: &T, bank: u32, network: u32, station: &Station, ip: Ip) -> bool {
+    if station.place != PLACE_LEARNED {
+        return station.place == PLACE_EVERYWHERE;
+    }
+    let key = NatKey { network: Scoped::new(bank, network), ip, port: Be16::new(0), proto: 0, zero: 0 };
+    let Some(nat) = tables.nat(&key) else { return false };
+    match tables.learned(&LearnedKey { network: nat.inside_network, ip: nat.inside }) {
+        Some(learned) => matches!(learned.station.place, PLACE_LOCAL | PLACE_LOCAL_FRAMES),
+        None => false,
     }
 }
 
@@ -169,8 +198,9 @@ pub fn way<T: Tables>(tables: &T, network: u32, nexthop: Ip, plan: &mut Plan) ->
     if nexthop == plan.tuple.dst && !plan.follows() {
         if let Some(nat) = nat::inside(tables, plan.bank, network, &plan.tuple) {
             plan.at_router = nat.router;
-            if nat.node != 0 {
-                plan.way_node = nat.node;
+            let node = holder(tables, nat);
+            if node != 0 {
+                plan.way_node = node;
                 plan.way_mac = nat.mac;
                 return Way::Node;
             }
@@ -264,7 +294,7 @@ fn arp<P: Packet, T: Tables>(
     }
     if arp.be16(6) == Be16::new(1)
         && let Some(station) = tables.address(&AddressKey::new(bank, network, target))
-        && station.place == PLACE_EVERYWHERE
+        && answers(tables, bank, network, station, target)
     {
         plan.answer.kind = plan::ARP_REPLY;
         plan.answer.mac = station.mac;
@@ -321,7 +351,7 @@ fn neighbour<P: Packet, T: Tables>(
     }
     if kind == ND_NEIGHBOR_SOLICIT
         && let Some(station) = tables.address(&AddressKey::new(bank, network, target))
-        && station.place == PLACE_EVERYWHERE
+        && answers(tables, bank, network, station, target)
     {
         plan.answer.kind = plan::ND_ADVERT;
         plan.answer.mac = station.mac;

@@ -117,7 +117,7 @@ pub fn pass<P: Packet, T: Tables>(
     if goes_out.flags & LEG_EXTERNAL != 0 {
         return outwards(tables, route.network, router, came_in, goes_out, nexthop, headers, len, plan);
     }
-    let Some(station) = tables.address(&AddressKey::new(bank, route.network, nexthop)) else {
+    let Some(station) = who_has(tables, bank, route.network, nexthop) else {
         return answer::refuse(headers, came_in, Refusal::Host, DropReason::NextHopUnknown, plan);
     };
     if station.kind == STATION_ROUTER {

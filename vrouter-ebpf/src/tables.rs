@@ -194,6 +194,30 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn learned(&self, key: &LearnedKey) -> Option<&Learned> {
+        get!(LEARNED, key)
+    }
+
+    #[inline(always)]
+    fn store_learned(&self, key: &LearnedKey, learned: &Learned) {
+        let _ = maps::LEARNED.insert(key, learned, 0);
+    }
+
+    #[inline(always)]
+    fn expire_network(&self, network: u32) {
+        let (Some(commit), Some(revision)) = (maps::COMMIT.get(0), maps::REVISIONS.get_ptr_mut(network))
+        else {
+            return;
+        };
+        // SAFETY: a live map value, written whole; the agent only ever raises it, to the next epoch or beyond.
+        unsafe {
+            if *revision <= commit.epoch {
+                core::ptr::write_volatile(revision, commit.epoch.wrapping_add(1));
+            }
+        }
+    }
+
+    #[inline(always)]
     fn hop_index(&self, key: &HopKey) -> Option<u32> {
         get!(HOP_INDEX, key).copied()
     }

@@ -356,6 +356,7 @@ mod tests {
             v4: Ip::default(),
             v6: Ip::default(),
             snat_blocks: 0,
+            tunnel_mac: [0; 6],
             zero: 0,
         };
         image.router_legs.insert(RouterLegKey { router: Scoped::new(0, router), network }, leg);
