@@ -559,7 +559,15 @@ mod tests {
                 zero: 0,
             };
             let inside_port = Be16::new(0);
-            let value = Nat { inside: address(1), router, port: 1, node: 0, inside_port, mac: [0; 6] };
+            let value = Nat {
+                inside: address(1),
+                router,
+                port: 1,
+                node: 0,
+                inside_network: 1,
+                inside_port,
+                mac: [0; 6],
+            };
             image.nat.insert(key, value);
         };
         let mut new = image();
