@@ -1,9 +1,11 @@
 //! What a document becomes, and what a packet makes of it.
 
+use std::net::IpAddr;
+
 use vrouter_common::memory::{Entry, MemoryPacket, MemoryTables, Verdict, run};
 
 use super::*;
-use crate::topology;
+use crate::topology::{self, derive_router_mac};
 
 const DOCUMENT: &str = r#"
 networks:
@@ -42,6 +44,7 @@ fn around(interfaces: &[(&str, u32)]) -> Surroundings {
         node: "a".to_owned(),
         interfaces: interfaces.iter().map(|&(name, index)| (name.to_owned(), index)).collect(),
         underlay_mtu: 1500,
+        externals: BTreeMap::new(),
     }
 }
 
