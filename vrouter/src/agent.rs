@@ -473,6 +473,16 @@ impl Agent {
                     ),
                 });
             }
+            let (mtu, most) = (network.and_then(|network| network.mtu), external.interface.mtu);
+            if let Some(mtu) =
+                mtu.filter(|&mtu| external.interface.ifindex.is_some() && u32::from(mtu) > most)
+            {
+                external.interface.note = Some(format!(
+                    "external interface {}: its MTU is {most}, the network's {mtu}: larger packets are lost; set the \
+                     network's mtu to {most}, or `ip link set {} mtu {mtu}`",
+                    config.interface, config.interface
+                ));
+            }
             externals.push(external);
         }
         // Before the first topology: keep what earlier agents attached.

@@ -1,8 +1,14 @@
 //! What a document becomes, and what a packet makes of it.
 
+mod external;
+mod policy;
+
 use std::net::IpAddr;
 
-use vrouter_common::memory::{Entry, MemoryPacket, MemoryTables, Verdict, run};
+use vrouter_common::{
+    memory::{Entry, MemoryPacket, MemoryTables, Verdict, run},
+    tables::Tables as _,
+};
 
 use super::*;
 use crate::topology::{self, derive_router_mac};
@@ -85,6 +91,54 @@ fn stations_are_where_the_document_says() {
     assert_eq!(place(&mut ids, "web", "10.0.1.1"), Some((STATION_ROUTER, PLACE_EVERYWHERE, 0)));
     assert_eq!(place(&mut ids, "web", "10.0.1.99"), None);
     assert_eq!(out.local_ports.len(), 3);
+}
+
+#[test]
+fn an_ipv6_range_holds_no_ipv4() {
+    let ranges = |text: &str| without_mapped(text.parse().unwrap());
+    assert_eq!(ranges("10.0.0.0/8"), ["10.0.0.0/8".parse().unwrap()]);
+    assert_eq!(ranges("fd00::/8"), ["fd00::/8".parse().unwrap()]);
+    assert_eq!(ranges("::ffff:10.0.0.0/104"), []);
+    assert_eq!(ranges("::ffff:0:0/96"), []);
+    for (text, count) in [("::/0", 96), ("::/64", 32), ("::/80", 16), ("::fffe:0:0/95", 1)] {
+        let whole: IpNet = text.parse().unwrap();
+        let parts = ranges(text);
+        assert_eq!(parts.len(), count, "{text}: {parts:?}");
+        for address in
+            ["::", "::1", "8000::", "fd00::7", "::fffe:1:1", "::1:0:0:0", "::ffff:10.0.0.1", "::ffff:0:0"]
+        {
+            let address: IpAddr = address.parse().unwrap();
+            let IpAddr::V6(v6) = address else { unreachable!() };
+            let holding = parts.iter().filter(|part| part.contains(&address)).count();
+            let expected = whole.contains(&address) && v6.to_ipv4_mapped().is_none();
+            assert_eq!(holding, usize::from(expected), "{address} in {text}");
+        }
+    }
+    // A pair for all of IPv6 lets nobody send from any IPv4 address, and a default route leads no IPv4 anywhere.
+    let text = DOCUMENT
+        .replace("{ ip: 10.0.1.100 }", "{ ip: \"::/0\" }")
+        .replace("routes:\n", "routes:\n      - { destination: \"::/0\", nexthop: \"fd00:1::b\" }\n");
+    let mut ids = Identities::default();
+    let out = compiled(&text, &mut ids);
+    let mut tables = MemoryTables::default();
+    tables.image = out.image;
+    let vm1 = ids.id(NAME_PORT, "vm1").unwrap();
+    let allowed = |address: &str| {
+        let ip = Ip::from(address.parse::<IpAddr>().unwrap());
+        tables.allowed(&AllowedKey::lookup(0, vm1, [2, 0, 0, 0, 1, 0x0b], ip))
+    };
+    assert!(allowed("2001:db8::1") && allowed("10.0.1.11") && !allowed("10.0.1.12"));
+    let r1 = ids.id(NAME_ROUTER, "r1").unwrap();
+    let route = |address: &str| {
+        let ip = Ip::from(address.parse::<IpAddr>().unwrap());
+        tables.route(&RouteKey::lookup(0, r1, ip)).map(|route| route.kind)
+    };
+    assert_eq!(route("2001:db8::1"), Some(ROUTE_VIA));
+    assert_eq!(route("8.8.8.8"), Some(ROUTE_NONE));
+    assert_eq!(route("10.66.1.1"), Some(ROUTE_BLACKHOLE));
+    // Where nothing is around IPv4, nothing is said of it.
+    let out = compiled(DOCUMENT, &mut ids);
+    assert!(out.image.routes.values().all(|route| route.kind != ROUTE_NONE));
 }
 
 #[test]
