@@ -444,6 +444,7 @@ mod tests {
             v4: Ip::default(),
             v6: Ip::default(),
             snat_blocks: 0,
+            tunnel_mac: [0; 6],
             zero: 0,
         };
         image.router_legs.insert(RouterLegKey { router: Scoped::new(0, router), network }, leg);
@@ -558,7 +559,15 @@ mod tests {
                 zero: 0,
             };
             let inside_port = Be16::new(0);
-            let value = Nat { inside: address(1), router, port: 1, node: 0, inside_port, mac: [0; 6] };
+            let value = Nat {
+                inside: address(1),
+                router,
+                port: 1,
+                node: 0,
+                inside_network: 1,
+                inside_port,
+                mac: [0; 6],
+            };
             image.nat.insert(key, value);
         };
         let mut new = image();

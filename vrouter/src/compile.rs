@@ -99,6 +99,7 @@ pub fn compile(topology: &Topology, around: &Surroundings, ids: &mut Identities)
     for port in &topology.ports {
         compiler.port(port)?;
     }
+    compiler.hear_claims()?;
     compiler.floods();
     compiler.rules()?;
     compiler.warn();
@@ -305,6 +306,33 @@ impl<'a> Compiler<'a> {
                 allow(mac, Ip::from(range.network()), mapped_prefix_len(&range));
             }
         }
+    }
+
+    /// Addresses that whoever claims them has (of allowed address pairs, of ports bound nowhere) must be heard of
+    /// on every node that routes to them, also where the network has no port.
+    fn hear_claims(&mut self) -> Result<()> {
+        let topology = self.topology;
+        let mut hearers: BTreeSet<u32> = self.flood_nodes.values().flatten().copied().collect();
+        for router in &topology.routers {
+            if let Some(owner) = self.scope.owner(&router.name)
+                && self.scope.has_router(&router.name)
+                && let Where::There(node, _) = self.node(owner)?
+            {
+                hearers.insert(node);
+            }
+        }
+        for port in &topology.ports {
+            let claimed = !port.allowed_address_pairs.is_empty() || port.node.is_none();
+            if claimed
+                && let Some(&network) = self.networks.get(port.network.as_str())
+                && !network.external
+                && self.scope.has_network(network)
+            {
+                let network_id = self.id(NAME_NETWORK, &network.name)?;
+                self.flood_nodes.entry(network_id).or_default().extend(&hearers);
+            }
+        }
+        Ok(())
     }
 
     fn floods(&mut self) {

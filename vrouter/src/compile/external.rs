@@ -18,7 +18,7 @@ use vrouter_common::{
 
 use super::{Compiler, Where};
 use crate::topology::{
-    derive_external_mac,
+    derive_external_mac, derive_router_mac,
     model::{FloatingIp, Network, Port, Router, RouterGateway},
 };
 
@@ -27,6 +27,7 @@ struct Inside<'a> {
     router: &'a Router,
     router_id: u32,
     port_id: u32,
+    network_id: u32,
     address: Ip,
     place: Where<'a>,
 }
@@ -56,6 +57,7 @@ impl<'a> Compiler<'a> {
             v4: address(false).unwrap_or(Ip::UNSPECIFIED),
             v6: address(true).unwrap_or(link_local),
             snat_blocks: blocks,
+            tunnel_mac: derive_router_mac(&router.name, &network.name).0,
             zero: 0,
         };
         self.out
@@ -63,7 +65,9 @@ impl<'a> Compiler<'a> {
             .router_legs
             .insert(RouterLegKey { router: Scoped::new(0, router_id), network: network_id }, leg);
         let station = here(mac, STATION_ROUTER, router_id);
-        self.out.image.fdb.insert(FdbKey::new(0, network_id, mac), station);
+        for mac in [mac, leg.tunnel_mac] {
+            self.out.image.fdb.insert(FdbKey::new(0, network_id, mac), station);
+        }
         self.out.image.addresses.insert(AddressKey::new(0, network_id, link_local), station);
         self.own_address(router_id, link_local);
         for address in &gateway.addresses {
@@ -240,7 +244,13 @@ impl<'a> Compiler<'a> {
     ) -> Result<()> {
         let Some(inside) = self.inside(floating_ip, port, network)? else { return Ok(()) };
         let outside = Ip::from(floating_ip.address);
-        let station = self.station(STATION_FLOATING, inside.router, inside.router_id, network, inside.place);
+        let mut station =
+            self.station(STATION_FLOATING, inside.router, inside.router_id, network, inside.place);
+        if station.place == PLACE_UNBOUND {
+            // Whoever holds the fixed ip: this node, if that is here.
+            let here = self.station(STATION_FLOATING, inside.router, inside.router_id, network, Where::Here);
+            station = Station { place: PLACE_LEARNED, ..here };
+        }
         self.out.image.addresses.insert(AddressKey::new(0, network_id, outside), station);
         if self.scope.has_router(&inside.router.name) {
             let key = FloatingKey { router: Scoped::new(0, inside.router_id), ip: inside.address };
@@ -295,13 +305,14 @@ impl<'a> Compiler<'a> {
             router,
             router_id: self.id(NAME_ROUTER, &router.name)?,
             port_id: self.id(NAME_PORT, &port.name)?,
+            network_id: self.id(NAME_NETWORK, &port.network)?,
             address: Ip::from(address),
             place,
         }))
     }
 
-    /// Leads an address outside, or a port and protocol of it, to a workload. One that is bound nowhere is led
-    /// to by nothing: the address is known to have nobody, or refuses the port.
+    /// Leads an address outside, or a port and protocol of it, to a workload: one that is bound nowhere, to
+    /// whoever claims its address.
     fn nat(
         &mut self,
         network: &Network,
@@ -311,10 +322,11 @@ impl<'a> Compiler<'a> {
         inside: &Inside<'a>,
         inside_port: u16,
     ) {
-        let (node, name) = match inside.place {
-            Where::Here => (0, self.around.node.as_str()),
-            Where::There(node, name) => (node, name),
-            Where::Nowhere => return,
+        let mac_on = |node: &str| derive_external_mac(&inside.router.name, &network.name, node).0;
+        let (node, mac) = match inside.place {
+            Where::Here => (0, mac_on(&self.around.node)),
+            Where::There(node, name) => (node, mac_on(name)),
+            Where::Nowhere => (NODE_LEARNED, derive_router_mac(&inside.router.name, &network.name).0),
         };
         let key = NatKey {
             network: Scoped::new(0, network_id),
@@ -329,7 +341,8 @@ impl<'a> Compiler<'a> {
             port: inside.port_id,
             node,
             inside_port: Be16::new(inside_port),
-            mac: derive_external_mac(&inside.router.name, &network.name, name).0,
+            inside_network: inside.network_id,
+            mac,
         };
         self.out.image.nat.insert(key, value);
     }

@@ -100,6 +100,7 @@ impl<'a> Compiler<'a> {
             v4: Ip::UNSPECIFIED,
             v6: link_local,
             snat_blocks: 0,
+            tunnel_mac: [0; 6],
             zero: 0,
         });
         let ip = Ip::from(address);

@@ -117,6 +117,7 @@ pub struct World {
     pub data_path: DataPath,
     pub banks: Banks,
     pub flows: Map<FlowKey, Flow>,
+    pub transient: Map<FlowKey, Flow>,
     pub underlay: Map<u32, Underlay>,
     counters: Counters,
     programs: Programs,
@@ -303,6 +304,7 @@ impl World {
             data_path,
             banks: Banks::open(&maps).expect("banks"),
             flows: Map::open(&maps, "FLOWS").expect("FLOWS"),
+            transient: Map::open(&maps, "TRANSIENT").expect("TRANSIENT"),
             underlay,
             counters: Counters::open(&maps).expect("counters"),
             programs: Programs::open(&pins.0),
@@ -321,6 +323,7 @@ impl World {
             data_path,
             banks: Banks::open(&maps).expect("banks"),
             flows: Map::open(&maps, "FLOWS").expect("FLOWS"),
+            transient: Map::open(&maps, "TRANSIENT").expect("TRANSIENT"),
             underlay: Map::open(&maps, "UNDERLAY").expect("UNDERLAY"),
             counters: Counters::open(&maps).expect("counters"),
             programs: Programs::open(&pins.0),
@@ -399,9 +402,10 @@ impl World {
         (ran, since(&before, &self.counts()))
     }
 
-    /// The flow table.
+    /// Both tables of flows.
     pub fn flow_entries(&self) -> BTreeMap<FlowKey, Flow> {
-        self.flows.entries().expect("FLOWS").into_iter().collect()
+        let transient = self.transient.entries().expect("TRANSIENT");
+        self.flows.entries().expect("FLOWS").into_iter().chain(transient).collect()
     }
 
     /// The one entry of the flow table.
@@ -413,8 +417,10 @@ impl World {
 
     /// Empties the flow table.
     pub fn forget_flows(&self) {
-        for key in self.flows.keys().expect("FLOWS") {
-            self.flows.remove(&key).expect("FLOWS");
+        for map in [&self.flows, &self.transient] {
+            for key in map.keys().expect("keys") {
+                map.remove(&key).expect("a key");
+            }
         }
     }
 }
