@@ -198,8 +198,9 @@ fn an_address_is_answered_for_by_one_node() {
     assert_eq!(owner(&all, "r1", "203.0.113.51", STATION_FLOATING), "b");
     assert_eq!(owner(&all, "r2", "203.0.113.52", STATION_FLOATING), "b");
     for node in &all {
-        let unbound = node.address("203.0.113.53").unwrap();
-        assert_eq!((unbound.kind, unbound.place), (STATION_FLOATING, PLACE_UNBOUND));
+        // Of idle, which is bound nowhere: whoever holds its address.
+        let expected = (STATION_FLOATING, PLACE_LEARNED, None, mac("r1", node.name));
+        assert_eq!(node.place("203.0.113.53"), Some(expected));
         assert_eq!(node.address("203.0.113.61"), None, "it is bound to nothing");
     }
 }
@@ -234,6 +235,8 @@ fn a_leg_outside_is_each_nodes_own() {
         let router = node.id(NAME_ROUTER, "r1");
         let here = Station { mac: own, kind: STATION_ROUTER, place: PLACE_EVERYWHERE, at: 0, owner: router };
         assert_eq!(node.out.image.fdb.get(&FdbKey::new(0, network, own)), Some(&here));
+        assert_eq!(leg.tunnel_mac, derive_router_mac("r1", "public").0);
+        assert_eq!(node.out.image.fdb.get(&FdbKey::new(0, network, leg.tunnel_mac)), Some(&here));
         let link_local = AddressKey::new(0, network, Ip::link_local_of(own));
         assert_eq!(node.out.image.addresses.get(&link_local), Some(&here));
         let value = node.out.image.networks[&NetworkKey { network: Scoped::new(0, network) }];
@@ -286,9 +289,14 @@ fn addresses_outside_lead_to_workloads() {
                 inside: ip(inside),
                 router: node.id(NAME_ROUTER, router),
                 port: node.id(NAME_PORT, vm),
-                node: if node.name == at { 0 } else { node.id(NAME_NODE, at) },
+                node: match at {
+                    "" => NODE_LEARNED,
+                    _ if node.name == at => 0,
+                    _ => node.id(NAME_NODE, at),
+                },
+                inside_network: node.id(NAME_NETWORK, if vm == "vm3" { "lab" } else { "web" }),
                 inside_port: vrouter_common::addr::Be16::new(inside_port),
-                mac: mac(router, at),
+                mac: if at.is_empty() { derive_router_mac(router, "public").0 } else { mac(router, at) },
             };
             assert_eq!(nat, expected, "{address} at {}", node.name);
         };
@@ -298,9 +306,10 @@ fn addresses_outside_lead_to_workloads() {
         check("203.0.113.52", 0, 0, "b", "r2", "vm3", "10.0.3.11", 0);
         check("203.0.113.60", 2222, 6, "a", "r1", "vm1", "10.0.1.11", 22);
         check("203.0.113.60", 2222, 17, "b", "r1", "vm2", "10.0.1.12", 53);
-        assert_eq!(node.nat("203.0.113.60", 80, 6), None, "idle is bound nowhere");
-        assert_eq!(node.nat("203.0.113.53", 0, 0), None);
-        assert_eq!(node.out.image.nat.len(), 6);
+        // Bound nowhere: whoever holds the address.
+        check("203.0.113.60", 80, 6, "", "r1", "idle", "10.0.1.14", 80);
+        check("203.0.113.53", 0, 0, "", "r1", "idle", "10.0.1.14", 0);
+        assert_eq!(node.out.image.nat.len(), 8);
         let floating = |router: &str, inside: &str| {
             let key = FloatingKey { router: Scoped::new(0, node.id(NAME_ROUTER, router)), ip: ip(inside) };
             node.out.image.floating.get(&key).map(|floating| floating.ip)
