@@ -92,7 +92,7 @@ impl Expirer {
             .program
             .test_run(TestRunOptions { data_in: Some(&frame), ..TestRunOptions::default() })
             .context("cannot run the pinned vr_expire")?;
-        let mut cursor = Cursor::new();
+        let mut cursor = Cursor::with_room(EXPIRE_MAX as usize);
         let mut outcome = Outcome { longest_run: ran.duration, ..Outcome::default() };
         while let Some(batch) = self.requests.next_batch(&mut cursor)? {
             for (&index, request) in batch {

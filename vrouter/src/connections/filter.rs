@@ -5,14 +5,13 @@ use std::{net::IpAddr, path::Path};
 use anyhow::{Result, bail};
 use ipnet::IpNet;
 use vrouter_common::{
-    addr::Ip,
     flow::{EXIT_PORT, FLOW_NAT, FROM_PORT, FlowKey},
     tables::{NAME_NETWORK, NAME_PORT, NAME_ROUTER},
 };
 
 use super::{
     legs::{Flows, Leg},
-    names::Names,
+    names::{Names, PortTraces},
     row::{has_ports, protocol},
     state::{Standing, State},
 };
@@ -52,8 +51,7 @@ pub struct FilterArgs {
 /// The same with numbers instead of names.
 #[derive(Debug)]
 pub struct Filter {
-    /// Interfaces, and addresses on networks.
-    port: Option<(Vec<u32>, Vec<(u32, Ip)>)>,
+    port: Option<PortTraces>,
     network: Option<u32>,
     address: Option<IpNet>,
     l4port: Option<u16>,
@@ -134,13 +132,12 @@ impl Filter {
             && router.is_none_or(|router| {
                 flows.legs().any(|leg| names.routers(&leg.flow).any(|passed| passed == router))
             })
-            && port.as_ref().is_none_or(|(interfaces, addresses)| {
-                flows.legs().any(|leg| ends_at(leg, interfaces, addresses))
-            })
+            && port.as_ref().is_none_or(|traces| flows.legs().any(|leg| ends_at(leg, traces)))
     }
 }
 
-fn ends_at(leg: &Leg, interfaces: &[u32], addresses: &[(u32, Ip)]) -> bool {
+fn ends_at(leg: &Leg, traces: &PortTraces) -> bool {
+    let PortTraces { interfaces, addresses } = traces;
     let Leg { key: FlowKey { src, from, zone, .. }, flow, .. } = leg;
     *from == FROM_PORT && interfaces.contains(zone)
         || flow.exit == EXIT_PORT && interfaces.contains(&flow.target)

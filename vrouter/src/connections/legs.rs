@@ -56,7 +56,6 @@ pub struct Leg {
 
 /// What is remembered: entries that belong together.
 #[derive(Clone, Copy, Debug, PartialEq)]
-#[expect(clippy::large_enum_variant, reason = "one at a time, on the stack")]
 pub enum Flows {
     /// Both directions of a connection.
     Connection { original: Leg, reply: Leg },

@@ -32,6 +32,15 @@ pub struct Names {
     pub hops: HashMap<u32, Hop>,
 }
 
+/// By what a port is found in flow entries.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PortTraces {
+    /// Its interfaces on this node.
+    pub interfaces: Vec<u32>,
+    /// Its addresses and the numbers of their networks.
+    pub addresses: Vec<(u32, Ip)>,
+}
+
 /// One end of a connection, as far as this node sees.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct End {
@@ -127,8 +136,8 @@ impl Names {
         routers.into_iter()
     }
 
-    /// The interface and the addresses of a port, wherever it is: by these it is found in flow entries.
-    pub fn traces_of_port(&self, maps: &Path, port: u32) -> Result<(Vec<u32>, Vec<(u32, Ip)>)> {
+    /// What a port, wherever it is, leaves in flow entries.
+    pub fn traces_of_port(&self, maps: &Path, port: u32) -> Result<PortTraces> {
         let bank = banks::Maps::open(maps)?.commit()?.bank();
         let interfaces =
             self.bindings.iter().filter(|(_, binding)| binding.port == port).map(|(&ifindex, _)| ifindex);
@@ -139,7 +148,7 @@ impl Names {
             .into_iter()
             .filter(|(_, station)| station.kind == STATION_PORT && station.owner == port)
             .map(|(at, _)| at);
-        Ok((interfaces.collect(), addresses.collect()))
+        Ok(PortTraces { interfaces: interfaces.collect(), addresses: addresses.collect() })
     }
 }
 

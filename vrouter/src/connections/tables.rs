@@ -74,7 +74,12 @@ impl FlowTables {
                     }
                     // Told of by its original.
                     Some(_) => {}
-                    None => tell(&Flows::Half(leg))?,
+                    // Unless it went with its other half since it was copied.
+                    None => {
+                        if let Some(flow) = self.map(table).lookup(key)? {
+                            tell(&Flows::Half(Leg { flow, ..leg }))?;
+                        }
+                    }
                 },
             }
         }
