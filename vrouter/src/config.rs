@@ -299,6 +299,8 @@ fn read(path: &Path) -> Result<File> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     /// The externals of a configuration file and of flags.
@@ -352,9 +354,6 @@ mod tests {
             assert!(error.contains(words), "{file} {flags:?}: no {words:?} in {error}");
         }
     }
-    use std::time::Duration;
-
-    use super::*;
 
     #[test]
     fn timeouts_come_from_the_file_and_flags_go_over_them() {
