@@ -389,6 +389,8 @@ pub const ROUTE_BLACKHOLE: u32 = 4;
 pub const ROUTE_UNREACHABLE: u32 = 5;
 /// A subnet's IPv4 broadcast or network address.
 pub const ROUTE_BROADCAST: u32 = 6;
+/// No route: keeps IPv4 destinations from an IPv6 route to a range around all of them, such as `::/0`.
+pub const ROUTE_NONE: u32 = 7;
 
 /// Key of [`RouterLeg`].
 #[repr(C)]

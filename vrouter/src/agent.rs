@@ -25,11 +25,12 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 use vrouter_common::{
-    tables::{EXTERNAL_FRAMES, EXTERNALS_MAX, External, Name, NameKey},
+    tables::{EXTERNAL_FRAMES, EXTERNALS_MAX, External, NAME_ROUTER, Name, NameKey},
     wire::OVERLAY_OVERHEAD,
 };
 
 pub use control::ask;
+pub use flows::{FlowsStatus, Sweeper};
 pub use status::{AgentStatus, ExternalStatus, PeerStatus, PortStatus, UplinkStatus, Wanted};
 pub use underlay::peer_status;
 
@@ -73,8 +74,7 @@ pub async fn run(config: AgentConfig) -> Result<()> {
     let (mut terminated, mut interrupted) =
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let (mut files, mut underlays) = (interval(FILE_INTERVAL), interval(UNDERLAY_INTERVAL));
-    let mut sweeps = interval(agent.config.sweep_interval());
-    for ticks in [&mut files, &mut underlays, &mut sweeps] {
+    for ticks in [&mut files, &mut underlays] {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     }
     loop {
@@ -84,7 +84,7 @@ pub async fn run(config: AgentConfig) -> Result<()> {
             result = &mut requests => result?,
             _ = files.tick() => agent.look_at_file().await,
             _ = underlays.tick() => agent.follow_underlay().await,
-            _ = sweeps.tick() => agent.sweep().await,
+            _ = tokio::time::sleep_until(agent.flows.due().into()) => agent.sweep(),
             change = changes.next() => {
                 let mut seen = Seen::default();
                 seen.note(change.context("the netlink connection ended")?);
@@ -165,7 +165,7 @@ impl Agent {
         let names = Map::open(&maps, "NAMES")?;
         let identities = Identities::read(&names)?;
         let underlays = Underlays::open(&maps)?;
-        let flows = flows::Sweeper::open(&pins, config.flow_idle_seconds)?;
+        let flows = flows::Sweeper::open(&pins, config.timeouts.clone(), config.flow_idle_seconds)?;
         let source = FileSource::new(config.topology.clone());
         let status = Arc::new(Mutex::new(AgentStatus::new(&config)));
         let commit = banks.commit();
@@ -473,6 +473,16 @@ impl Agent {
                     ),
                 });
             }
+            let (mtu, most) = (network.and_then(|network| network.mtu), external.interface.mtu);
+            if let Some(mtu) =
+                mtu.filter(|&mtu| external.interface.ifindex.is_some() && u32::from(mtu) > most)
+            {
+                external.interface.note = Some(format!(
+                    "external interface {}: its MTU is {most}, the network's {mtu}: larger packets are lost; set the \
+                     network's mtu to {most}, or `ip link set {} mtu {mtu}`",
+                    config.interface, config.interface
+                ));
+            }
             externals.push(external);
         }
         // Before the first topology: keep what earlier agents attached.
@@ -561,10 +571,29 @@ impl Agent {
         }
     }
 
-    async fn sweep(&mut self) {
-        if let Err(error) = self.flows.sweep().await {
-            self.complain("sweep", format!("cannot expire flows: {error:#}"));
+    /// Makes a step through the flow tables.
+    fn sweep(&mut self) {
+        let notices = match self.flows.step() {
+            Ok(None) => return,
+            Ok(Some(notices)) => notices,
+            Err(error) => return self.complain("sweep", format!("cannot expire flows: {error:#}")),
+        };
+        self.logged.remove("sweep");
+        for notice in notices {
+            match notice.warning {
+                Some(warning) => self.complain(notice.about, warning),
+                None if self.logged.remove(notice.about).is_some() => {
+                    tracing::info!("{} has room again", notice.about);
+                }
+                None => {}
+            }
         }
+        let mut flows = self.flows.status().clone();
+        for snat in &mut flows.snat {
+            let name = self.identities.name(NAME_ROUTER, snat.router_id);
+            snat.router = name.map_or_else(|| format!("#{}", snat.router_id), str::to_owned);
+        }
+        status::lock(&self.status).flows = Some(flows);
     }
 
     fn complain(&mut self, about: &str, text: String) {

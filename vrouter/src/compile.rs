@@ -11,11 +11,11 @@ mod scope;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
 };
 
 use anyhow::{Context, Result};
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 use vrouter_common::{
     addr::{Be32, Ip},
     memory::Image,
@@ -102,6 +102,7 @@ pub fn compile(topology: &Topology, around: &Surroundings, ids: &mut Identities)
     compiler.hear_claims()?;
     compiler.floods();
     compiler.rules()?;
+    compiler.warn();
     Ok(compiler.out)
 }
 
@@ -118,6 +119,8 @@ struct Compiler<'a> {
     /// Who of all nodes has which ports for SNAT; positions are those in the topology.
     sharing: Rendezvous,
     policies: Policies<'a>,
+    /// Routers with SNAT for which this node has no ports.
+    without_ports: Vec<&'a str>,
     /// Receivers of broadcasts by network: interfaces by port number, and nodes.
     flood_ports: BTreeMap<u32, BTreeMap<u32, u32>>,
     flood_nodes: BTreeMap<u32, BTreeSet<u32>>,
@@ -156,6 +159,7 @@ impl<'a> Compiler<'a> {
             translators: Translators::of(topology),
             sharing: Rendezvous::among(topology.nodes.iter().map(|node| node.name.as_str())),
             policies: Policies::default(),
+            without_ports: Vec::new(),
             flood_ports: BTreeMap::new(),
             flood_nodes: BTreeMap::new(),
             out: Compiled { overlay_mtu: overlay_mtu(around), ..Compiled::default() },
@@ -298,7 +302,9 @@ impl<'a> Compiler<'a> {
         }
         for pair in &port.allowed_address_pairs {
             let mac = pair.mac.unwrap_or(port.mac).0;
-            allow(mac, Ip::from(pair.ip.network()), mapped_prefix_len(&pair.ip));
+            for range in without_mapped(pair.ip) {
+                allow(mac, Ip::from(range.network()), mapped_prefix_len(&range));
+            }
         }
     }
 
@@ -367,6 +373,27 @@ fn mapped_prefix_len(net: &IpNet) -> u32 {
         IpNet::V4(net) => 96 + u32::from(net.prefix_len()),
         IpNet::V6(net) => u32::from(net.prefix_len()),
     }
+}
+
+/// The length of the prefix that holds IPv4 as mapped addresses.
+const ALL_V4_LEN: u32 = 96;
+
+/// The range without the IPv4-mapped addresses that an IPv6 one such as `::/0` holds: nobody means IPv4 by it.
+fn without_mapped(range: IpNet) -> Vec<IpNet> {
+    let IpNet::V6(range) = range else { return vec![range] };
+    let mapped = Ipv6Net::new_assert(Ipv4Addr::UNSPECIFIED.to_ipv6_mapped(), ALL_V4_LEN as u8);
+    if mapped.contains(&range) {
+        return Vec::new();
+    }
+    if !range.contains(&mapped) {
+        return vec![IpNet::V6(range)];
+    }
+    // On the way down to the mapped ones, everything that branches off.
+    let branches = (range.prefix_len() + 1..=mapped.prefix_len()).map(|len| {
+        let beside = mapped.addr().to_bits() ^ 1 << (128 - u32::from(len));
+        IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::from_bits(beside), len).trunc())
+    });
+    branches.collect()
 }
 
 fn overlay_mtu(around: &Surroundings) -> u32 {

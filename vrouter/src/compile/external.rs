@@ -36,7 +36,7 @@ impl<'a> Compiler<'a> {
     /// A router's leg on its external network, with the routes to its subnets.
     pub(super) fn gateway_leg(
         &mut self,
-        router: &Router,
+        router: &'a Router,
         router_id: u32,
         gateway: &RouterGateway,
         connected: &mut Vec<(IpNet, u32)>,
@@ -103,7 +103,7 @@ impl<'a> Compiler<'a> {
     /// Shares the ports of a router's address out; returns how many slots this node has.
     fn snat_blocks(
         &mut self,
-        router: &Router,
+        router: &'a Router,
         router_id: u32,
         network_id: u32,
         gateway: &RouterGateway,
@@ -120,15 +120,27 @@ impl<'a> Compiler<'a> {
                 slot += 1;
             }
         }
-        let snat = gateway.snat && gateway.address(false).is_some();
-        if snat && slot == 0 {
-            self.out.warnings.push(format!(
-                "router {}: no block of {SNAT_BLOCK} ports is left for this node, so that its ports reach outside by \
-                 floating ips alone; widen the gateway's snat_ports, or use more routers",
-                router.name
-            ));
+        if gateway.snat && gateway.address(false).is_some() && slot == 0 {
+            self.without_ports.push(&router.name);
         }
         Ok(slot)
+    }
+
+    /// Says which routers are of no use to this node's ports.
+    pub(super) fn warn(&mut self) {
+        const LISTED: usize = 4;
+        let names = &self.without_ports;
+        let (routers, more) = match names[..] {
+            [] => return,
+            [_] => ("router", String::new()),
+            _ if names.len() <= LISTED => ("routers", String::new()),
+            _ => ("routers", format!(" and {} more", names.len() - LISTED)),
+        };
+        self.out.warnings.push(format!(
+            "{routers} {}{more}: of the ports of the external address no block of {SNAT_BLOCK} is this node's, so that its \
+             workloads reach outside by floating ips alone; widen snat_ports, or use more routers",
+            names[..names.len().min(LISTED)].join(", ")
+        ));
     }
 
     /// The blocks of ports that SNAT may use, and whose they are.

@@ -6,7 +6,7 @@ use anyhow::Result;
 use ipnet::IpNet;
 use vrouter_common::{addr::Ip, tables::*};
 
-use super::{Compiler, mapped_prefix_len};
+use super::{ALL_V4_LEN, Compiler, mapped_prefix_len};
 use crate::topology::{
     derive_router_mac,
     model::{Network, RouteTarget, Router, StaticRoute},
@@ -34,7 +34,31 @@ impl<'a> Compiler<'a> {
         if let Some(gateway) = &router.gateway {
             self.default_routes(router_id, gateway)?;
         }
+        self.keep_families_apart(router_id);
         Ok(())
+    }
+
+    /// In the trie IPv4 lies inside of `::/0`, and of a few longer prefixes: none of them is a route to it.
+    fn keep_families_apart(&mut self, router_id: u32) {
+        let all_v4 = RouteKey {
+            prefix_len: RouteKey::FIXED_BITS + ALL_V4_LEN,
+            router: Scoped::new(0, router_id),
+            dst: Ip::V4_UNSPECIFIED,
+        };
+        let around = (0..ALL_V4_LEN).map(|len| RouteKey {
+            prefix_len: RouteKey::FIXED_BITS + len,
+            // Up to the bits that say "IPv4", its addresses begin with zeroes.
+            dst: if len > 80 {
+                Ip([0, 0, (u32::MAX << (96 - len) & 0xffff).to_be(), 0])
+            } else {
+                Ip::UNSPECIFIED
+            },
+            ..all_v4
+        });
+        if around.into_iter().any(|key| self.out.image.routes.contains_key(&key)) {
+            let none = Route { kind: ROUTE_NONE, network: 0, nexthop: Ip::UNSPECIFIED };
+            self.out.image.routes.entry(all_v4).or_insert(none);
+        }
     }
 
     fn static_route(&mut self, router_id: u32, route: &StaticRoute, connected: &[(IpNet, u32)]) {

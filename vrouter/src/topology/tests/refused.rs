@@ -116,6 +116,12 @@ fn values() {
         ("interface: tap-vm2", "interface: §tap-vm2-too-long", "port vm2", &["kernel interface", "15 bytes"]),
         ("interface: tap-vm2", "interface: §..", "port vm2", &["kernel interface"]),
         ("interface: tap-vm2", "interface: §a/b", "port vm2", &["kernel interface"]),
+        (
+            "{ ip: 10.0.1.100 }",
+            "{ ip: §\"::ffff:10.0.0.0/104\" }",
+            "port vm1 allowed_address_pairs[0]",
+            &["IPv4-mapped", "write 10.0.0.0/8"],
+        ),
         ("{ ip: 10.0.1.100 }", "{ ip: §10.0.1.100/24 }", "port vm1 allowed_address_pairs[0]", &["host bits"]),
         (
             "{ ip: 10.0.1.100 }",
