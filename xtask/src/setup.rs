@@ -54,6 +54,7 @@ const LAB_PACKAGES: [Package; 11] = [
     package("iputils-arping", "arping"),
     package("traceroute", "traceroute"),
     package("iperf3", "iperf3"),
+    package("nc", "netcat-openbsd"),
     package("tcpdump", "tcpdump"),
     package("ethtool", "ethtool"),
     package("procps", "sysctl"),
