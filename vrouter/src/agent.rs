@@ -6,6 +6,7 @@
 
 mod control;
 mod environment;
+pub mod external;
 mod flows;
 mod source;
 mod status;
