@@ -572,7 +572,8 @@ fn p4_policy_holds_from_the_first_packet() {
         stop.store(true, Ordering::SeqCst);
     });
     for sniffer in sniffers {
-        let strays = sniffer.collect(MOMENT, |bytes| bytes.len() > 150 && contains(bytes, &refused[..100])).unwrap();
+        let strays =
+            sniffer.collect(MOMENT, |bytes| bytes.len() > 150 && contains(bytes, &refused[..100])).unwrap();
         assert_eq!(strays.len(), 0, "{:02x?}", strays.first());
     }
 }
