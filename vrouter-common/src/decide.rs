@@ -14,7 +14,7 @@ use crate::{
     learn,
     packet::Packet,
     parse::{Headers, Quoted},
-    plan::{Decision, Ingress, Plan, remember, segment_len},
+    plan::{Decision, Ingress, Plan, ROLE_RELATED, remember, segment_len},
     policy,
     reason::DropReason,
     route,
@@ -87,6 +87,10 @@ pub fn conclude<P: Packet>(packet: &P, plan: &Plan, decision: Decision) -> Resul
             } else {
                 Ok(Decision::Fragment)
             }
+        }
+        // An error about a connection cannot wait: what it quotes is translated here.
+        Decision::Forward | Decision::ForwardOnce if plan.unresolved && plan.role == ROLE_RELATED => {
+            Err(DropReason::HopPending)
         }
         Decision::Forward | Decision::ForwardOnce if plan.unresolved => Ok(Decision::Wait),
         decision => Ok(decision),

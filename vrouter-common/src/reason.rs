@@ -11,18 +11,17 @@ macro_rules! counted {
             /// Every variant, in ascending order of numbers.
             pub const ALL: &[Self] = &[$(Self::$variant,)+];
             /// One more than the largest number: the length of an array of counters.
-            pub const COUNT: u32 = Self::ALL[Self::ALL.len() - 1] as u32 + 1;
-            const ASCENDING: () = {
+            pub const COUNT: u32 = {
                 let mut i = 1;
                 while i < Self::ALL.len() {
-                    assert!((Self::ALL[i - 1] as u32) < Self::ALL[i] as u32);
+                    assert!((Self::ALL[i - 1] as u32) < Self::ALL[i] as u32, "ascending order");
                     i += 1;
                 }
+                Self::ALL[i - 1] as u32 + 1
             };
 
             /// The name in output and metrics.
             pub const fn name(self) -> &'static str {
-                let () = Self::ASCENDING;
                 match self { $(Self::$variant => $text,)+ }
             }
 

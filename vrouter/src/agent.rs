@@ -6,13 +6,14 @@
 
 mod control;
 mod environment;
+pub mod external;
 mod flows;
 mod source;
 mod status;
 mod underlay;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
@@ -25,16 +26,20 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 use vrouter_common::{
-    tables::{EXTERNAL_FRAMES, EXTERNALS_MAX, External, Name, NameKey},
+    tables::{
+        self, EXTERNAL_FRAMES, EXTERNALS_MAX, Learned, LearnedKey, NAME_ROUTER, Name, NameKey, PLACE_LOCAL,
+        PLACE_LOCAL_FRAMES,
+    },
     wire::OVERLAY_OVERHEAD,
 };
 
 pub use control::ask;
+pub use flows::{FlowsStatus, Sweeper};
 pub use status::{AgentStatus, ExternalStatus, PeerStatus, PortStatus, UplinkStatus, Wanted};
 pub use underlay::peer_status;
 
 use crate::{
-    banks::{Banks, Published},
+    banks::{Banks, Published, Touch},
     compile::{self, Compiled, ExternalInterface, Surroundings},
     config::{AgentConfig, ExternalConfig, UplinkHook},
     data_path::{self, DataPath, Hook, Pins},
@@ -46,6 +51,7 @@ use crate::{
         model::{Network, RouteTarget, Topology},
     },
 };
+use external::{External, Outside};
 use source::FileSource;
 use underlay::Underlays;
 
@@ -69,12 +75,12 @@ pub async fn run(config: AgentConfig) -> Result<()> {
     }
     let (netlink, mut changes) = Netlink::new()?;
     let mut agent = Agent::start(config, pins, netlink).await?;
+    let mut moves = agent.external.moves();
     let mut requests = control::listen(&run_dir, agent.status.clone())?;
     let (mut terminated, mut interrupted) =
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let (mut files, mut underlays) = (interval(FILE_INTERVAL), interval(UNDERLAY_INTERVAL));
-    let mut sweeps = interval(agent.config.sweep_interval());
-    for ticks in [&mut files, &mut underlays, &mut sweeps] {
+    for ticks in [&mut files, &mut underlays] {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     }
     loop {
@@ -84,7 +90,8 @@ pub async fn run(config: AgentConfig) -> Result<()> {
             result = &mut requests => result?,
             _ = files.tick() => agent.look_at_file().await,
             _ = underlays.tick() => agent.follow_underlay().await,
-            _ = sweeps.tick() => agent.sweep().await,
+            _ = tokio::time::sleep_until(agent.flows.due().into()) => agent.sweep(),
+            networks = moves.next() => agent.commit(&Touch::Networks(networks)).await,
             change = changes.next() => {
                 let mut seen = Seen::default();
                 seen.note(change.context("the netlink connection ended")?);
@@ -140,6 +147,9 @@ struct Agent {
     identities: Identities,
     underlays: Underlays,
     flows: flows::Sweeper,
+    external: External,
+    /// Who claims what the topology leaves open.
+    learned: Map<LearnedKey, Learned>,
     source: FileSource,
     topology: Option<(Topology, u64)>,
     compiled: Compiled,
@@ -165,7 +175,10 @@ impl Agent {
         let names = Map::open(&maps, "NAMES")?;
         let identities = Identities::read(&names)?;
         let underlays = Underlays::open(&maps)?;
-        let flows = flows::Sweeper::open(&pins, config.flow_idle_seconds)?;
+        let flows = flows::Sweeper::open(&pins, config.timeouts.clone(), config.flow_idle_seconds)?;
+        let learned = Map::open(&maps, "LEARNED")?;
+        let found = Outside::of(banks.in_force(), banks.commit(), &held(&learned)?);
+        let external = External::start(&pins, found)?;
         let source = FileSource::new(config.topology.clone());
         let status = Arc::new(Mutex::new(AgentStatus::new(&config)));
         let commit = banks.commit();
@@ -182,6 +195,8 @@ impl Agent {
             identities,
             underlays,
             flows,
+            external,
+            learned,
             source,
             topology: None,
             compiled: Compiled::default(),
@@ -332,7 +347,7 @@ impl Agent {
             .follow(&self.netlink, &self.compiled, &self.links, self.data_path.attached())
             .await
         {
-            Ok(true) => self.commit(true).await,
+            Ok(true) => self.commit(&Touch::All).await,
             Ok(false) => {}
             Err(error) => self.complain("underlay", format!("cannot follow the underlay: {error:#}")),
         }
@@ -341,11 +356,11 @@ impl Agent {
 
     /// Attaches, then compiles and commits.
     async fn reconcile(&mut self) {
-        self.commit(false).await;
+        self.commit(&Touch::Changed).await;
         self.follow_underlay().await;
     }
 
-    async fn commit(&mut self, touch_all: bool) {
+    async fn commit(&mut self, touch: &Touch) {
         let Some((topology, digest)) = &self.topology else {
             self.attach();
             return;
@@ -365,13 +380,13 @@ impl Agent {
         self.compiled = compiled;
         self.warn();
         self.attach();
-        if let Err(error) = self.program(identities, digest, touch_all) {
+        if let Err(error) = self.program(identities, digest, touch) {
             tracing::error!("cannot bring the topology in force; what was in force stays: {error:#}");
             status::lock(&self.status).error = Some(format!("{error:#}"));
         }
     }
 
-    fn program(&mut self, mut identities: Identities, digest: u64, touch_all: bool) -> Result<()> {
+    fn program(&mut self, mut identities: Identities, digest: u64, touch: &Touch) -> Result<()> {
         // Names first, so that whatever a bank mentions has one; what is gone is forgotten only when no
         // bank mentions it.
         identities.write(&self.identities, &self.names)?;
@@ -383,7 +398,7 @@ impl Agent {
             overlay_mtu: self.compiled.overlay_mtu,
             externals: self.published_externals(),
         };
-        let applied = self.banks.apply(self.compiled.image.clone(), &published, touch_all)?;
+        let applied = self.banks.apply(self.compiled.image.clone(), &published, touch)?;
         identities.retain(&self.compiled.used);
         identities.write(&self.identities, &self.names)?;
         self.identities = identities;
@@ -395,13 +410,15 @@ impl Agent {
                 "topology in force"
             );
         }
+        self.external.ensure()?;
+        self.external.follow(Outside::of(self.banks.in_force(), self.banks.commit(), &held(&self.learned)?));
         status::lock(&self.status).error = None;
         Ok(())
     }
 
     /// The external interfaces the programs may use: those that have one.
-    fn published_externals(&self) -> [External; EXTERNALS_MAX] {
-        let mut published = [External::default(); EXTERNALS_MAX];
+    fn published_externals(&self) -> [tables::External; EXTERNALS_MAX] {
+        let mut published = [tables::External::default(); EXTERNALS_MAX];
         let attached = self.data_path.attached();
         let usable = self
             .compiled
@@ -410,7 +427,7 @@ impl Agent {
             .filter(|external| attached.contains(&(external.ifindex, Hook::TcExternal)));
         for (slot, external) in published.iter_mut().zip(usable) {
             let frames = attached.contains(&(external.ifindex, Hook::XdpExternal));
-            *slot = External { flags: if frames { EXTERNAL_FRAMES } else { 0 }, ..*external };
+            *slot = tables::External { flags: if frames { EXTERNAL_FRAMES } else { 0 }, ..*external };
         }
         published
     }
@@ -571,10 +588,29 @@ impl Agent {
         }
     }
 
-    async fn sweep(&mut self) {
-        if let Err(error) = self.flows.sweep().await {
-            self.complain("sweep", format!("cannot expire flows: {error:#}"));
+    /// Makes a step through the flow tables.
+    fn sweep(&mut self) {
+        let notices = match self.flows.step() {
+            Ok(None) => return,
+            Ok(Some(notices)) => notices,
+            Err(error) => return self.complain("sweep", format!("cannot expire flows: {error:#}")),
+        };
+        self.logged.remove("sweep");
+        for notice in notices {
+            match notice.warning {
+                Some(warning) => self.complain(notice.about, warning),
+                None if self.logged.remove(notice.about).is_some() => {
+                    tracing::info!("{} has room again", notice.about);
+                }
+                None => {}
+            }
         }
+        let mut flows = self.flows.status().clone();
+        for snat in &mut flows.snat {
+            let name = self.identities.name(NAME_ROUTER, snat.router_id);
+            snat.router = name.map_or_else(|| format!("#{}", snat.router_id), str::to_owned);
+        }
+        status::lock(&self.status).flows = Some(flows);
     }
 
     fn complain(&mut self, about: &str, text: String) {
@@ -596,6 +632,13 @@ fn network_of<'t>(config: &ExternalConfig, topology: &'t Topology) -> Option<&'t
         Some(name) => networks.find(|network| network.name == *name),
         None => networks.next().filter(|_| networks.next().is_none()),
     }
+}
+
+/// Addresses that workloads of this node claim.
+fn held(learned: &Map<LearnedKey, Learned>) -> Result<BTreeSet<external::outside::Address>> {
+    let here = |place| matches!(place, PLACE_LOCAL | PLACE_LOCAL_FRAMES);
+    let entries = learned.entries()?.into_iter();
+    Ok(entries.filter(|(_, it)| here(it.station.place)).map(|(key, _)| (key.network, key.ip)).collect())
 }
 
 /// Parts of a topology that are read and checked, but that this version does not act on.

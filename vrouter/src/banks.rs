@@ -202,6 +202,17 @@ impl Maps {
     }
 }
 
+/// Which flows are decided again whatever changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Touch {
+    /// None.
+    Changed,
+    /// Those of these networks.
+    Networks(BTreeSet<u32>),
+    /// All.
+    All,
+}
+
 /// What an apply did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Applied {
@@ -254,8 +265,9 @@ impl Banks {
         &self.images[self.commit.bank() as usize]
     }
 
-    /// Makes `wanted` the topology in force. `touch_all`: every flow is decided again.
-    pub fn apply(&mut self, wanted: Image, published: &Published, touch_all: bool) -> Result<Applied> {
+    /// Makes `wanted` the topology in force. `touch`: which flows are decided again, beside those the change
+    /// concerns.
+    pub fn apply(&mut self, wanted: Image, published: &Published, touch: &Touch) -> Result<Applied> {
         let &Published { node, vtep, digest, overlay_mtu, externals } = published;
         let mut commit = Commit {
             vtep: Be32::new(vtep),
@@ -267,10 +279,13 @@ impl Banks {
             ..self.commit
         };
         // Flows have the tunnels' room, and which networks this node reaches itself, built in.
-        let touch_all = touch_all || overlay_mtu != self.commit.overlay_mtu;
+        let touch_all = *touch == Touch::All || overlay_mtu != self.commit.overlay_mtu;
         let moved = moved(&self.commit.externals, &externals);
-        let unchanged =
-            self.commit.epoch != 0 && *self.in_force() == wanted && !touch_all && moved.is_empty();
+        let unchanged = self.commit.epoch != 0
+            && *self.in_force() == wanted
+            && *touch == Touch::Changed
+            && !touch_all
+            && moved.is_empty();
         if unchanged {
             if commit != self.commit {
                 self.maps.commit.set(&0, &commit)?;
@@ -292,6 +307,9 @@ impl Banks {
         self.images[bank] = wanted;
         let (old, new) = (&self.images[bank ^ 1], &self.images[bank]);
         let mut touched = touched(old, new, touch_all);
+        if let Touch::Networks(networks) = touch {
+            touched.extend(networks);
+        }
         for image in [old, new] {
             touched
                 .extend(moved.iter().filter_map(|&vni| image.vnis.get(&VniKey { vni: Scoped::new(0, vni) })));

@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, HashSet},
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
@@ -11,7 +10,10 @@ use clap::{Args, ValueEnum};
 use serde::Deserialize;
 use vrouter_common::tables::EXTERNALS_MAX;
 
-use crate::agent;
+use crate::{
+    agent,
+    connections::{Timeout, Timeouts, timeouts::parse_assignment},
+};
 
 /// Where the configuration is unless told otherwise.
 pub const DEFAULT_CONFIG: &str = "/etc/vrouter/node.toml";
@@ -102,9 +104,12 @@ pub struct AgentArgs {
     /// Size of the flow table; one that is pinned keeps its own
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
     pub flow_entries: Option<u32>,
-    /// Seconds after which a flow without packets is forgotten
+    /// Seconds after which a remembered decision (a flow of no connection) without packets is forgotten
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=86_400))]
     pub flow_idle_seconds: Option<u32>,
+    /// How long a silent connection is kept, by state, as in tcp_established=86400; may be given more than once
+    #[arg(long = "timeout", value_name = "NAME=SECONDS", value_parser = parse_assignment)]
+    pub timeouts: Vec<(Timeout, u32)>,
     /// Log what the programs decide about first packets, for developers
     #[arg(long, value_enum)]
     pub data_path_log: Option<DataPathLog>,
@@ -127,6 +132,7 @@ struct File {
     bpffs: Option<PathBuf>,
     flow_entries: Option<u32>,
     flow_idle_seconds: Option<u32>,
+    timeouts: Option<Timeouts>,
 }
 
 /// `{ public = "eth1" }`, or a list as the flags take it.
@@ -161,6 +167,7 @@ pub struct AgentConfig {
     pub bpffs: PathBuf,
     pub flow_entries: u32,
     pub flow_idle_seconds: u32,
+    pub timeouts: Timeouts,
     pub data_path_log: Option<DataPathLog>,
     pub discard_state: bool,
 }
@@ -204,6 +211,7 @@ impl AgentConfig {
                 .or(file.flow_idle_seconds)
                 .unwrap_or(DEFAULT_FLOW_IDLE_SECONDS)
                 .max(1),
+            timeouts: file.timeouts.unwrap_or_default().with(&args.timeouts),
             data_path_log: args.data_path_log,
             discard_state: args.discard_state,
         })
@@ -213,11 +221,13 @@ impl AgentConfig {
     pub fn run_dir(&self) -> PathBuf {
         agent::run_dir(&self.instance)
     }
+}
 
-    /// How often idle flows are looked for.
-    pub fn sweep_interval(&self) -> Duration {
-        Duration::from_secs(u64::from(self.flow_idle_seconds.div_ceil(4)).clamp(1, 60))
-    }
+/// Timeouts and idle seconds as an agent would be configured that is started without flags: for commands that
+/// find none running.
+pub fn timeouts_of_file() -> (Timeouts, u32) {
+    let file = read(Path::new(DEFAULT_CONFIG)).unwrap_or_default();
+    (file.timeouts.unwrap_or_default(), file.flow_idle_seconds.unwrap_or(DEFAULT_FLOW_IDLE_SECONDS).max(1))
 }
 
 fn read_externals(texts: &[String]) -> Result<Vec<ExternalConfig>> {
@@ -289,6 +299,8 @@ fn read(path: &Path) -> Result<File> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     /// The externals of a configuration file and of flags.
@@ -341,5 +353,49 @@ mod tests {
             let error = format!("{error:#}");
             assert!(error.contains(words), "{file} {flags:?}: no {words:?} in {error}");
         }
+    }
+
+    #[test]
+    fn timeouts_come_from_the_file_and_flags_go_over_them() {
+        let file: File =
+            toml::from_str("[timeouts]\ntcp_established = 3600\nudp = 10").expect("a file in order");
+        let timeouts = file.timeouts.expect("timeouts").with(&[parse_assignment("udp=20").expect("a flag")]);
+        for (timeout, seconds) in
+            [(Timeout::TcpEstablished, 3600), (Timeout::Udp, 20), (Timeout::TcpTimeWait, 120)]
+        {
+            assert_eq!(timeouts.get(timeout), Duration::from_secs(seconds), "{timeout}");
+        }
+    }
+
+    #[test]
+    fn a_timeout_that_is_none_is_refused_with_its_place_and_what_there_is() {
+        for (text, complaints) in [
+            (
+                "[timeouts]\ntcp_estab = 1",
+                &["line 2", "there is no timeout \"tcp_estab\"", "tcp_established"][..],
+            ),
+            ("[timeouts]\nudp = 1\nicmp = 0", &["line 3", "0 is no timeout", "1 to 2592000"]),
+            ("[timeouts]\nudp = -5", &["line 2", "-5 is no timeout"]),
+            ("[timeouts]\nudp = 99999999999", &["line 2", "99999999999 is no timeout"]),
+            ("[timeouts]\nudp = \"10\"", &["line 2", "invalid type"]),
+            ("timeouts = 5", &["line 1", "invalid type"]),
+        ] {
+            let error = toml::from_str::<File>(text).expect_err(text).to_string();
+            for complaint in complaints {
+                assert!(error.contains(complaint), "{text}: {error}");
+            }
+        }
+        for (text, complaint) in [
+            ("udp", "NAME=SECONDS"),
+            ("udp=", "not a whole number"),
+            ("udp=1.5", "not a whole number"),
+            ("udp=0", "udp: 0 is no timeout"),
+            ("tcp=5", "there is no timeout \"tcp\""),
+            ("generic=2592001", "generic: 2592001 is no timeout"),
+        ] {
+            let error = parse_assignment(text).expect_err(text);
+            assert!(error.contains(complaint), "{text}: {error}");
+        }
+        assert_eq!(parse_assignment("generic = 2592000"), Ok((Timeout::Generic, 2_592_000)));
     }
 }

@@ -62,6 +62,17 @@ impl Identities {
         self.by_id.get(&(kind, id)).map(String::as_str)
     }
 
+    /// Gives a name a number of one's choice.
+    #[cfg(test)]
+    pub fn put(&mut self, kind: u32, id: u32, name: &str) {
+        self.insert(kind, id, name.to_owned());
+    }
+
+    /// The number of a name, if it has one.
+    pub fn number(&self, kind: u32, name: &str) -> Option<u32> {
+        self.by_name.get(&(kind, name.to_owned())).copied()
+    }
+
     /// Forgets what is not in `used` (kind and number).
     pub fn retain(&mut self, used: &BTreeSet<(u32, u32)>) {
         self.taken_below.clear();

@@ -4,7 +4,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
 
-use crate::{compile::LocalPort, config::AgentConfig, netlink::Link, topology::Problem};
+use super::flows::FlowsStatus;
+use crate::{
+    compile::LocalPort, config::AgentConfig, connections::Timeouts, netlink::Link, topology::Problem,
+};
 
 /// The agent's half of `vrouter status`.
 #[derive(Clone, Debug, Serialize)]
@@ -21,6 +24,11 @@ pub struct AgentStatus {
     pub externals: Vec<ExternalStatus>,
     pub ports: Vec<PortStatus>,
     pub peers: Vec<PeerStatus>,
+    /// How long silent connections are kept, and remembered decisions.
+    pub timeouts: Timeouts,
+    pub flow_idle_seconds: u32,
+    /// What the last pass through the flow tables found.
+    pub flows: Option<FlowsStatus>,
 }
 
 /// The document as it was read last.
@@ -87,6 +95,9 @@ impl AgentStatus {
             externals: Vec::new(),
             ports: Vec::new(),
             peers: Vec::new(),
+            timeouts: config.timeouts.clone(),
+            flow_idle_seconds: config.flow_idle_seconds,
+            flows: None,
         }
     }
 }

@@ -106,6 +106,15 @@ fn collect(args: &Args) -> Result<Status> {
                     text(&port["interface"])
                 ));
             }
+            let flows = &agent["flows"]["flows"];
+            if flows["pressure"] == "critical" {
+                complaints.push(format!(
+                    "the table of answered flows is nearly full ({} of {}): new connections will be refused. Raise \
+                     flow_entries (and start once with --discard-state), lower [timeouts], or see who has them \
+                     with vrouter flows --count --port NAME",
+                    flows["entries"], flows["entries_max"]
+                ));
+            }
             let interfaces = [&agent["uplinks"], &agent["externals"]];
             let interfaces = interfaces.into_iter().filter_map(Value::as_array).flatten();
             for note in interfaces.filter_map(|interface| interface["note"].as_str()) {
@@ -195,7 +204,10 @@ fn for_people(status: &Status) -> String {
         let attached = ports.iter().filter(|port| !port["ifindex"].is_null()).count();
         line("ports", format!("{attached} of {} attached", ports.len()));
     }
-    line("flows", format!("at most {}", status.flow_entries_max));
+    match &status.agent["flows"] {
+        Value::Null => line("flows", format!("at most {}", status.flow_entries_max)),
+        flows => flow_lines(flows, &mut line),
+    }
     line("dropped", format!("{} packets (vrouter show drops)", status.dropped_packets));
     for warning in status.wanted["warnings"].as_array().into_iter().flatten() {
         line("warning", text(warning).to_owned());
@@ -210,4 +222,35 @@ fn for_people(status: &Status) -> String {
     }
     line("health", if status.healthy { "good" } else { "needs attention" }.to_owned());
     out
+}
+
+/// What the agent's last pass through the flow tables found.
+fn flow_lines(flows: &Value, line: &mut impl FnMut(&str, String)) {
+    let table = |table: &Value| {
+        let pressure = match table["pressure"].as_str() {
+            None | Some("normal") => String::new(),
+            Some(pressure) => format!(" ({pressure})"),
+        };
+        format!("{} of {}{pressure}", table["entries"], table["entries_max"])
+    };
+    line(
+        "flows",
+        format!(
+            "entries: answered {}, transient {}; expired {}",
+            table(&flows["flows"]),
+            table(&flows["transient"]),
+            flows["expired"]
+        ),
+    );
+    let states = flows["states"].as_object().into_iter().flatten();
+    let states: Vec<_> = states.map(|(state, count)| format!("{count} {state}")).collect();
+    if !states.is_empty() {
+        line("", states.join(", "));
+    }
+    for snat in flows["snat"].as_array().into_iter().flatten() {
+        line(
+            "snat",
+            format!("{} {}: {} flows", text(&snat["router"]), text(&snat["address"]), snat["flows"]),
+        );
+    }
 }

@@ -12,6 +12,8 @@ use vrouter_common::{
     tables::{Commit, SCHEMA},
 };
 
+use vrouter::banks::Touch;
+
 use crate::{
     generator::{self, Random},
     harness::*,
@@ -79,7 +81,7 @@ fn random_seed() -> u64 {
 fn next_epoch(world: &mut World, tables: &mut MemoryTables) {
     let image = tables.image.clone();
     while world.banks.commit().epoch < tables.commit.epoch + 2 {
-        world.banks.apply(image.clone(), &published(1), true).expect("apply");
+        world.banks.apply(image.clone(), &published(1), &Touch::All).expect("apply");
     }
     tables.commit = Commit {
         epoch: tables.commit.epoch + 2,

@@ -11,7 +11,7 @@ use std::{
 
 use aya::programs::{ProgramFd, ProgramInfo};
 use vrouter::{
-    banks::{Banks, Published},
+    banks::{Banks, Published, Touch},
     counters::Counters,
     data_path::{self, DataPath, Hook, Pins},
     kernel::Map,
@@ -338,7 +338,7 @@ impl World {
 
     /// Puts a topology in force.
     pub fn apply(&mut self, image: Image) -> vrouter::banks::Applied {
-        self.banks.apply(image, &published(1), false).expect("apply")
+        self.banks.apply(image, &published(1), &Touch::Changed).expect("apply")
     }
 
     /// The interface of this name.
