@@ -251,6 +251,9 @@ const CHECKS: &[Check<Lab>] = &[
 /// R4: inwards too, through floating IPs: the router once, then the floating IP.
 fn r4_traceroute_inwards(system: &System) {
     for to in [OF_VM1, OF_VM5] {
+        // An error about a connection does not wait for its next hop.
+        let ping = system.host("outside1").ping(to, 1, &[]).unwrap();
+        assert!(ping.is_clean(), "{}", ping.output);
         let near = [Some(ROUTER[0].to_owned()), Some(to.to_owned())];
         for method in ["", "-I ", "-T -p 7 "] {
             let (hops, output) = traceroute(system.host("outside1"), format!("{method}{to}")).unwrap();
