@@ -195,8 +195,11 @@ pub fn way<T: Tables>(tables: &T, network: u32, nexthop: Ip, plan: &mut Plan) ->
     plan.at_router = station.owner;
     plan.way_node = station.at;
     plan.way_mac = station.mac;
-    if nexthop == plan.tuple.dst && !plan.follows() {
-        if let Some(nat) = nat::inside(tables, plan.bank, network, &plan.tuple) {
+    if nexthop == plan.tuple.dst {
+        // What follows a connection is translated already, but goes to who has the port all the same.
+        if !plan.follows()
+            && let Some(nat) = nat::inside(tables, plan.bank, network, &plan.tuple)
+        {
             plan.at_router = nat.router;
             let node = holder(tables, nat);
             if node != 0 {
