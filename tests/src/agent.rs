@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
+use crate::outside::EXTERNAL_INTERFACE;
 use crate::{Host, Lab, Node, Process};
 
 /// How an agent is to be started.
@@ -56,6 +57,9 @@ impl Agent {
         .map(str::to_owned)
         .to_vec();
         arguments.push(topology.display().to_string());
+        if let Some(network) = lab.external_network() {
+            arguments.extend(["--external".to_owned(), format!("{network}={EXTERNAL_INTERFACE}")]);
+        }
         if let Some(entries) = options.flow_entries {
             arguments.extend(["--flow-entries".to_owned(), entries.to_string()]);
         }

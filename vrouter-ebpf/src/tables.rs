@@ -36,8 +36,8 @@ macro_rules! get {
 
 impl Tables for Maps {
     #[inline(always)]
-    fn commit(&self) -> Option<Commit> {
-        maps::COMMIT.get(0).copied().filter(|commit| commit.epoch != 0)
+    fn commit(&self) -> Option<&Commit> {
+        maps::COMMIT.get(0).filter(|commit| commit.epoch != 0)
     }
 
     #[inline(always)]
@@ -197,6 +197,30 @@ impl Tables for Maps {
     fn rule(&self, key: &RuleKey) -> Option<&Rule> {
         let RuleKey { prefix_len, policy, class, direction, proto, port } = *key;
         maps::RULES.get(&Key::new(prefix_len, RuleData { policy, class, direction, proto, port }))
+    }
+
+    #[inline(always)]
+    fn learned(&self, key: &LearnedKey) -> Option<&Learned> {
+        get!(LEARNED, key)
+    }
+
+    #[inline(always)]
+    fn store_learned(&self, key: &LearnedKey, learned: &Learned) {
+        let _ = maps::LEARNED.insert(key, learned, 0);
+    }
+
+    #[inline(always)]
+    fn expire_network(&self, network: u32) {
+        let (Some(commit), Some(revision)) = (maps::COMMIT.get(0), maps::REVISIONS.get_ptr_mut(network))
+        else {
+            return;
+        };
+        // SAFETY: a live map value, written whole; the agent only ever raises it, to the next epoch or beyond.
+        unsafe {
+            if *revision <= commit.epoch {
+                core::ptr::write_volatile(revision, commit.epoch.wrapping_add(1));
+            }
+        }
     }
 
     #[inline(always)]

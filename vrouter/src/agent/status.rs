@@ -21,6 +21,7 @@ pub struct AgentStatus {
     /// Why the last apply failed.
     pub error: Option<String>,
     pub uplinks: Vec<UplinkStatus>,
+    pub externals: Vec<ExternalStatus>,
     pub ports: Vec<PortStatus>,
     pub peers: Vec<PeerStatus>,
     /// How long silent connections are kept, and remembered decisions.
@@ -50,6 +51,15 @@ pub struct UplinkStatus {
     pub note: Option<String>,
     /// What could be better, but is in order.
     pub warning: Option<String>,
+}
+
+/// An interface on an external network.
+#[derive(Clone, Debug, Serialize)]
+pub struct ExternalStatus {
+    /// `None`: the topology does not say yet which.
+    pub network: Option<String>,
+    #[serde(flatten)]
+    pub interface: UplinkStatus,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -82,6 +92,7 @@ impl AgentStatus {
             wanted: None,
             error: None,
             uplinks: Vec::new(),
+            externals: Vec::new(),
             ports: Vec::new(),
             peers: Vec::new(),
             timeouts: config.timeouts.clone(),

@@ -314,6 +314,7 @@ pub fn route_kind(kind: u32) -> &'static str {
         ROUTE_BLACKHOLE => "blackhole",
         ROUTE_UNREACHABLE => "unreachable",
         ROUTE_BROADCAST => "broadcast",
+        ROUTE_NONE => "none",
         _ => "unknown",
     }
 }

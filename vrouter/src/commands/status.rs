@@ -115,9 +115,9 @@ fn collect(args: &Args) -> Result<Status> {
                     flows["entries"], flows["entries_max"]
                 ));
             }
-            for note in
-                agent["uplinks"].as_array().into_iter().flatten().filter_map(|uplink| uplink["note"].as_str())
-            {
+            let interfaces = [&agent["uplinks"], &agent["externals"]];
+            let interfaces = interfaces.into_iter().filter_map(Value::as_array).flatten();
+            for note in interfaces.filter_map(|interface| interface["note"].as_str()) {
                 complaints.push(note.to_owned());
             }
         }
@@ -180,10 +180,19 @@ fn for_people(status: &Status) -> String {
             epoch => format!("topology {}, epoch {epoch}", status.in_force.digest),
         },
     );
+    let interface = |interface: &Value| {
+        if interface["ifindex"].is_null() {
+            return format!("{} missing", text(&interface["name"]));
+        }
+        let hook = if interface["xdp"].as_bool() == Some(true) { "xdp and tc" } else { "tc" };
+        let state = if interface["up"].as_bool() == Some(true) { "up" } else { "down" };
+        format!("{} {state} mtu {} {hook}", text(&interface["name"]), interface["mtu"])
+    };
     for uplink in status.agent["uplinks"].as_array().into_iter().flatten() {
-        let hook = if uplink["xdp"].as_bool() == Some(true) { "xdp and tc" } else { "tc" };
-        let state = if uplink["up"].as_bool() == Some(true) { "up" } else { "down" };
-        line("uplink", format!("{} {state} mtu {} {hook}", text(&uplink["name"]), uplink["mtu"]));
+        line("uplink", interface(uplink));
+    }
+    for external in status.agent["externals"].as_array().into_iter().flatten() {
+        line("external", format!("{} on {}", interface(external), text(&external["network"])));
     }
     for peer in &status.peers {
         line(
@@ -203,12 +212,9 @@ fn for_people(status: &Status) -> String {
     for warning in status.wanted["warnings"].as_array().into_iter().flatten() {
         line("warning", text(warning).to_owned());
     }
-    for warning in status.agent["uplinks"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(|uplink| uplink["warning"].as_str())
-    {
+    let interfaces = [&status.agent["uplinks"], &status.agent["externals"]];
+    let interfaces = interfaces.into_iter().filter_map(Value::as_array).flatten();
+    for warning in interfaces.filter_map(|interface| interface["warning"].as_str()) {
         line("warning", warning.to_owned());
     }
     for complaint in &status.complaints {
