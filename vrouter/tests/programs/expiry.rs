@@ -11,9 +11,7 @@ use std::{
 use vrouter::{
     agent::Sweeper,
     clock::{Clock, Ticks},
-    connections::{
-        FlowTables, Flows, Judge, Leg, State, Table, Timeouts, expire::Expirer, legs::peer_key, tables::Walk,
-    },
+    connections::{FlowTables, Flows, Judge, Leg, State, Table, Timeouts, expire::Expirer, tables::Walk},
     data_path::{DataPath, Pins},
     kernel::{Cursor, Map},
 };
@@ -93,7 +91,7 @@ impl Tables {
             tcp_flags: if proto == PROTO_TCP { TCP_SYN | TCP_ACK } else { 0 },
             ..Flow::default()
         };
-        let reply_key = peer_key(&key, &flow);
+        let reply_key = flow.peer_key(&key);
         let reply = Flow {
             tag: reply_key.tag(),
             tag_end: reply_key.tag(),
