@@ -69,9 +69,9 @@ impl<'a> Compiler<'a> {
             self.out.image.fdb.insert(FdbKey::new(0, network_id, mac), station);
         }
         self.out.image.addresses.insert(AddressKey::new(0, network_id, link_local), station);
-        self.own_address(router_id, link_local);
+        self.own_address(router_id, link_local, 0);
         for address in &gateway.addresses {
-            self.own_address(router_id, Ip::from(*address));
+            self.own_address(router_id, Ip::from(*address), network_id);
         }
         for subnet in &network.subnets {
             if gateway.address(subnet.cidr.addr().is_ipv6()).is_some() {
@@ -282,8 +282,7 @@ impl<'a> Compiler<'a> {
         let station = self.station(STATION_FLOATING, router, router_id, network, self.node(owner)?);
         self.out.image.addresses.insert(AddressKey::new(0, network_id, outside), station);
         if self.scope.has_router(&router.name) {
-            let own = Route { kind: ROUTE_SELF, network: network_id, nexthop: Ip::UNSPECIFIED };
-            self.out.image.routes.insert(RouteKey::lookup(0, router_id, outside), own);
+            self.own_address(router_id, outside, network_id);
         }
         Ok(())
     }
