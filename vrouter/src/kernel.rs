@@ -20,6 +20,7 @@ const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 const BPF_MAP_GET_NEXT_KEY: libc::c_long = 4;
+const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_long = 21;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 /// Entries asked for at once: the kernel copies them in tens of microseconds.
@@ -170,6 +171,18 @@ impl<K: Pod, V: Pod> Map<K, V> {
         self.call(BPF_MAP_UPDATE_ELEM, key, (&raw mut value).cast(), 0).with_context(|| {
             format!("cannot write to {} ({} entries at most)", self.path.display(), self.max_entries)
         })
+    }
+
+    /// Writes an entry if there is none under its key; whether it did.
+    pub fn set_new(&self, key: &K, value: &V) -> Result<bool> {
+        const BPF_NOEXIST: u64 = 1;
+        let mut value = *value;
+        match self.call(BPF_MAP_UPDATE_ELEM, key, (&raw mut value).cast(), BPF_NOEXIST) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(false),
+            result => result.map(|()| true).with_context(|| {
+                format!("cannot write to {} ({} entries at most)", self.path.display(), self.max_entries)
+            }),
+        }
     }
 
     /// Removes an entry; one that is not there is no error.
@@ -344,6 +357,37 @@ impl<V: Pod + Default> PerCpu<V> {
             .call(BPF_MAP_LOOKUP_ELEM, &index, values.as_mut_ptr().cast(), 0)
             .with_context(|| format!("cannot read {}", self.map.path.display()))?;
         Ok(values)
+    }
+}
+
+/// A pinned stack. What is on it can only be learned by taking it.
+pub struct Stack<V> {
+    map: Map<[u8; 0], V>,
+}
+
+impl<V: Pod> Stack<V> {
+    /// Opens a pin and checks that it has the expected shape.
+    pub fn open(maps: &Path, name: &str) -> Result<Self> {
+        Ok(Self { map: Map::open(maps, name)? })
+    }
+
+    /// Puts a value on top.
+    pub fn push(&self, value: &V) -> Result<()> {
+        let mut value = *value;
+        self.map
+            .call(BPF_MAP_UPDATE_ELEM, std::ptr::null(), (&raw mut value).cast(), 0)
+            .with_context(|| format!("cannot push to {}", self.map.path.display()))
+    }
+
+    /// Takes the value on top.
+    pub fn pop(&self) -> Result<Option<V>> {
+        let mut value = MaybeUninit::<V>::uninit();
+        match self.map.call(BPF_MAP_LOOKUP_AND_DELETE_ELEM, std::ptr::null(), value.as_mut_ptr().cast(), 0) {
+            // SAFETY: the kernel filled it; any bytes are a `V` (Pod).
+            Ok(()) => Ok(Some(unsafe { value.assume_init() })),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("cannot pop from {}", self.map.path.display())),
+        }
     }
 }
 
