@@ -7,6 +7,7 @@
 mod control;
 mod environment;
 mod flows;
+pub mod next_hops;
 mod source;
 mod status;
 mod underlay;
@@ -43,6 +44,7 @@ use crate::{
     netlink::{Change, Link, Netlink},
     topology::{Problem, Problems, model::Topology},
 };
+use next_hops::{NextHops, Outside};
 use source::FileSource;
 use underlay::Underlays;
 
@@ -136,6 +138,7 @@ struct Agent {
     names: Map<NameKey, Name>,
     identities: Identities,
     underlays: Underlays,
+    next_hops: NextHops,
     flows: flows::Sweeper,
     source: FileSource,
     topology: Option<(Topology, u64)>,
@@ -165,6 +168,12 @@ impl Agent {
         let flows = flows::Sweeper::open(&pins, config.flow_idle_seconds)?;
         let source = FileSource::new(config.topology.clone());
         let status = Arc::new(Mutex::new(AgentStatus::new(&config)));
+        let told = status.clone();
+        let next_hops = NextHops::start(
+            &pins,
+            Outside::of(banks.in_force(), banks.commit()),
+            Arc::new(move |next_hops| status::lock(&told).next_hops = next_hops.clone()),
+        )?;
         let commit = banks.commit();
         tracing::info!(
             node = %config.node, instance = %config.instance, epoch = commit.epoch, pins = %pins.root().display(),
@@ -178,6 +187,7 @@ impl Agent {
             names,
             identities,
             underlays,
+            next_hops,
             flows,
             source,
             topology: None,
@@ -292,6 +302,9 @@ impl Agent {
             Err(error) => self.complain("underlay", format!("cannot follow the underlay: {error:#}")),
         }
         status::lock(&self.status).peers = self.underlays.status(&self.identities);
+        if let Err(error) = self.next_hops.ensure() {
+            self.complain("next hops", format!("cannot look after next hops: {error:#}"));
+        }
     }
 
     /// Attaches, then compiles and commits.
@@ -343,6 +356,7 @@ impl Agent {
                 "topology in force"
             );
         }
+        self.next_hops.follow(Outside::of(self.banks.in_force(), self.banks.commit()));
         status::lock(&self.status).error = None;
         Ok(())
     }

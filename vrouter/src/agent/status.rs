@@ -4,6 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
 
+use super::next_hops::NextHopsStatus;
 use crate::{compile::LocalPort, config::AgentConfig, netlink::Link, topology::Problem};
 
 /// The agent's half of `vrouter status`.
@@ -20,6 +21,7 @@ pub struct AgentStatus {
     pub uplinks: Vec<UplinkStatus>,
     pub ports: Vec<PortStatus>,
     pub peers: Vec<PeerStatus>,
+    pub next_hops: NextHopsStatus,
 }
 
 /// The document as it was read last.
@@ -76,6 +78,7 @@ impl AgentStatus {
             uplinks: Vec::new(),
             ports: Vec::new(),
             peers: Vec::new(),
+            next_hops: NextHopsStatus::default(),
         }
     }
 }

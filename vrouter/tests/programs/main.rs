@@ -9,6 +9,7 @@
 //! | [`drops`] | every reason to drop, counted exactly once |
 //! | [`commits`] | what an apply, a restart and a foreign pin do |
 //! | [`differential`] | random frames through the kernel's programs and through user space's |
+//! | [`next_hops`] | the agent's half: slots, requests, what waits, what is cut, announcements |
 //! | [`verifier`] | the programs' size as the verifier sees it |
 //!
 //! Every test has a network namespace and pins of its own ([`harness`]), so they run at the same time as
@@ -24,5 +25,6 @@ mod forwarding;
 mod frames;
 mod generator;
 mod harness;
+mod next_hops;
 mod topology;
 mod verifier;
