@@ -10,6 +10,7 @@ pub mod arp;
 pub mod echo;
 pub mod error;
 pub mod nd;
+pub mod request;
 pub mod reset;
 
 use crate::{
@@ -96,7 +97,8 @@ pub fn refuse_as(
     reason: DropReason,
     plan: &mut Plan,
 ) -> Result<Decision, DropReason> {
-    if headers.later_fragment
+    if plan.mute
+        || headers.later_fragment
         || headers.is_icmp_error()
         || headers.macs.is_group()
         || headers.dst.is_multicast()

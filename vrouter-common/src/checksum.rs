@@ -35,6 +35,19 @@ pub const fn replace16(field: Be16, old: u16, new: u16) -> Be16 {
     finish((!field.memory()) as u32 + (!old) as u32 + new as u32)
 }
 
+/// The field after what it covers changed by `delta` (new words plus complements of old ones, folded).
+#[inline(always)]
+pub const fn adjust(field: Be16, delta: u16) -> Be16 {
+    finish((!field.memory()) as u32 + delta as u32)
+}
+
+/// What replacing words that sum to `old` by words that sum to `new` adds to a sum over them; 0 if nothing.
+#[inline(always)]
+pub const fn difference(new: u32, old: u32) -> u16 {
+    let delta = fold(fold(new) as u32 + (!fold(old)) as u32);
+    if delta == 0xffff { 0 } else { delta }
+}
+
 /// The pseudo-header's sum (RFC 8200, 8.1) for an upper-layer packet of `len` bytes.
 #[inline(always)]
 pub const fn pseudo_v6(src: &Ip, dst: &Ip, len: u16, proto: u8) -> u32 {

@@ -1,92 +1,160 @@
 //! Stage 3: decides a packet that no flow entry decides.
 //!
 //! Reads: the compiled topology. Writes: [`Plan`]. Drops: what [`parse`](mod@crate::parse),
-//! [`admit`], [`mod@route`] and the checks here name.
+//! [`admit`], [`mod@policy`], [`mod@route`], [`external`] and the checks here name.
 //!
-//! The node where a packet enters decides everything (`from_port`); the node it is tunnelled to only
-//! finds the port (`from_tunnel`).
+//! The node where a packet enters decides everything (`from_port`, [`external::enter`]); the node it is
+//! tunnelled to only finds the port and asks its policy (`from_tunnel`).
 
 use crate::{
     admit, answer,
     deliver::{deliver, to_port},
-    flow::{FROM_PORT, Flow},
+    external,
+    flow::{EXIT_PORT, FROM_PORT, Flow},
+    learn,
     packet::Packet,
-    parse::Headers,
-    plan::{Decision, Ingress, Plan, key, remember, segment_len},
+    parse::{Headers, Quoted},
+    plan::{Decision, Ingress, Plan, ROLE_RELATED, remember, segment_len},
+    policy,
     reason::DropReason,
     route,
     tables::*,
+    track::{self, REPLY_NOWHERE},
     wire::*,
 };
+
+/// What comes before the decision: what is known of the packet's connection, and whether the port it came
+/// from may send it.
+#[inline(always)]
+pub fn recall<P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
+    ingress: &Ingress,
+    headers: &Headers,
+    quoted: &Quoted,
+    plan: &mut Plan,
+) -> Result<(), DropReason> {
+    plan.commit = *tables.commit().ok_or(DropReason::PortUnknown)?;
+    plan.flow = Flow::default();
+    plan.flow.epoch = plan.commit.epoch;
+    plan.bank = plan.commit.bank();
+    plan.snat = false;
+    plan.unresolved = false;
+    plan.too_big = false;
+    plan.mute = ingress.tunnelled();
+    plan.home_vni = 0;
+    plan.reply_from = REPLY_NOWHERE;
+    plan.answer.kind = 0;
+    plan.moved = 0;
+    track::recall(tables, ingress, headers, quoted, plan);
+    if ingress.from != FROM_PORT {
+        return Ok(());
+    }
+    let key = BindingKey { ifindex: Scoped::new(plan.bank, ingress.zone) };
+    plan.binding = *tables.binding(&key).ok_or(DropReason::PortUnknown)?;
+    if headers.arp {
+        return Ok(());
+    }
+    let binding = &plan.binding;
+    admit::ip(packet, tables, plan.bank, binding, headers)?;
+    policy::leaving(tables, headers, plan)
+}
 
 /// Decides. `Err`: dropped, with no answer.
 #[inline(always)]
 pub fn decide<P: Packet, T: Tables>(
     packet: &P,
     tables: &T,
-    commit: &Commit,
     ingress: &Ingress,
     headers: &Headers,
+    quoted: &Quoted,
     plan: &mut Plan,
 ) -> Result<Decision, DropReason> {
-    plan.flow = Flow::default();
-    plan.flow.epoch = commit.epoch;
-    plan.flow.created = tables.now();
-    plan.flow.seen = plan.flow.created;
     if ingress.from == FROM_PORT {
-        from_port(packet, tables, commit, ingress, headers, plan)
+        from_port(packet, tables, ingress, headers, plan)
     } else {
-        from_tunnel(tables, commit, ingress, headers, plan)
+        from_network(packet, tables, ingress, headers, quoted, plan)
     }
+}
+
+/// What a decision to forward comes to, with what was found on the way.
+#[inline(always)]
+pub fn conclude<P: Packet>(packet: &P, plan: &Plan, decision: Decision) -> Result<Decision, DropReason> {
+    match decision {
+        Decision::Forward | Decision::ForwardOnce if plan.too_big => {
+            if packet.gso_size() != 0 {
+                Err(DropReason::TooBig)
+            } else {
+                Ok(Decision::Fragment)
+            }
+        }
+        // An error about a connection cannot wait: what it quotes is translated here.
+        Decision::Forward | Decision::ForwardOnce if plan.unresolved && plan.role == ROLE_RELATED => {
+            Err(DropReason::HopPending)
+        }
+        Decision::Forward | Decision::ForwardOnce if plan.unresolved => Ok(Decision::Wait),
+        decision => Ok(decision),
+    }
+}
+
+/// What comes after it: whether the port the packet goes to accepts it.
+#[inline(always)]
+pub fn accept<T: Tables>(tables: &T, headers: &Headers, plan: &mut Plan) -> Result<(), DropReason> {
+    if plan.flow.exit != EXIT_PORT || headers.arp {
+        return Ok(());
+    }
+    let key = BindingKey { ifindex: Scoped::new(plan.bank, plan.flow.target) };
+    let binding = tables.binding(&key).ok_or(DropReason::PortUnplugged)?;
+    policy::arriving(tables, binding, headers, plan)
 }
 
 #[inline(always)]
 fn from_port<P: Packet, T: Tables>(
     packet: &P,
     tables: &T,
-    commit: &Commit,
     ingress: &Ingress,
     headers: &Headers,
     plan: &mut Plan,
 ) -> Result<Decision, DropReason> {
-    let bank = commit.bank();
-    let binding = tables
-        .binding(&BindingKey { ifindex: Scoped::new(bank, ingress.zone) })
-        .ok_or(DropReason::PortUnknown)?;
-    plan.flow.network = binding.network;
-    plan.flood_network = binding.network;
-    plan.flood_vni = binding.vni;
+    let (network, mtu, vni) = (plan.binding.network, plan.binding.mtu, plan.binding.vni);
+    plan.flow.network = network;
+    plan.flow.network_out = network;
+    plan.flood_network = network;
+    plan.flood_vni = vni;
+    plan.home_vni = vni;
     if headers.arp {
-        return answer::arp::decide(packet, tables, bank, binding, headers, plan);
+        return answer::arp::decide(packet, tables, ingress, headers, plan);
     }
-    admit::ip(packet, tables, bank, binding, headers)?;
     if headers.v6
         && headers.proto == PROTO_ICMPV6
         && headers.dport.get() >> 8 == ND_NEIGHBOR_SOLICIT as u16
-        && let Some(decision) = answer::nd::decide(packet, tables, bank, binding, headers, plan)?
+        && let Some(decision) = answer::nd::decide(packet, tables, headers, plan)?
     {
         return Ok(decision);
     }
+    if headers.is_neighbour_advert() {
+        answer::nd::claims(packet, tables, ingress, network, headers, plan);
+    }
     if headers.macs.is_group() {
-        if segment_len(packet, headers) > binding.mtu {
+        learn::mac(tables, ingress, network, headers, plan);
+        if segment_len(packet, headers) > mtu {
             // It would not fit the tunnel, and a switch has no address to complain from.
             return Err(DropReason::TooBig);
         }
         return Ok(Decision::Flood);
     }
     plan.flow.in_macs = headers.macs;
-    let station =
-        tables.fdb(&FdbKey::new(bank, binding.network, headers.macs.dst())).ok_or(DropReason::MacUnknown)?;
+    let station = at_mac(tables, network, headers, plan).ok_or(DropReason::MacUnknown)?;
     if station.kind == STATION_ROUTER {
-        return route::route(packet, tables, bank, binding.network, station.owner, headers, plan);
+        let router = station.owner;
+        return route::route(network, router, headers, plan, false);
     }
-    if station.owner == binding.port {
+    if station.owner == plan.binding.port {
         return Err(DropReason::Hairpin);
     }
     plan.flow.out_macs = headers.macs;
-    let hash = key(headers, FROM_PORT, 0).tuple_hash();
-    deliver(tables, hash, station, binding.vni, binding.mtu, plan)?;
-    if segment_len(packet, headers) > binding.mtu {
+    deliver(tables, headers.tuple_hash(), station, network, vni, mtu, plan)?;
+    if segment_len(packet, headers) > mtu {
         // A switch has no address to complain from.
         return Err(DropReason::TooBig);
     }
@@ -94,28 +162,56 @@ fn from_port<P: Packet, T: Tables>(
 }
 
 #[inline(always)]
-fn from_tunnel<T: Tables>(
+fn from_network<P: Packet, T: Tables>(
+    packet: &P,
     tables: &T,
-    commit: &Commit,
     ingress: &Ingress,
+    headers: &Headers,
+    quoted: &Quoted,
+    plan: &mut Plan,
+) -> Result<Decision, DropReason> {
+    if ingress.tunnelled() {
+        let key = VtepKey { bank: Scoped::new(plan.bank, 0), addr: ingress.vtep };
+        tables.vtep(&key).ok_or(DropReason::VtepUnknown)?;
+    }
+    let key = VniKey { vni: Scoped::new(plan.bank, ingress.zone) };
+    let network = tables.vni(&key).ok_or(DropReason::VniUnknown)?;
+    plan.flow.network = network;
+    plan.flow.network_out = network;
+    let key = NetworkKey { network: Scoped::new(plan.bank, network) };
+    let flags = tables.network(&key).ok_or(DropReason::VniUnknown)?.flags;
+    if flags & NETWORK_EXTERNAL != 0 {
+        external::enter(packet, tables, ingress, network, headers, quoted, plan)
+    } else if ingress.tunnelled() {
+        from_tunnel(packet, tables, ingress, network, headers, plan)
+    } else {
+        // An interface that stopped being external a moment ago.
+        Ok(Decision::Pass)
+    }
+}
+
+#[inline(always)]
+fn from_tunnel<P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
+    ingress: &Ingress,
+    network: u32,
     headers: &Headers,
     plan: &mut Plan,
 ) -> Result<Decision, DropReason> {
-    let bank = commit.bank();
-    tables
-        .vtep(&VtepKey { bank: Scoped::new(bank, 0), addr: ingress.vtep })
-        .ok_or(DropReason::VtepUnknown)?;
-    let network =
-        tables.vni(&VniKey { vni: Scoped::new(bank, ingress.zone) }).ok_or(DropReason::VniUnknown)?;
-    plan.flow.network = network;
     plan.flood_network = network;
     plan.flood_vni = ingress.zone;
     let macs = headers.macs;
+    if headers.arp {
+        answer::arp::claims(packet, tables, ingress, network, headers, plan);
+    } else if headers.is_neighbour_advert() {
+        answer::nd::claims(packet, tables, ingress, network, headers, plan);
+    }
     if macs.is_group() {
+        learn::mac(tables, ingress, network, headers, plan);
         return Ok(Decision::Flood);
     }
-    let station =
-        tables.fdb(&FdbKey::new(bank, network, macs.dst())).ok_or(DropReason::TunnelMisdelivered)?;
+    let station = at_mac(tables, network, headers, plan).ok_or(DropReason::TunnelMisdelivered)?;
     plan.flow.in_macs = macs;
     plan.flow.in_vtep = ingress.vtep;
     plan.flow.out_macs = macs;
@@ -126,4 +222,14 @@ fn from_tunnel<T: Tables>(
         _ => return Err(DropReason::TunnelMisdelivered),
     }
     Ok(remember(headers))
+}
+
+/// Who has the destination hardware address.
+#[inline(always)]
+fn at_mac<'a, T: Tables>(tables: &'a T, network: u32, headers: &Headers, plan: &Plan) -> Option<&'a Station> {
+    let mac = headers.macs.dst();
+    match tables.fdb(&FdbKey::new(plan.bank, network, mac)) {
+        Some(station) => Some(station),
+        None => tables.learned(&LearnedKey::mac(network, mac)).map(|learned| &learned.station),
+    }
 }

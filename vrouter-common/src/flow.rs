@@ -1,6 +1,9 @@
 //! The flow table: one lookup decides an established packet.
 
-use crate::addr::{Be16, Be32, Ip, Macs};
+use crate::{
+    addr::{Be16, Be32, Ip, Macs},
+    wire::*,
+};
 
 /// Where a packet came in, and its 5-tuple. Address spaces overlap between tenants, so the place is part
 /// of the identity.
@@ -26,12 +29,97 @@ pub struct FlowKey {
 }
 const _: () = assert!(size_of::<FlowKey>() == 44);
 
+/// A packet's addresses, protocol and ports.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Tuple {
+    /// Source address.
+    pub src: Ip,
+    /// Destination address.
+    pub dst: Ip,
+    /// Source port; ICMP echo: the identifier.
+    pub sport: Be16,
+    /// Destination port; ICMP: type and code.
+    pub dport: Be16,
+    /// IP protocol.
+    pub proto: u8,
+    /// IPv6.
+    pub v6: bool,
+    /// Zero.
+    pub zero: u16,
+}
+
+impl Tuple {
+    /// The tuple of replies.
+    #[inline(always)]
+    pub const fn reversed(&self) -> Self {
+        let mut reply = Self { src: self.dst, dst: self.src, sport: self.dport, dport: self.sport, ..*self };
+        if matches!(self.proto, PROTO_ICMP | PROTO_ICMPV6) {
+            reply.sport = self.sport;
+            reply.dport = echo_reversed(self.dport);
+        }
+        reply
+    }
+
+    /// Whether this is an ICMP echo request or reply.
+    #[inline(always)]
+    pub const fn is_echo(&self) -> bool {
+        let kind = (self.dport.get() >> 8) as u8;
+        match self.proto {
+            PROTO_ICMP => matches!(kind, ICMP_ECHO | ICMP_ECHO_REPLY),
+            PROTO_ICMPV6 => matches!(kind, ICMPV6_ECHO | ICMPV6_ECHO_REPLY),
+            _ => false,
+        }
+    }
+
+    /// The key of a flow that came in at a place.
+    #[inline(always)]
+    pub const fn key(&self, from: u8, zone: u32) -> FlowKey {
+        FlowKey {
+            src: self.src,
+            dst: self.dst,
+            zone,
+            sport: self.sport,
+            dport: self.dport,
+            proto: self.proto,
+            from,
+            zero: 0,
+        }
+    }
+}
+
+/// Type and code of the other half of an echo; anything else as it is.
+#[inline(always)]
+const fn echo_reversed(type_code: Be16) -> Be16 {
+    match type_code.get() {
+        0x0800 => Be16::new(0),
+        0 => Be16::new(0x0800),
+        0x8000 => Be16::new(0x8100),
+        0x8100 => Be16::new(0x8000),
+        _ => type_code,
+    }
+}
+
 /// From a port of this node.
 pub const FROM_PORT: u8 = 0;
 /// From a network: another node's tunnel, or an external interface.
 pub const FROM_NETWORK: u8 = 1;
 
 impl FlowKey {
+    /// Addresses, protocol and ports.
+    #[inline(always)]
+    pub const fn tuple(&self) -> Tuple {
+        Tuple {
+            src: self.src,
+            dst: self.dst,
+            sport: self.sport,
+            dport: self.dport,
+            proto: self.proto,
+            v6: !self.src.is_v4(),
+            zero: 0,
+        }
+    }
+
     /// A short digest of the whole key: see [`Flow::tag`]. Never 0.
     #[inline(always)]
     pub const fn tag(&self) -> u32 {
@@ -49,24 +137,30 @@ impl FlowKey {
         tag | 1
     }
 
-    /// A hash that depends on the 5-tuple alone, the same on every node: FNV-1a over words, and MurmurHash3's
-    /// last step, without which the ports, in the upper half of their word, would not reach the low bits.
+    /// A hash that depends on the 5-tuple alone, the same on every node.
     #[inline(always)]
     pub fn tuple_hash(&self) -> u32 {
-        let mut hash = 0x811c_9dc5_u32;
-        let mut i = 0;
-        while i < 4 {
-            hash = (hash ^ self.src.0[i]).wrapping_mul(0x0100_0193);
-            hash = (hash ^ self.dst.0[i]).wrapping_mul(0x0100_0193);
-            i += 1;
-        }
-        let ports = (self.sport.memory() as u32) << 16 | self.dport.memory() as u32;
-        hash = (hash ^ ports).wrapping_mul(0x0100_0193);
-        hash = (hash ^ self.proto as u32).wrapping_mul(0x0100_0193);
-        hash = (hash ^ hash >> 16).wrapping_mul(0x85eb_ca6b);
-        hash = (hash ^ hash >> 13).wrapping_mul(0xc2b2_ae35);
-        hash ^ hash >> 16
+        tuple_hash(&self.src, &self.dst, self.sport, self.dport, self.proto)
     }
+}
+
+/// FNV-1a over words, and MurmurHash3's last step, without which the ports, in the upper half of their word,
+/// would not reach the low bits.
+#[inline(always)]
+pub fn tuple_hash(src: &Ip, dst: &Ip, sport: Be16, dport: Be16, proto: u8) -> u32 {
+    let mut hash = 0x811c_9dc5_u32;
+    let mut i = 0;
+    while i < 4 {
+        hash = (hash ^ src.0[i]).wrapping_mul(0x0100_0193);
+        hash = (hash ^ dst.0[i]).wrapping_mul(0x0100_0193);
+        i += 1;
+    }
+    let ports = (sport.memory() as u32) << 16 | dport.memory() as u32;
+    hash = (hash ^ ports).wrapping_mul(0x0100_0193);
+    hash = (hash ^ proto as u32).wrapping_mul(0x0100_0193);
+    hash = (hash ^ hash >> 16).wrapping_mul(0x85eb_ca6b);
+    hash = (hash ^ hash >> 13).wrapping_mul(0xc2b2_ae35);
+    hash ^ hash >> 16
 }
 
 /// Everything a packet of the flow needs, in the order it is needed. An entry is valid while `epoch` is
@@ -174,3 +268,17 @@ pub const ROLE_NONE: u8 = 0;
 pub const ROLE_ORIGINAL: u8 = 1;
 /// The other direction.
 pub const ROLE_REPLY: u8 = 2;
+
+impl Flow {
+    /// The translated tuple of the leg with this key.
+    #[inline(always)]
+    pub const fn translated(&self, key: &FlowKey) -> Tuple {
+        Tuple { src: self.src, dst: self.dst, sport: self.sport, dport: self.dport, ..key.tuple() }
+    }
+
+    /// The key of the other leg of the connection.
+    #[inline(always)]
+    pub const fn peer_key(&self, key: &FlowKey) -> FlowKey {
+        self.translated(key).reversed().key(self.peer_from, self.peer_zone)
+    }
+}

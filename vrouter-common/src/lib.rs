@@ -8,7 +8,9 @@
 //! parse -> flow lookup -> apply                    an established flow ends here
 //!             | miss
 //!             v
-//!          decide: admit -> switch | route -> deliver -> apply
+//!          recall: what is known of the connection?
+//!          decide: admit -> policy -> switch | route (nat) -> deliver | leave
+//!          settle: remember both legs -> apply
 //! ```
 //!
 //! Each stage is a module with one verb. What a stage may drop, and with which [`reason::DropReason`], is
@@ -22,16 +24,22 @@ pub mod apply;
 pub mod checksum;
 pub mod decide;
 pub mod deliver;
+pub mod external;
 pub mod flow;
+pub mod learn;
 #[cfg(any(test, feature = "user"))]
 pub mod memory;
+pub mod nat;
 pub mod packet;
 pub mod parse;
 pub mod pipeline;
 pub mod plan;
+pub mod policy;
 pub mod reason;
 pub mod route;
 pub mod tables;
+pub mod track;
+pub mod translate;
 pub mod tunnel;
 pub mod wire;
 

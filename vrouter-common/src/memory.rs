@@ -8,12 +8,14 @@ use crate::{
     answer,
     apply::{Exit, Hook},
     checksum,
-    flow::{Flow, FlowKey},
+    flow::{FLOW_FRAMES, Flow, FlowKey},
     packet::{NoRoom, Packet, View},
+    parse::Headers,
     pipeline,
-    plan::{Decision, Ingress, Work},
+    plan::{Decision, Ingress, Plan, Work},
     reason::{DropReason, Event},
     tables::*,
+    track::{self, Search, Settled},
     tunnel,
     wire::*,
 };
@@ -154,6 +156,23 @@ pub struct Image {
     pub rules: BTreeMap<RuleKey, Rule>,
 }
 
+impl Image {
+    /// Adds rules that allow everything both ways to a policy, with or without replies.
+    pub fn allow_all(&mut self, policy: u32, flags: u32) {
+        for direction in 0..4 {
+            let key = RuleKey {
+                prefix_len: RuleKey::ANY_BITS,
+                policy: Scoped::new(0, policy),
+                class: 0,
+                direction,
+                proto: 0,
+                port: Be16::new(0),
+            };
+            self.rules.insert(key, Rule { rule: 0, flags });
+        }
+    }
+}
+
 /// Everything the decision looks up, in memory.
 #[derive(Debug, Default)]
 pub struct MemoryTables {
@@ -174,6 +193,9 @@ pub struct MemoryTables {
     pub flows_disabled: bool,
     /// The clock, in ticks.
     pub clock: Cell<u32>,
+    learned: RefCell<BTreeMap<LearnedKey, &'static Learned>>,
+    /// Networks whose flows are out of date.
+    pub expired: RefCell<BTreeMap<u32, u32>>,
     hop_keys: RefCell<BTreeMap<HopKey, u32>>,
     hops: RefCell<BTreeMap<u32, &'static Hop>>,
     fragments: RefCell<BTreeMap<FragmentKey, Fragment>>,
@@ -247,12 +269,13 @@ fn mask(ip: crate::addr::Ip, len: u32) -> crate::addr::Ip {
 }
 
 impl Tables for MemoryTables {
-    fn commit(&self) -> Option<Commit> {
-        Some(self.commit)
+    fn commit(&self) -> Option<&Commit> {
+        Some(&self.commit)
     }
 
     fn revision(&self, network: u32) -> u32 {
-        self.revisions.get(&network).copied().unwrap_or(0)
+        let expired = self.expired.borrow().get(&network).copied().unwrap_or(0);
+        self.revisions.get(&network).copied().unwrap_or(0).max(expired)
     }
 
     fn flow(&self, key: &FlowKey) -> Option<&Flow> {
@@ -384,6 +407,18 @@ impl Tables for MemoryTables {
         })
     }
 
+    fn learned(&self, key: &LearnedKey) -> Option<&Learned> {
+        self.learned.borrow().get(key).copied()
+    }
+
+    fn store_learned(&self, key: &LearnedKey, learned: &Learned) {
+        self.learned.borrow_mut().insert(*key, Box::leak(Box::new(*learned)));
+    }
+
+    fn expire_network(&self, network: u32) {
+        self.expired.borrow_mut().insert(network, self.commit.epoch + 1);
+    }
+
     fn hop_index(&self, key: &HopKey) -> Option<u32> {
         self.hop_keys.borrow().get(key).copied()
     }
@@ -477,6 +512,15 @@ pub enum Verdict {
     },
     /// Left to the kernel or the next hook.
     Passed,
+    /// Waits for a next hop; the request for it, if it is time for one, and where that is sent.
+    Waiting {
+        /// Index of the next hop.
+        hop: u32,
+        /// Interface and frame.
+        request: Option<(u32, Vec<u8>)>,
+    },
+    /// To be cut to pieces, which leave as the flow says.
+    Fragmented(Box<Flow>),
     /// Dropped.
     Dropped(DropReason),
 }
@@ -488,6 +532,8 @@ pub enum Entry {
     Port(u32),
     /// From the underlay.
     Uplink,
+    /// From an external network, on the interface of this index.
+    External(u32),
 }
 
 /// Runs a frame through the decision as a TC program would.
@@ -504,26 +550,30 @@ pub fn run(tables: &MemoryTables, entry: Entry, packet: MemoryPacket) -> Verdict
 }
 
 fn try_run(tables: &MemoryTables, entry: Entry, mut packet: MemoryPacket) -> Result<Verdict, DropReason> {
-    let ingress = match entry {
-        Entry::Port(ifindex) => Ingress::port(ifindex),
-        Entry::Uplink => match tunnel::open(&packet, tables.commit.vtep)? {
-            Some(outer) => Ingress::tunnel(&outer),
-            None => {
-                tables.count(Event::ToKernel);
-                return Ok(Verdict::Passed);
-            }
-        },
+    let Some(ingress) = enter(tables, entry, &packet)? else {
+        tables.count(Event::ToKernel);
+        return Ok(Verdict::Passed);
     };
     if let Some(exit) = pipeline::established(&mut packet, tables, &ingress, Hook::Tc) {
         return Ok(sent(exit?, &packet));
     }
     let mut work = Work::default();
-    pipeline::read(&packet, ingress.at, &mut work.headers)?;
-    let Work { headers, plan } = &mut work;
-    match pipeline::first(&packet, tables, &ingress, headers, plan, Hook::Tc)? {
+    pipeline::read(&packet, tables, &ingress, &mut work.headers, &mut work.quoted, Hook::Tc)?;
+    let Work { headers, quoted, plan, .. } = &mut work;
+    pipeline::recall(&packet, tables, &ingress, headers, quoted, plan)?;
+    let mut decision = pipeline::first(&packet, tables, &ingress, headers, quoted, plan)?;
+    while decision == Decision::Route {
+        decision = pipeline::pass(&packet, tables, headers, plan)?;
+    }
+    if matches!(decision, Decision::Forward | Decision::ForwardOnce | Decision::Wait | Decision::Fragment) {
+        settle(tables, &ingress, headers, plan, decision, packet.len(), Hook::Tc)?;
+    }
+    match decision {
         Decision::Forward | Decision::ForwardOnce => {
-            let exit = pipeline::apply_first(&mut packet, tables, &ingress, plan, Hook::Tc)?;
-            Ok(sent(exit, &packet))
+            match pipeline::apply_first(&mut packet, tables, &ingress, &work, Hook::Tc) {
+                Some(exit) => Ok(sent(exit?, &packet)),
+                None => Err(DropReason::HopPending),
+            }
         }
         Decision::Answer => {
             tables.count(answer::write(&mut packet, headers, &plan.answer)?);
@@ -537,6 +587,106 @@ fn try_run(tables: &MemoryTables, entry: Entry, mut packet: MemoryPacket) -> Res
             tables.count(Event::FrameFlooded);
             Ok(Verdict::Flooded { network: plan.flood_network })
         }
+        Decision::Wait => {
+            tables.count(Event::HopQueued);
+            let hop = plan.flow.target;
+            let mut request = None;
+            if tables.may_ask(hop) {
+                tables.count(Event::HopAsked);
+                if let Exit::Interface(ifindex) = answer::request::write(&mut packet, tables, plan)? {
+                    request = Some((ifindex, packet.to_vec()));
+                }
+            }
+            Ok(Verdict::Waiting { hop, request })
+        }
+        Decision::Route => Err(DropReason::Internal),
+        Decision::Fragment => Ok(Verdict::Fragmented(Box::new(plan.flow))),
+        Decision::Pass => {
+            tables.count(Event::ToKernel);
+            Ok(Verdict::Passed)
+        }
+    }
+}
+
+fn settle(
+    tables: &MemoryTables,
+    ingress: &Ingress,
+    headers: &Headers,
+    plan: &mut Plan,
+    decision: Decision,
+    len: usize,
+    hook: Hook,
+) -> Result<(), DropReason> {
+    match pipeline::settle(tables, ingress, headers, plan, decision, len as u64, hook)? {
+        Settled::Done => return Ok(()),
+        Settled::Finish => {}
+        Settled::Reserve => {
+            let (choice, search) = (track::choice(plan), Search::new(tables, headers, plan));
+            pipeline::reserve(tables, choice, search, |port| track::claim(tables, plan, port))?;
+        }
+    }
+    track::finish(tables, headers, plan);
+    Ok(())
+}
+
+/// Where a frame comes in; `None`: not ours.
+fn enter(tables: &MemoryTables, entry: Entry, packet: &MemoryPacket) -> Result<Option<Ingress>, DropReason> {
+    Ok(match entry {
+        Entry::Port(ifindex) => Some(Ingress::port(ifindex)),
+        Entry::Uplink => tunnel::open(packet, tables.commit.vtep)?.map(|outer| Ingress::tunnel(&outer)),
+        Entry::External(ifindex) => tables.commit.external_vni(ifindex).map(Ingress::external),
+    })
+}
+
+/// Runs a frame through the decision as an XDP program would: `None`: left to TC or the kernel.
+pub fn run_xdp(
+    tables: &MemoryTables,
+    entry: Entry,
+    packet: MemoryPacket,
+) -> Result<Option<(u32, Vec<u8>)>, DropReason> {
+    let bytes = packet.len() as u64;
+    match try_run_xdp(tables, entry, packet) {
+        Ok(Some((Exit::Interface(ifindex), frame))) => Ok(Some((ifindex, frame))),
+        Ok(Some(_)) => {
+            tables.count(Event::XdpPassed);
+            Ok(None)
+        }
+        Ok(None) => Ok(None),
+        Err(reason) => {
+            tables.count_drop(reason, bytes);
+            Err(reason)
+        }
+    }
+}
+
+fn try_run_xdp(
+    tables: &MemoryTables,
+    entry: Entry,
+    mut packet: MemoryPacket,
+) -> Result<Option<(Exit, Vec<u8>)>, DropReason> {
+    let Some(ingress) = enter(tables, entry, &packet)? else { return Ok(None) };
+    let left = Ok(Some((Exit::NextHook, Vec::new())));
+    if let Some(exit) = pipeline::established(&mut packet, tables, &ingress, Hook::Xdp) {
+        return Ok(Some((exit?, packet.to_vec())));
+    }
+    let mut work = Work::default();
+    pipeline::read(&packet, tables, &ingress, &mut work.headers, &mut work.quoted, Hook::Xdp)?;
+    let Work { headers, quoted, plan, .. } = &mut work;
+    if pipeline::is_for_tc(headers) {
+        return left;
+    }
+    pipeline::recall(&packet, tables, &ingress, headers, quoted, plan)?;
+    let mut decision = pipeline::first(&packet, tables, &ingress, headers, quoted, plan)?;
+    while decision == Decision::Route {
+        decision = pipeline::pass(&packet, tables, headers, plan)?;
+    }
+    if !matches!(decision, Decision::Forward | Decision::ForwardOnce) || plan.flow.flags & FLOW_FRAMES == 0 {
+        return left;
+    }
+    settle(tables, &ingress, headers, plan, decision, packet.len(), Hook::Xdp)?;
+    match pipeline::apply_first(&mut packet, tables, &ingress, &work, Hook::Xdp) {
+        Some(exit) => Ok(Some((exit?, packet.to_vec()))),
+        None => left,
     }
 }
 

@@ -47,6 +47,30 @@ pub trait Packet {
     /// Cuts or extends the frame to `len` bytes.
     fn resize(&mut self, len: usize) -> Result<(), NoRoom>;
 
+    /// Brings a transport checksum at `at` up to date after the pseudo-header changed by `addresses` and what
+    /// it covers itself by `own` (see [`crate::checksum::adjust`]). `optional`: UDP, where zero means none.
+    /// A packet whose checksum is not complete yet has only the pseudo-header's sum in the field.
+    #[inline(always)]
+    fn adjust_checksum(
+        &mut self,
+        at: usize,
+        addresses: u16,
+        own: u16,
+        v6: bool,
+        optional: bool,
+    ) -> Result<(), NoRoom> {
+        let _ = v6;
+        let Some(field) = self.view(at, 2) else { return Err(NoRoom) };
+        let old = field.be16(0);
+        if optional && old == Be16::new(0) {
+            return Ok(());
+        }
+        let new = crate::checksum::adjust(old, crate::checksum::fold(addresses as u32 + own as u32));
+        let zero = optional && new == Be16::new(0);
+        field.put_be16(0, if zero { Be16::new(0xffff) } else { new });
+        Ok(())
+    }
+
     /// The ones' complement sum of `len` bytes (at most [`SUM_MAX`]) from `at` on, not folded, not
     /// complemented.
     fn sum(&self, at: usize, len: usize) -> Option<u32>;

@@ -10,6 +10,7 @@
 use crate::{
     addr::{Be16, Be32, Ip, Macs},
     checksum,
+    flow::Tuple,
     packet::{Packet, View},
     reason::DropReason,
     wire::*,
@@ -53,6 +54,44 @@ pub struct Headers {
     pub dont_fragment: bool,
     /// IPv4 options or IPv6 extension headers: always decided, never stored.
     pub options: bool,
+    /// TCP flags, if they are in this packet.
+    pub tcp_flags: u8,
+    /// A fragment that is not the last.
+    pub more_fragments: bool,
+    /// Where a fragment's bytes belong in its datagram.
+    pub fragment_at: u32,
+    /// Identification of a fragment's datagram.
+    pub fragment_id: u32,
+}
+
+/// The packet an ICMP error quotes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Quoted {
+    /// Its addresses, protocol and ports.
+    pub tuple: Tuple,
+    /// Offset of its IP header in the packet; see [`Self::l3`].
+    l3_at: u16,
+    /// Offset of its transport header in the packet.
+    l4_at: u16,
+    /// Bytes of it that are quoted, from the transport header on.
+    pub l4_len: u16,
+    /// Whether there is one that can be told.
+    pub known: bool,
+}
+
+impl Quoted {
+    /// Offset of its IP header in the packet.
+    #[inline(always)]
+    pub fn l3(&self) -> usize {
+        self.l3_at as usize & 0x3ff
+    }
+
+    /// Offset of its transport header in the packet.
+    #[inline(always)]
+    pub fn l4(&self) -> usize {
+        self.l4_at as usize & 0x3ff
+    }
 }
 
 /// How much to read.
@@ -144,6 +183,10 @@ fn ipv4<P: Packet>(packet: &P, macs: Macs, l3: usize, depth: Depth) -> Result<Pa
         later_fragment,
         dont_fragment: fragment_word & 0x4000 != 0,
         options: header_len > IPV4_LEN,
+        tcp_flags: 0,
+        more_fragments: fragment_word & 0x2000 != 0,
+        fragment_at: (fragment_word as u32 & 0x1fff) * 8,
+        fragment_id: ip.be16(4).memory() as u32,
     };
     if depth == Depth::Full {
         ipv4_header(packet, l3, header_len)?;
@@ -233,6 +276,10 @@ fn ipv6<P: Packet>(packet: &P, macs: Macs, l3: usize, depth: Depth) -> Result<Pa
         later_fragment: false,
         dont_fragment: true,
         options: false,
+        tcp_flags: 0,
+        more_fragments: false,
+        fragment_at: 0,
+        fragment_id: 0,
     };
     let mut left = payload;
     if is_extension(headers.proto) {
@@ -272,6 +319,9 @@ fn extensions<P: Packet>(packet: &P, headers: &mut Headers, payload: usize) -> R
                 let word = header.be16(2).get();
                 headers.fragment = word & 0xfff9 != 0;
                 headers.later_fragment = word & 0xfff8 != 0;
+                headers.more_fragments = word & 1 != 0;
+                headers.fragment_at = word as u32 & 0xfff8;
+                headers.fragment_id = header.be32(4).memory();
                 8
             }
             PROTO_AH => (header.u8(1) as usize + 2) * 4,
@@ -325,7 +375,72 @@ fn transport<P: Packet>(packet: &P, headers: &mut Headers, left: usize) -> Resul
             headers.dport = l4.be16(2);
         }
     }
+    if headers.proto == PROTO_TCP
+        && let Some(tcp) = packet.view(headers.l4(), 14)
+        && left >= 14
+    {
+        headers.tcp_flags = tcp.u8(13);
+    }
     Ok(())
+}
+
+/// Reads the packet that an ICMP error quotes, as far as 8 bytes behind its IP header (RFC 792). What cannot
+/// be told (a later fragment, extension headers, a quote cut shorter) is left unknown.
+#[inline(always)]
+pub fn quoted<P: Packet>(packet: &P, headers: &Headers) -> Quoted {
+    let mut quoted = Quoted::default();
+    let at = headers.l4() + 8;
+    let len = headers.l4_len();
+    if !headers.is_icmp_error() || headers.fragment || at > 0x200 || len < 8 {
+        return quoted;
+    }
+    let at = at & 0x3ff;
+    let len = len - 8;
+    let header_len;
+    let tuple = &mut quoted.tuple;
+    if headers.v6 {
+        let Some(ip) = packet.view(at, IPV6_LEN) else { return quoted };
+        tuple.src = ip.ip6(8);
+        tuple.dst = ip.ip6(24);
+        tuple.proto = ip.u8(6);
+        tuple.v6 = true;
+        header_len = IPV6_LEN;
+        if ip.u8(0) >> 4 != 6 || tuple.src.is_v4() || tuple.dst.is_v4() {
+            return quoted;
+        }
+    } else {
+        let Some(ip) = packet.view(at, IPV4_LEN) else { return quoted };
+        tuple.src = Ip::v4(ip.be32(12));
+        tuple.dst = Ip::v4(ip.be32(16));
+        tuple.proto = ip.u8(9);
+        header_len = (ip.u8(0) & 15) as usize * 4;
+        if ip.u8(0) >> 4 != 4 || header_len < IPV4_LEN || ip.be16(6).get() & 0x1fff != 0 {
+            return quoted;
+        }
+    }
+    if len < header_len + 8 {
+        return quoted;
+    }
+    let l4_at = (at + header_len) & 0x3ff;
+    let Some(l4) = packet.view(l4_at, 8) else { return quoted };
+    match tuple.proto {
+        PROTO_TCP | PROTO_UDP | PROTO_SCTP => {
+            tuple.sport = l4.be16(0);
+            tuple.dport = l4.be16(2);
+        }
+        PROTO_ICMP | PROTO_ICMPV6 => {
+            tuple.dport = l4.be16(0);
+            if tuple.is_echo() {
+                tuple.sport = l4.be16(4);
+            }
+        }
+        _ => {}
+    }
+    quoted.l3_at = at as u16;
+    quoted.l4_at = l4_at as u16;
+    quoted.l4_len = (len - header_len) as u16;
+    quoted.known = true;
+    quoted
 }
 
 impl Headers {
@@ -354,6 +469,26 @@ impl Headers {
         (self.src.as_v4(), self.dst.as_v4())
     }
 
+    /// Addresses, protocol and ports.
+    #[inline(always)]
+    pub const fn tuple(&self) -> Tuple {
+        Tuple {
+            src: self.src,
+            dst: self.dst,
+            sport: self.sport,
+            dport: self.dport,
+            proto: self.proto,
+            v6: self.v6,
+            zero: 0,
+        }
+    }
+
+    /// See [`crate::flow::FlowKey::tuple_hash`].
+    #[inline(always)]
+    pub fn tuple_hash(&self) -> u32 {
+        crate::flow::tuple_hash(&self.src, &self.dst, self.sport, self.dport, self.proto)
+    }
+
     /// Whether this is a neighbour discovery message (RFC 4861).
     #[inline(always)]
     pub fn is_neighbour_discovery(&self) -> bool {
@@ -361,12 +496,18 @@ impl Headers {
         self.proto == PROTO_ICMPV6 && matches!(kind, ND_ROUTER_SOLICIT..=ND_REDIRECT)
     }
 
+    /// Whether this is a neighbour advertisement.
+    #[inline(always)]
+    pub fn is_neighbour_advert(&self) -> bool {
+        self.v6 && self.proto == PROTO_ICMPV6 && self.dport == Be16::new((ND_NEIGHBOR_ADVERT as u16) << 8)
+    }
+
     /// Whether this is an ICMP error message, or too cut to tell.
     #[inline(always)]
     pub fn is_icmp_error(&self) -> bool {
         let kind = (self.dport.get() >> 8) as u8;
         match self.proto {
-            PROTO_ICMP => matches!(
+            PROTO_ICMP if !self.v6 => matches!(
                 kind,
                 ICMP_UNREACHABLE
                     | ICMP_SOURCE_QUENCH
@@ -374,7 +515,7 @@ impl Headers {
                     | ICMP_TIME_EXCEEDED
                     | ICMP_PARAMETER_PROBLEM
             ),
-            PROTO_ICMPV6 => kind < 128 || kind == ND_REDIRECT,
+            PROTO_ICMPV6 if self.v6 => kind < 128 || kind == ND_REDIRECT,
             _ => false,
         }
     }

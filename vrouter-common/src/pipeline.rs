@@ -3,12 +3,14 @@
 use crate::{
     apply::{self, Exit, Hook},
     decide,
-    flow::{FLOW_FRAMES, Flow},
+    flow::{FLOW_FRAMES, Flow, FlowKey},
     packet::{Packet, View},
-    parse::{self, Depth, Headers, Parsed},
-    plan::{self, Decision, Ingress, Plan},
+    parse::{self, Depth, Headers, Parsed, Quoted},
+    plan::{self, Decision, Ingress, Plan, ROLE_RELATED, Work},
     reason::{DropReason, Event},
-    tables::{FlowTable, Store, Tables},
+    route,
+    tables::Tables,
+    track::{self, Choice, Search, Settled, TRIES_MAX},
     wire::*,
 };
 
@@ -26,16 +28,26 @@ pub fn established<P: Packet, T: Tables>(
         _ => return None,
     };
     let key = plan::key(&headers, ingress.from, ingress.zone);
-    let flow = tables.flow(&key).or_else(|| tables.transient(&key))?;
-    if !is_current(packet, tables, flow, ingress, &headers) {
+    let flow = match tables.flow(&key) {
+        Some(flow) => flow,
+        None => tables.transient(&key)?,
+    };
+    let tag = key.tag();
+    if !is_current(packet, tables, flow, tag, ingress, &headers) {
         return None;
     }
     if hook == Hook::Xdp && flow.flags & FLOW_FRAMES == 0 {
         return Some(Ok(Exit::NextHook));
     }
+    if headers.tcp_flags & (TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK) & !flow.tcp_flags != 0 {
+        tables.note_tcp(flow, headers.tcp_flags & (TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK));
+    }
     tables.touch(flow, packet.len() as u64);
-    let ethertype = if headers.v6 { ETHERTYPE_IPV6 } else { ETHERTYPE_IPV4 };
-    Some(apply::apply(packet, tables, flow, ingress.tunnelled(), ethertype, hook))
+    let shape = apply::Shape::new(&headers, ingress);
+    match apply::apply(packet, tables, flow, &shape, hook)? {
+        Ok(_) if flow.tag_end != tag => Some(Err(DropReason::FlowReused)),
+        applied => Some(applied),
+    }
 }
 
 /// Whether what was checked when the flow was decided holds for this packet.
@@ -44,65 +56,155 @@ fn is_current<P: Packet, T: Tables>(
     packet: &P,
     tables: &T,
     flow: &Flow,
+    tag: u32,
     ingress: &Ingress,
     headers: &Headers,
 ) -> bool {
-    flow.epoch >= tables.revision(flow.network)
+    const SYN: u8 = TCP_SYN | TCP_ACK | TCP_RST;
+    flow.tag == tag
+        && flow.epoch != 0
+        && flow.epoch >= tables.revision(flow.network)
+        && flow.epoch >= tables.revision(flow.network_out)
         && flow.in_macs == headers.macs
         && flow.in_vtep == ingress.vtep
         && headers.ttl > flow.hops
         && plan::segment_len(packet, headers) <= flow.mtu as u32
+        // Another connection with the ports of one that ended.
+        && !(headers.tcp_flags & SYN == TCP_SYN && flow.tcp_flags & (TCP_FIN | TCP_RST) != 0)
 }
 
 /// Reads the whole of a packet that no flow entry decides.
 #[inline(always)]
-pub fn read<P: Packet>(packet: &P, at: usize, headers: &mut Headers) -> Result<(), DropReason> {
-    match parse::parse(packet, at, Depth::Full)? {
+pub fn read<P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
+    ingress: &Ingress,
+    headers: &mut Headers,
+    quoted: &mut Quoted,
+    hook: Hook,
+) -> Result<(), DropReason> {
+    match parse::parse(packet, ingress.at, Depth::Full)? {
         Parsed::Known(read) => *headers = read,
         Parsed::Unusual => return Err(DropReason::Internal),
     }
-    Ok(())
+    *quoted = parse::quoted(packet, headers);
+    // XDP leaves pieces to TC: each is noted once.
+    if hook == Hook::Tc { track::reassemble(tables, ingress, headers) } else { Ok(()) }
 }
 
-/// Decides a packet that was [`read`], and remembers the decision.
+/// Whether XDP leaves a packet that was read to TC before anything is decided: what is noted, or answered.
+#[inline(always)]
+pub fn is_for_tc(headers: &Headers) -> bool {
+    headers.arp || headers.fragment || headers.is_neighbour_discovery()
+}
+
+/// Finds what is known of a packet that was [`read`], and asks whether its sender may send it.
+#[inline(always)]
+pub fn recall<P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
+    ingress: &Ingress,
+    headers: &Headers,
+    quoted: &Quoted,
+    plan: &mut Plan,
+) -> Result<(), DropReason> {
+    tables.count(Event::FlowMiss);
+    decide::recall(packet, tables, ingress, headers, quoted, plan)
+}
+
+/// Decides it. [`Decision::Route`]: [`pass`] goes on.
 #[inline(always)]
 pub fn first<P: Packet, T: Tables>(
     packet: &P,
     tables: &T,
     ingress: &Ingress,
     headers: &Headers,
+    quoted: &Quoted,
     plan: &mut Plan,
-    hook: Hook,
 ) -> Result<Decision, DropReason> {
-    tables.count(Event::FlowMiss);
-    let commit = tables.commit().ok_or(DropReason::PortUnknown)?;
-    let decision = decide::decide(packet, tables, &commit, ingress, headers, plan)?;
-    if decision == Decision::Forward {
-        // What XDP leaves to TC is counted there.
-        if hook == Hook::Tc || plan.flow.flags & FLOW_FRAMES != 0 {
-            plan.flow.packets = 1;
-            plan.flow.bytes = packet.len() as u64;
-        }
-        let key = plan::key(headers, ingress.from, ingress.zone);
-        if tables.store(FlowTable::Transient, &key, &plan.flow, Store::Any).is_err() {
-            tables.count(Event::FlowNotStored);
-        }
-    }
-    Ok(decision)
+    let decision = decide::decide(packet, tables, ingress, headers, quoted, plan)?;
+    decide::conclude(packet, plan, decision)
 }
 
-/// Applies a decision just made.
+/// Passes the next router. [`Decision::Route`]: once more.
+#[inline(always)]
+pub fn pass<P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
+    headers: &Headers,
+    plan: &mut Plan,
+) -> Result<Decision, DropReason> {
+    let decision = route::pass(packet, tables, headers, plan)?;
+    decide::conclude(packet, plan, decision)
+}
+
+/// Asks whether the receiver, if it is a port of this node, accepts a packet of `len` bytes that is to be
+/// forwarded, and remembers the decision.
+#[inline(always)]
+pub fn settle<T: Tables>(
+    tables: &T,
+    ingress: &Ingress,
+    headers: &Headers,
+    plan: &mut Plan,
+    decision: Decision,
+    len: u64,
+    hook: Hook,
+) -> Result<Settled, DropReason> {
+    // What XDP leaves to TC is counted there.
+    decide::accept(tables, headers, plan)?;
+    let counted = hook == Hook::Tc || plan.flow.flags & FLOW_FRAMES != 0 && decision != Decision::Wait;
+    track::settle(tables, ingress, headers, plan, decision, len, counted)
+}
+
+/// Reserves the reply's leg. `claim`: [`track::claim`] for the port it is given.
+#[inline(always)]
+pub fn reserve<T: Tables>(
+    tables: &T,
+    choice: Choice,
+    mut search: Search,
+    mut claim: impl FnMut(u16) -> Result<bool, DropReason>,
+) -> Result<(), DropReason> {
+    if choice != Choice::Always {
+        match claim(0) {
+            Err(DropReason::NatClash) if choice == Choice::IfTaken => {}
+            claimed => return claimed.map(|_| ()),
+        }
+    }
+    let mut tried = 0;
+    while tried < TRIES_MAX {
+        tried += 1;
+        let port = search.next(tables);
+        if port != 0 && claim(port)? {
+            return track::searched(tables, tried, true);
+        }
+    }
+    track::searched(tables, tried, false)
+}
+
+/// Applies a decision just made; `None`: its next hop has to be resolved first.
 #[inline(always)]
 pub fn apply_first<P: Packet, T: Tables>(
     packet: &mut P,
     tables: &T,
     ingress: &Ingress,
-    plan: &Plan,
+    work: &Work,
     hook: Hook,
-) -> Result<Exit, DropReason> {
+) -> Option<Result<Exit, DropReason>> {
+    let Work { headers, quoted, plan, .. } = work;
     if hook == Hook::Xdp && plan.flow.flags & FLOW_FRAMES == 0 {
-        return Ok(Exit::NextHook);
+        return Some(Ok(Exit::NextHook));
     }
-    let ethertype = packet.view(ingress.at, ETH_LEN).ok_or(DropReason::FrameTruncated)?.be16(12).get();
-    apply::apply(packet, tables, &plan.flow, ingress.tunnelled(), ethertype, hook)
+    let mut shape = apply::Shape::new(headers, ingress);
+    if headers.arp {
+        let Some(eth) = packet.view(ingress.at, ETH_LEN) else {
+            return Some(Err(DropReason::FrameTruncated));
+        };
+        shape.ethertype = eth.be16(12).get();
+    }
+    if plan.role == ROLE_RELATED {
+        shape.error = true;
+        let key: &FlowKey = &plan.known_key;
+        return apply::apply_error(packet, tables, &plan.flow, &plan.known, key, quoted, &shape, hook);
+    }
+    apply::apply(packet, tables, &plan.flow, &shape, hook)
 }

@@ -2,16 +2,17 @@
 
 use crate::{
     addr::{Be32, Ip, Macs},
-    flow::{FROM_NETWORK, FROM_PORT, Flow, FlowKey},
+    flow::{FROM_NETWORK, FROM_PORT, Flow, FlowKey, Tuple},
     packet::{Packet, View},
-    parse::Headers,
+    parse::{Headers, Quoted},
     reason::DropReason,
+    tables::{Binding, Commit},
     tunnel::Outer,
     wire::*,
 };
 
 /// Where a packet came in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ingress {
     /// [`FROM_PORT`] or [`FROM_NETWORK`].
     pub from: u8,
@@ -36,10 +37,23 @@ impl Ingress {
         Self { from: FROM_NETWORK, zone: outer.vni, vtep: outer.vtep, at: OUTER_LEN }
     }
 
+    /// From an interface on an external network, given by its VNI: the same zone as what another node sends
+    /// on that network.
+    #[inline(always)]
+    pub const fn external(vni: u32) -> Self {
+        Self { from: FROM_NETWORK, zone: vni, vtep: Be32::from_memory(0), at: 0 }
+    }
+
+    /// The same with an offset the verifier can see is one of two.
+    #[inline(always)]
+    pub const fn plain(&self) -> Self {
+        Self { at: if self.at == 0 { 0 } else { OUTER_LEN }, ..*self }
+    }
+
     /// Whether it still has outer headers.
     #[inline(always)]
     pub const fn tunnelled(&self) -> bool {
-        self.from == FROM_NETWORK
+        self.at != 0
     }
 }
 
@@ -47,8 +61,12 @@ impl Ingress {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Work {
+    /// Where it came in.
+    pub ingress: Ingress,
     /// What the packet says.
     pub headers: Headers,
+    /// What the packet it is an error about said.
+    pub quoted: Quoted,
     /// What becomes of it.
     pub plan: Plan,
 }
@@ -57,7 +75,7 @@ pub struct Work {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Plan {
-    /// The decision under construction.
+    /// What the packet will be forwarded by.
     pub flow: Flow,
     /// What to send back.
     pub answer: Answer,
@@ -65,6 +83,89 @@ pub struct Plan {
     pub flood_network: u32,
     /// Its VNI.
     pub flood_vni: u32,
+
+    /// The state the packet is decided under.
+    pub commit: Commit,
+    /// What is known of the connection: the leg this packet travels on.
+    pub known: Flow,
+    /// Its key: the packet's own, or that of the packet an ICMP error is about, reversed.
+    pub known_key: FlowKey,
+    /// `KNOWN_*`: where it was found.
+    pub known_in: u8,
+    /// `ROLE_*`, or [`ROLE_RELATED`].
+    pub role: u8,
+    /// The source is to get a port of a router's external address.
+    pub snat: bool,
+    /// The next hop is not resolved.
+    pub unresolved: bool,
+    /// Too large for a network on its way, and may be cut.
+    pub too_big: bool,
+    /// Came through a tunnel: there is no way to answer.
+    pub mute: bool,
+    /// The network on which somebody claimed an address anew; 0: none.
+    pub moved: u32,
+    /// The node the packet came from has lowered the TTL for the first router.
+    pub paid: bool,
+    /// Routers passed so far.
+    pub passed: u8,
+    /// What TTL loses so far.
+    pub hops: u8,
+    /// The hardware address of the router on another node.
+    pub way_mac: [u8; 6],
+    /// That node.
+    pub way_node: u32,
+    /// The router the packet is at, and the network it came there by.
+    pub at_router: u32,
+    /// See above.
+    pub at_network: u32,
+    /// The packet's tuple as translated so far.
+    pub tuple: Tuple,
+    /// The port it came from, if it came from one.
+    pub binding: Binding,
+    /// Where replies will come in: `FROM_*`.
+    pub reply_from: u32,
+    /// The zone they will come in.
+    pub reply_zone: u32,
+    /// The VNI of the sender's own network.
+    pub home_vni: u32,
+    /// Network the packet leaves on, and the router it leaves by ([`Self::snat`], requests for next hops).
+    pub leaves_on: u32,
+    /// See above.
+    pub leaves_by: u32,
+    /// Bank the decision reads.
+    pub bank: u32,
+    /// Blocks of ports to choose from.
+    pub snat_blocks: u32,
+    /// The key of the packet's own leg.
+    pub key: FlowKey,
+    /// The key of the other.
+    pub reply_key: FlowKey,
+    /// The other leg.
+    pub peer: Flow,
+}
+
+/// No leg is known.
+pub const KNOWN_NOWHERE: u8 = 0;
+/// In the table of answered flows.
+pub const KNOWN_ANSWERED: u8 = 1;
+/// In the table of unanswered ones.
+pub const KNOWN_TRANSIENT: u8 = 2;
+
+/// An ICMP error about a packet of the known connection's other direction.
+pub const ROLE_RELATED: u8 = 3;
+
+impl Plan {
+    /// The key of the packet.
+    #[inline(always)]
+    pub const fn own_key(&self, headers: &Headers, ingress: &Ingress) -> FlowKey {
+        key(headers, ingress.from, ingress.zone)
+    }
+
+    /// Whether the known leg translates, which this packet then does the same way.
+    #[inline(always)]
+    pub const fn follows(&self) -> bool {
+        self.role == crate::flow::ROLE_REPLY || self.role == ROLE_RELATED
+    }
 }
 
 /// What becomes of a packet.
@@ -80,6 +181,14 @@ pub enum Decision {
     Reject(DropReason),
     /// Copy to every receiver of `plan.flood_network`.
     Flood,
+    /// Ask [`crate::route::pass`].
+    Route,
+    /// Forward as `plan.flow` says as soon as its next hop is resolved; `plan.answer` if it never is.
+    Wait,
+    /// Cut to pieces, and forward those as `plan.flow` says.
+    Fragment,
+    /// Leave to the kernel: not ours.
+    Pass,
 }
 
 /// What to send back.
@@ -131,7 +240,7 @@ pub fn remember(headers: &Headers) -> Decision {
 
 /// The key of a packet's flow.
 #[inline(always)]
-pub fn key(headers: &Headers, from: u8, zone: u32) -> FlowKey {
+pub const fn key(headers: &Headers, from: u8, zone: u32) -> FlowKey {
     FlowKey {
         src: headers.src,
         dst: headers.dst,

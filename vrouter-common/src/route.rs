@@ -1,19 +1,21 @@
-//! Stage 3b: routes a packet that was sent to a router's hardware address (behaviours R1-R5, R9).
+//! Stage 3c: routes a packet that was sent to a router's hardware address (behaviours R1-R6, R9).
 //!
 //! Reads: the routing tries, router legs, stations. Writes: [`Plan::flow`] or [`Plan::answer`]. Drops:
 //! `martian`, `link_local_routed`, `multicast_routed`, `no_route`, `route_*`, `ttl_exceeded`,
-//! `next_hop_unknown`, `router_*`, `too_big`, and what delivering names.
+//! `next_hop_unknown`, `router_*`, `too_big`, and what translating, leaving and delivering name.
 //!
-//! Routers in a row are passed in one go, at most [`ROUTERS_MAX`] of them. The order of checks is Linux's:
-//! local delivery, route, TTL, MTU, neighbour; an error comes from the address of the interface where the
-//! packet came in.
+//! Routers in a row, also over an external network, are passed in one go, at most [`ROUTERS_MAX`] of them.
+//! The order of checks is Linux's: local delivery, route, TTL, MTU, neighbour; an error comes from the
+//! address of the interface where the packet came in.
 
 use crate::{
     addr::{Ip, Macs},
     answer::{self, Refusal},
-    deliver::deliver,
-    flow::FROM_PORT,
-    packet::{Packet, View},
+    deliver::{deliver, reply_to_home, tunnel_to},
+    external::{self, Way},
+    flow::FROM_NETWORK,
+    nat,
+    packet::Packet,
     parse::Headers,
     plan::{self, Decision, Plan},
     reason::DropReason,
@@ -24,16 +26,15 @@ use crate::{
 /// Routers a packet may pass on one node.
 pub const ROUTERS_MAX: u8 = 8;
 
-/// Routes.
+/// Begins to route, at `router`, where the packet came in on `network`. `paid`: the node it came from has
+/// lowered the TTL for this router.
 #[inline(always)]
-pub fn route<P: Packet, T: Tables>(
-    packet: &P,
-    tables: &T,
-    bank: u32,
+pub fn route(
     network: u32,
     router: u32,
     headers: &Headers,
     plan: &mut Plan,
+    paid: bool,
 ) -> Result<Decision, DropReason> {
     if headers.dst.is_multicast() || headers.dst == Ip::V4_BROADCAST {
         return Err(DropReason::MulticastRouted);
@@ -41,78 +42,209 @@ pub fn route<P: Packet, T: Tables>(
     if headers.dst.is_martian() || headers.src.is_martian() || headers.src.is_multicast() {
         return Err(DropReason::Martian);
     }
-    let mut network = network;
-    let mut router = router;
-    let mut hops = 0_u8;
+    plan.at_network = network;
+    plan.at_router = router;
+    plan.passed = 0;
+    plan.hops = 0;
+    plan.paid = paid;
     plan.flow.mtu = u16::MAX;
-    while hops < ROUTERS_MAX {
-        plan.answer.hops = hops;
-        let came_in = tables
-            .router_leg(&RouterLegKey { router: Scoped::new(bank, router), network })
-            .ok_or(DropReason::RouterDetached)?;
-        let Some(route) = tables.route(&RouteKey::lookup(bank, router, headers.dst)) else {
+    Ok(Decision::Route)
+}
+
+/// Passes one router. [`Decision::Route`]: there is another.
+#[inline(always)]
+pub fn pass<P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
+    headers: &Headers,
+    plan: &mut Plan,
+) -> Result<Decision, DropReason> {
+    let bank = plan.bank;
+    let router = plan.at_router;
+    let hops = plan.hops;
+    plan.answer.hops = hops;
+    if plan.passed >= ROUTERS_MAX {
+        return Err(DropReason::RouterLoop);
+    }
+    plan.passed += 1;
+    let came_in = tables
+        .router_leg(&RouterLegKey { router: Scoped::new(bank, router), network: plan.at_network })
+        .ok_or(DropReason::RouterDetached)?;
+    let Some(route) = tables.route(&RouteKey::lookup(bank, router, plan.tuple.dst)) else {
+        return answer::refuse(headers, came_in, Refusal::NoRoute, DropReason::NoRoute, plan);
+    };
+    match route.kind {
+        ROUTE_CONNECTED | ROUTE_VIA => {}
+        ROUTE_SELF if plan.follows() && plan.tuple.dst != plan.known.dst => {
+            // To the address the connection's sender was given: it is behind this router.
+            turn(plan);
+            plan.hops += 1;
+            return Ok(Decision::Route);
+        }
+        // A port of the address may be forwarded: then it is outside, for this router, too.
+        ROUTE_SELF
+            if route.network != 0
+                && !plan.follows()
+                && nat::inside(tables, bank, route.network, &plan.tuple).is_some() => {}
+        ROUTE_SELF => return to_router(headers, plan),
+        ROUTE_NONE => {
             return answer::refuse(headers, came_in, Refusal::NoRoute, DropReason::NoRoute, plan);
-        };
-        match route.kind {
-            ROUTE_CONNECTED | ROUTE_VIA => {}
-            ROUTE_SELF => return to_router(packet, headers, plan),
-            ROUTE_BLACKHOLE => return Err(DropReason::RouteBlackhole),
-            ROUTE_BROADCAST => return Err(DropReason::MulticastRouted),
-            _ => {
-                let refusal = Refusal::UnreachableRoute;
-                return answer::refuse(headers, came_in, refusal, DropReason::RouteUnreachable, plan);
-            }
         }
-        if headers.v6 && (headers.src.is_v6_link_local() || headers.dst.is_v6_link_local()) {
-            return answer::refuse(headers, came_in, Refusal::Scope, DropReason::LinkLocalRouted, plan);
+        ROUTE_BLACKHOLE => return Err(DropReason::RouteBlackhole),
+        ROUTE_BROADCAST => return Err(DropReason::MulticastRouted),
+        _ => {
+            let refusal = Refusal::UnreachableRoute;
+            return answer::refuse(headers, came_in, refusal, DropReason::RouteUnreachable, plan);
         }
+    }
+    if headers.v6 && (headers.src.is_v6_link_local() || headers.dst.is_v6_link_local()) {
+        return answer::refuse(headers, came_in, Refusal::Scope, DropReason::LinkLocalRouted, plan);
+    }
+    if !plan.paid {
         if headers.ttl <= hops + 1 {
             return answer::refuse(headers, came_in, Refusal::TimeExceeded, DropReason::TtlExceeded, plan);
         }
-        let goes_out = tables
-            .router_leg(&RouterLegKey { router: Scoped::new(bank, router), network: route.network })
-            .ok_or(DropReason::RouterDetached)?;
-        if plan::segment_len(packet, headers) > goes_out.mtu {
-            if !headers.dont_fragment {
-                return Err(DropReason::TooBig);
-            }
-            return answer::refuse(headers, came_in, Refusal::TooBig(goes_out.mtu), DropReason::TooBig, plan);
-        }
-        // What is stored holds for every packet of the flow, so it is the narrowest network's.
-        if goes_out.mtu < plan.flow.mtu as u32 {
-            plan.flow.mtu = goes_out.mtu as u16;
-        }
-        let nexthop = if route.kind == ROUTE_VIA { route.nexthop } else { headers.dst };
-        let Some(station) = tables.address(&AddressKey::new(bank, route.network, nexthop)) else {
-            return answer::refuse(headers, came_in, Refusal::Host, DropReason::NextHopUnknown, plan);
-        };
-        hops += 1;
-        if station.kind == STATION_ROUTER {
-            router = station.owner;
-            network = route.network;
-            continue;
-        }
-        if station.place == PLACE_UNPLUGGED || station.place == PLACE_UNBOUND {
-            // What unanswered ARP would tell the sender.
-            let reason = if station.place == PLACE_UNBOUND {
-                DropReason::PortUnbound
-            } else {
-                DropReason::PortUnplugged
-            };
-            return answer::refuse(headers, came_in, Refusal::Host, reason, plan);
-        }
-        plan.flow.hops = hops;
-        plan.flow.out_macs = Macs::new(station.mac, goes_out.mac);
-        let hash = plan::key(headers, FROM_PORT, 0).tuple_hash();
-        deliver(tables, hash, station, goes_out.vni, plan.flow.mtu as u32, plan)?;
-        return Ok(plan::remember(headers));
+        plan.hops = hops + 1;
     }
-    Err(DropReason::RouterLoop)
+    plan.paid = false;
+    plan.flow.hops = plan.hops;
+    let goes_out = tables
+        .router_leg(&RouterLegKey { router: Scoped::new(bank, router), network: route.network })
+        .ok_or(DropReason::RouterDetached)?;
+    let len = plan::segment_len(packet, headers);
+    // What is stored holds for every packet of the flow, so it is the narrowest network's.
+    narrow(goes_out.mtu, plan);
+    if len > goes_out.mtu {
+        if headers.dont_fragment {
+            let refusal = Refusal::TooBig(goes_out.mtu);
+            return answer::refuse(headers, came_in, refusal, DropReason::TooBig, plan);
+        }
+        plan.too_big = true;
+    }
+    let nexthop = if route.kind == ROUTE_VIA { route.nexthop } else { plan.tuple.dst };
+    if goes_out.flags & LEG_EXTERNAL != 0 {
+        return outwards(tables, route.network, router, came_in, goes_out, nexthop, headers, len, plan);
+    }
+    let Some(station) = who_has(tables, bank, route.network, nexthop) else {
+        return answer::refuse(headers, came_in, Refusal::Host, DropReason::NextHopUnknown, plan);
+    };
+    if station.kind == STATION_ROUTER {
+        plan.at_router = station.owner;
+        plan.at_network = route.network;
+        return Ok(Decision::Route);
+    }
+    if station.place == PLACE_UNPLUGGED || station.place == PLACE_UNBOUND {
+        // What unanswered ARP would tell the sender.
+        let reason =
+            if station.place == PLACE_UNBOUND { DropReason::PortUnbound } else { DropReason::PortUnplugged };
+        return answer::refuse(headers, came_in, Refusal::Host, reason, plan);
+    }
+    plan.flow.out_macs = Macs::new(station.mac, goes_out.mac);
+    let mtu = plan.flow.mtu as u32;
+    deliver(tables, headers.tuple_hash(), station, route.network, goes_out.vni, mtu, plan)?;
+    Ok(plan::remember(headers))
+}
+
+/// Notes a network's MTU.
+#[inline(always)]
+fn narrow(mtu: u32, plan: &mut Plan) {
+    if mtu < plan.flow.mtu as u32 {
+        plan.flow.mtu = mtu as u16;
+    }
+}
+
+/// Translates as the known leg does, at once.
+#[inline(always)]
+fn turn(plan: &mut Plan) {
+    plan.tuple.dst = plan.known.dst;
+    plan.tuple.dport = plan.known.dport;
+    if plan.role != plan::ROLE_RELATED || plan.known.src != plan.known_key.src {
+        plan.tuple.src = plan.known.src;
+        plan.tuple.sport = plan.known.sport;
+    }
+}
+
+/// A packet that leaves by an external network.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "where a packet is, and all there is to decide by")]
+fn outwards<T: Tables>(
+    tables: &T,
+    network: u32,
+    router: u32,
+    came_in: &RouterLeg,
+    leg: &RouterLeg,
+    nexthop: Ip,
+    headers: &Headers,
+    len: u32,
+    plan: &mut Plan,
+) -> Result<Decision, DropReason> {
+    nat::source(tables, router, network, leg, plan)?;
+    let translated = plan.tuple.src != headers.src;
+    plan.flow.network_out = network;
+    plan.at_network = network;
+    if plan.follows() && plan.tuple.dst != plan.known.dst {
+        // The connection began on this node, behind that router.
+        plan.tuple.dst = plan.known.dst;
+        plan.tuple.dport = plan.known.dport;
+        plan.at_router = plan.known.router;
+        return Ok(Decision::Route);
+    }
+    match external::way(tables, network, nexthop, plan) {
+        Way::Router => Ok(Decision::Route),
+        Way::Nowhere => answer::refuse(headers, came_in, Refusal::Host, DropReason::PortUnbound, plan),
+        Way::Node => {
+            // The router there is passed, too: its share is done here.
+            if headers.ttl <= plan.hops + 1 {
+                let key = RouterLegKey { router: Scoped::new(plan.bank, plan.at_router), network };
+                let there = tables.router_leg(&key).ok_or(DropReason::RouterDetached)?;
+                plan.answer.hops = plan.hops;
+                return answer::refuse(headers, there, Refusal::TimeExceeded, DropReason::TtlExceeded, plan);
+            }
+            let mtu = plan.commit.overlay_mtu;
+            narrow(mtu, plan);
+            if len > mtu {
+                if headers.dont_fragment {
+                    return answer::refuse(headers, came_in, Refusal::TooBig(mtu), DropReason::TooBig, plan);
+                }
+                plan.too_big = true;
+            }
+            plan.flow.hops = plan.hops + 1;
+            plan.flow.out_macs = Macs::new(plan.way_mac, leg.mac);
+            tunnel_to(tables, headers.tuple_hash(), plan.way_node, leg.vni, plan);
+            reply_outside(translated, leg, plan);
+            Ok(plan::remember(headers))
+        }
+        Way::Outside => {
+            if let Some(reason) = external::leave(tables, network, router, leg, nexthop, plan) {
+                return answer::refuse(headers, came_in, Refusal::Host, reason, plan);
+            }
+            reply_outside(translated || leg.flags & LEG_OWNED != 0, leg, plan);
+            if plan.unresolved {
+                // What to say if it never answers.
+                let _ = answer::refuse(headers, came_in, Refusal::Host, DropReason::HopUnanswered, plan);
+            }
+            Ok(plan::remember(headers))
+        }
+    }
+}
+
+/// Replies to a translated packet come in from the external network; to another, by the way its own network
+/// has.
+#[inline(always)]
+fn reply_outside(on_external: bool, leg: &RouterLeg, plan: &mut Plan) {
+    reply_to_home(plan);
+    if on_external && plan.home_vni != 0 {
+        plan.reply_from = FROM_NETWORK as u32;
+        plan.reply_zone = leg.vni;
+    }
 }
 
 /// A packet for the router itself (behaviour R3).
 #[inline(always)]
-fn to_router<P: Packet>(packet: &P, headers: &Headers, plan: &mut Plan) -> Result<Decision, DropReason> {
+fn to_router(headers: &Headers, plan: &mut Plan) -> Result<Decision, DropReason> {
+    if plan.mute {
+        return Err(DropReason::RouterIgnored);
+    }
     if headers.later_fragment {
         return Err(DropReason::RouterIgnored);
     }
@@ -129,9 +261,8 @@ fn to_router<P: Packet>(packet: &P, headers: &Headers, plan: &mut Plan) -> Resul
             answer::refuse_as(headers, headers.dst, Refusal::Port, DropReason::RouterPortUnreachable, plan)
         }
         PROTO_TCP => {
-            let tcp = packet.view(headers.l4(), 20).ok_or(DropReason::TransportTruncated)?;
             // A reset is never answered (RFC 9293, 3.5.2); a fragment cannot be measured.
-            if tcp.u8(13) & TCP_RST != 0 || headers.fragment || headers.src.is_unspecified() {
+            if headers.tcp_flags & TCP_RST != 0 || headers.fragment || headers.src.is_unspecified() {
                 return Err(DropReason::RouterIgnored);
             }
             plan.answer.kind = plan::TCP_RESET;

@@ -20,6 +20,11 @@ pub struct Outer {
     pub vni: u32,
 }
 
+impl Outer {
+    /// None: no sender has this address.
+    pub const NONE: Self = Self { vtep: Be32::from_memory(0), vni: 0 };
+}
+
 /// Reads the outer headers of a frame that came in on an uplink. `None`: not VXLAN for `local`, the
 /// kernel's business.
 #[inline(always)]

@@ -6,6 +6,8 @@
 //! | `vr_tc_uplink` | TC ingress of an uplink | [`tc::uplink`] |
 //! | `vr_xdp_port` | native XDP of a port that asks for it | [`xdp::port`] |
 //! | `vr_xdp_uplink` | native XDP of an uplink | [`xdp::uplink`] |
+//! | `vr_tc_external` | TC ingress of an interface on an external network | [`tc::external`] |
+//! | `vr_xdp_external` | native XDP of an interface on an external network | [`xdp::external`] |
 //! | `vr_clock` | `BPF_PROG_TEST_RUN` only | tells user space the clock of the flow table |
 //! | `vr_expire` | `BPF_PROG_TEST_RUN` only | [`expire::run`] |
 #![no_std]
@@ -13,6 +15,7 @@
 #![feature(asm_experimental_arch)]
 
 mod atomic;
+mod claim;
 mod expire;
 mod maps;
 mod tables;
@@ -51,14 +54,14 @@ pub fn vr_xdp_uplink(ctx: XdpContext) -> u32 {
 
 /// Packets from an external network.
 #[classifier]
-pub fn vr_tc_external(_ctx: TcContext) -> i32 {
-    TC_ACT_OK
+pub fn vr_tc_external(ctx: TcContext) -> i32 {
+    tc::external(ctx.skb.skb)
 }
 
 /// Frames from an external network.
 #[xdp(frags)]
-pub fn vr_xdp_external(_ctx: XdpContext) -> u32 {
-    2
+pub fn vr_xdp_external(ctx: XdpContext) -> u32 {
+    xdp::external(ctx.ctx)
 }
 
 /// Writes the flow table's clock where user space can read it.

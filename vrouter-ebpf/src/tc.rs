@@ -15,13 +15,15 @@ use vrouter_common::{
     addr::{Be16, Be32},
     answer,
     apply::{Exit, Hook},
-    flow::FROM_PORT,
     packet::{NoRoom, Packet, SUM_MAX, View},
     pipeline,
-    plan::{Decision, Ingress, Work},
+    plan::{self, Decision, Ingress, Work},
+    policy,
     reason::{DropReason, Event},
+    route::ROUTERS_MAX,
     tables::*,
-    tunnel,
+    track::{self, Search, Settled},
+    tunnel::{self, Outer},
     wire::*,
 };
 
@@ -230,6 +232,39 @@ impl Packet for Skb {
         if result == 0 { Ok(()) } else { Err(NoRoom) }
     }
 
+    /// By the kernel's helper, which alone knows whether the checksum is complete, and keeps the sum a device
+    /// may have taken over the packet.
+    #[inline(always)]
+    fn adjust_checksum(
+        &mut self,
+        at: usize,
+        addresses: u16,
+        own: u16,
+        v6: bool,
+        optional: bool,
+    ) -> Result<(), NoRoom> {
+        const BPF_F_PSEUDO_HDR: u64 = 0x10;
+        const BPF_F_MARK_MANGLED_0: u64 = 0x20;
+        // Since kernel 6.16: an IPv6 header has no checksum that takes up the difference.
+        const BPF_F_IPV6: u64 = 0x80;
+        let flags = if optional { BPF_F_MARK_MANGLED_0 } else { 0 };
+        // SAFETY: the program's context; no view is alive.
+        unsafe {
+            if addresses != 0 {
+                let pseudo = flags | BPF_F_PSEUDO_HDR;
+                let (at, by) = (at as u32, addresses as u64);
+                let done = v6 && helpers::bpf_l4_csum_replace(self.0, at, 0, by, pseudo | BPF_F_IPV6) == 0;
+                if !done && helpers::bpf_l4_csum_replace(self.0, at, 0, by, pseudo) != 0 {
+                    return Err(NoRoom);
+                }
+            }
+            if own != 0 && helpers::bpf_l4_csum_replace(self.0, at as u32, 0, own as u64, flags) != 0 {
+                return Err(NoRoom);
+            }
+        }
+        Ok(())
+    }
+
     #[inline(always)]
     fn sum(&self, at: usize, len: usize) -> Option<u32> {
         let buffer = maps::SUMMED.get_ptr_mut(0)?.cast::<u8>();
@@ -309,106 +344,379 @@ fn emit(exit: Exit) -> i32 {
 /// From a workload.
 #[inline(always)]
 pub fn port(skb: *mut __sk_buff) -> i32 {
-    let mut packet = Skb::new(skb);
-    // SAFETY: the program's context.
-    let ingress = Ingress::port(unsafe { (*skb).ifindex });
-    let bytes = packet.len() as u64;
-    match pipeline::established(&mut packet, &Maps, &ingress, Hook::Tc) {
-        Some(Ok(exit)) => emit(exit),
-        Some(Err(reason)) => dropped(reason, bytes),
-        None => first(skb, &ingress),
-    }
+    go(skb, fast_port(skb))
 }
 
 /// From the underlay.
 #[inline(always)]
 pub fn uplink(skb: *mut __sk_buff) -> i32 {
-    let mut packet = Skb::new(skb);
-    let bytes = packet.len() as u64;
-    let ingress = match open(&packet) {
-        Ok(Some(ingress)) => ingress,
-        Ok(None) => {
-            Maps.count(Event::ToKernel);
-            return TC_ACT_UNSPEC;
-        }
-        Err(reason) => return dropped(reason, bytes),
-    };
-    match pipeline::established(&mut packet, &Maps, &ingress, Hook::Tc) {
-        Some(Ok(exit)) => emit(exit),
-        Some(Err(reason)) => dropped(reason, bytes),
-        None => first(skb, &ingress),
-    }
+    go(skb, fast_uplink(skb))
 }
 
+/// From an external network.
 #[inline(always)]
-fn open(packet: &Skb) -> Result<Option<Ingress>, DropReason> {
+pub fn external(skb: *mut __sk_buff) -> i32 {
+    go(skb, fast_external(skb))
+}
+
+/// No flow entry decides the packet; the scratch says where it came in.
+const MISS: i32 = 0x200;
+
+/// What is left to do after the fast path. That is a function of its own, so that its stack is free again.
+#[inline(always)]
+fn go(skb: *mut __sk_buff, verdict: i32) -> i32 {
+    if verdict == MISS { first(skb) } else { verdict }
+}
+
+#[inline(never)]
+fn fast_port(skb: *mut __sk_buff) -> i32 {
+    let mut packet = Skb::new(skb);
+    // SAFETY: the program's context.
+    let ingress = Ingress::port(unsafe { (*skb).ifindex });
+    fast(&mut packet, &ingress)
+}
+
+#[inline(never)]
+fn fast_uplink(skb: *mut __sk_buff) -> i32 {
+    let mut packet = Skb::new(skb);
     let vtep = match maps::COMMIT.get(0) {
         Some(commit) => commit.vtep,
-        None => return Ok(None),
+        None => return TC_ACT_UNSPEC,
     };
-    Ok(tunnel::open(packet, vtep)?.map(|outer| Ingress::tunnel(&outer)))
+    let outer = match tunnel::open(&packet, vtep) {
+        Ok(outer) => outer.unwrap_or(Outer::NONE),
+        Err(reason) => return dropped(reason, packet.len() as u64),
+    };
+    if outer == Outer::NONE {
+        Maps.count(Event::ToKernel);
+        return TC_ACT_UNSPEC;
+    }
+    fast(&mut packet, &Ingress::tunnel(&outer))
 }
 
-/// `vr_tc_first`: the packet needs an answer.
-const TO_ANSWER: i32 = 0x100;
-/// `vr_tc_first`: the packet needs copies.
-const TO_FLOOD: i32 = 0x101;
+#[inline(never)]
+fn fast_external(skb: *mut __sk_buff) -> i32 {
+    let mut packet = Skb::new(skb);
+    // SAFETY: the program's context.
+    let ifindex = unsafe { (*skb).ifindex };
+    match maps::COMMIT.get(0).and_then(|commit| commit.external_vni(ifindex)) {
+        Some(vni) => fast(&mut packet, &Ingress::external(vni)),
+        None => {
+            Maps.count(Event::ToKernel);
+            TC_ACT_UNSPEC
+        }
+    }
+}
 
-/// The first packet of a flow, and every packet no flow entry is made of: read, decide, then what the
-/// decision asks for. Functions of their own, called from here one after the other: the verifier checks
-/// each once, and the stack never holds more than two of them.
 #[inline(always)]
-fn first(skb: *mut __sk_buff, ingress: &Ingress) -> i32 {
-    if vr_tc_read(skb, ingress.at as u32) != 0 {
+fn fast(packet: &mut Skb, ingress: &Ingress) -> i32 {
+    let bytes = packet.len() as u64;
+    match pipeline::established(packet, &Maps, ingress, Hook::Tc) {
+        Some(Ok(exit)) => emit(exit),
+        Some(Err(reason)) => dropped(reason, bytes),
+        None => {
+            let Some(work) = maps::WORK.get_ptr_mut(0) else {
+                return dropped(DropReason::Internal, 0);
+            };
+            // SAFETY: this CPU's own scratch; programs on one CPU do not interrupt each other here.
+            unsafe { (*work).ingress = *ingress };
+            MISS
+        }
+    }
+}
+
+/// What `vr_tc_first` decided.
+const TO_FORWARD: i32 = 0x100;
+const TO_FORWARD_ONCE: i32 = 0x101;
+const TO_ANSWER: i32 = 0x102;
+const TO_FLOOD: i32 = 0x103;
+const TO_WAIT: i32 = 0x104;
+const TO_FRAGMENT: i32 = 0x105;
+const TO_PASS: i32 = 0x106;
+const TO_ROUTE: i32 = 0x107;
+/// What is left to remember.
+const SETTLED: i32 = 0x110;
+const TO_RESERVE: i32 = 0x111;
+const TO_FINISH: i32 = 0x112;
+
+/// The first packet of a flow, and every packet no flow entry is made of: read, decide, remember, then what
+/// the decision asks for. Functions of their own, called from here one after the other, with what they know
+/// of the packet in the scratch: the verifier checks each once, and the stack never holds more than two.
+#[inline(always)]
+fn first(skb: *mut __sk_buff) -> i32 {
+    if vr_tc_read(skb) != 0 || vr_tc_recall(skb) != 0 {
         return TC_ACT_SHOT;
     }
-    let verdict = vr_tc_first(skb, ingress.from as u32);
+    let mut verdict = vr_tc_first(skb);
+    let mut passed = 0;
+    while verdict == TO_ROUTE && passed <= ROUTERS_MAX {
+        verdict = vr_tc_pass(skb);
+        passed += 1;
+    }
     vr_tc_log(skb, verdict);
     match verdict {
+        TO_FORWARD | TO_FORWARD_ONCE => {
+            if settle(skb, verdict) != SETTLED {
+                return TC_ACT_SHOT;
+            }
+            vr_tc_apply(skb)
+        }
+        TO_WAIT => {
+            if settle(skb, verdict) != SETTLED {
+                return TC_ACT_SHOT;
+            }
+            vr_tc_upcall(skb, UPCALL_WAIT);
+            vr_tc_ask(skb)
+        }
+        TO_FRAGMENT => {
+            if settle(skb, verdict) == SETTLED {
+                vr_tc_upcall(skb, UPCALL_FRAGMENT);
+            }
+            TC_ACT_SHOT
+        }
         TO_ANSWER => vr_tc_answer(skb),
-        TO_FLOOD => vr_tc_flood(skb, ingress.from as u32),
+        TO_FLOOD => vr_tc_flood(skb),
+        TO_PASS => {
+            Maps.count(Event::ToKernel);
+            TC_ACT_UNSPEC
+        }
         verdict => verdict,
     }
 }
 
-/// Decides the packet whose headers are in the scratch, and forwards it if that is the decision.
+/// Finds what is known of the packet's connection, and asks its sender's policy.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn vr_tc_first(skb: *mut __sk_buff, from: u32) -> i32 {
-    let mut packet = Skb(skb);
-    let bytes = packet.len() as u64;
-    let ingress = if from == FROM_PORT as u32 {
-        // SAFETY: the program's context.
-        Ingress::port(unsafe { (*skb).ifindex })
-    } else {
-        match open(&packet) {
-            Ok(Some(ingress)) => ingress,
-            Ok(None) => return TC_ACT_UNSPEC,
-            Err(reason) => return dropped(reason, bytes),
-        }
+pub extern "C" fn vr_tc_recall(skb: *mut __sk_buff) -> i32 {
+    let packet = Skb(skb);
+    let Some(work) = maps::WORK.get_ptr_mut(0) else {
+        return dropped(DropReason::Internal, 0);
     };
+    // SAFETY: as in `vr_tc_first`.
+    let Work { ingress, headers, quoted, plan } = unsafe { &mut *work };
+    match pipeline::recall(&packet, &Maps, ingress, headers, quoted, plan) {
+        Ok(()) => 0,
+        Err(reason) => dropped(reason, packet.len() as u64),
+    }
+}
+
+/// Decides the packet whose headers are in the scratch.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn vr_tc_first(skb: *mut __sk_buff) -> i32 {
+    let packet = Skb(skb);
+    let bytes = packet.len() as u64;
     let Some(work) = maps::WORK.get_ptr_mut(0) else {
         return dropped(DropReason::Internal, bytes);
     };
     // SAFETY: this CPU's own scratch; programs on one CPU do not interrupt each other here.
-    let Work { headers, plan } = unsafe { &mut *work };
-    let decision = match pipeline::first(&packet, &Maps, &ingress, headers, plan, Hook::Tc) {
-        Ok(decision) => decision,
-        Err(reason) => return dropped(reason, bytes),
-    };
-    match decision {
-        Decision::Forward | Decision::ForwardOnce => {
-            match pipeline::apply_first(&mut packet, &Maps, &ingress, plan, Hook::Tc) {
-                Ok(exit) => emit(exit),
-                Err(reason) => dropped(reason, bytes),
+    let Work { ingress, headers, quoted, plan } = unsafe { &mut *work };
+    let ingress = ingress.plain();
+    match pipeline::first(&packet, &Maps, &ingress, headers, quoted, plan) {
+        Ok(decision) => {
+            if matches!(decision, Decision::Pass | Decision::Answer) && plan.unresolved {
+                notify(UPCALL_RESOLVED, plan.flow.target);
             }
+            if plan.moved != 0 {
+                notify(UPCALL_MOVED, plan.moved);
+            }
+            code(decision, bytes)
         }
+        Err(reason) => dropped(reason, bytes),
+    }
+}
+
+/// Passes the next router.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn vr_tc_pass(skb: *mut __sk_buff) -> i32 {
+    let packet = Skb(skb);
+    let bytes = packet.len() as u64;
+    let Some(work) = maps::WORK.get_ptr_mut(0) else {
+        return dropped(DropReason::Internal, bytes);
+    };
+    // SAFETY: as in `vr_tc_first`.
+    let Work { headers, plan, .. } = unsafe { &mut *work };
+    match pipeline::pass(&packet, &Maps, headers, plan) {
+        Ok(decision) => code(decision, bytes),
+        Err(reason) => dropped(reason, bytes),
+    }
+}
+
+/// A decision as a function's result.
+#[inline(always)]
+fn code(decision: Decision, bytes: u64) -> i32 {
+    match decision {
+        Decision::Forward => TO_FORWARD,
+        Decision::ForwardOnce => TO_FORWARD_ONCE,
         Decision::Answer => TO_ANSWER,
         Decision::Reject(reason) => {
             Maps.count_drop(reason, bytes);
             TO_ANSWER
         }
         Decision::Flood => TO_FLOOD,
+        Decision::Wait => TO_WAIT,
+        Decision::Fragment => TO_FRAGMENT,
+        Decision::Pass => TO_PASS,
+        Decision::Route => TO_ROUTE,
+    }
+}
+
+/// Remembers what was decided.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn vr_tc_settle(skb: *mut __sk_buff, verdict: i32) -> i32 {
+    let bytes = Skb(skb).len() as u64;
+    let Some(work) = maps::WORK.get_ptr_mut(0) else {
+        return dropped(DropReason::Internal, bytes);
+    };
+    // SAFETY: as in `vr_tc_first`.
+    let Work { ingress, headers, plan, .. } = unsafe { &mut *work };
+    let decision = match verdict {
+        TO_FORWARD => Decision::Forward,
+        TO_WAIT => Decision::Wait,
+        TO_FRAGMENT => Decision::Fragment,
+        _ => Decision::ForwardOnce,
+    };
+    match pipeline::settle(&Maps, ingress, headers, plan, decision, bytes, Hook::Tc) {
+        Ok(Settled::Done) => SETTLED,
+        Ok(Settled::Reserve) => TO_RESERVE,
+        Ok(Settled::Finish) => TO_FINISH,
+        Err(reason) => dropped(reason, bytes),
+    }
+}
+
+/// Reserves the reply's leg of the connection.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn vr_tc_reserve(skb: *mut __sk_buff) -> i32 {
+    let bytes = Skb(skb).len() as u64;
+    let Some(work) = maps::WORK.get_ptr_mut(0) else {
+        return dropped(DropReason::Internal, bytes);
+    };
+    // SAFETY: as in `vr_tc_first`; the reference ends before another function has its own.
+    let (choice, search) = unsafe {
+        let work = &*work;
+        (track::choice(&work.plan), Search::new(&Maps, &work.headers, &work.plan))
+    };
+    let claim = |port| crate::claim::result(crate::claim::vr_claim(port));
+    match pipeline::reserve(&Maps, choice, search, claim) {
+        Ok(()) => TO_FINISH,
+        Err(reason) => dropped(reason, bytes),
+    }
+}
+
+/// Everything to be remembered, one after the other. Not [`SETTLED`]: dropped.
+#[inline(always)]
+fn settle(skb: *mut __sk_buff, verdict: i32) -> i32 {
+    let mut verdict = vr_tc_settle(skb, verdict);
+    if verdict == TO_RESERVE {
+        verdict = vr_tc_reserve(skb);
+    }
+    if verdict == TO_FINISH {
+        crate::claim::vr_finish();
+        verdict = SETTLED;
+    }
+    verdict
+}
+
+/// Forwards the packet as was decided.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn vr_tc_apply(skb: *mut __sk_buff) -> i32 {
+    let mut packet = Skb(skb);
+    let bytes = packet.len() as u64;
+    let Some(work) = maps::WORK.get_ptr_mut(0) else {
+        return dropped(DropReason::Internal, bytes);
+    };
+    // SAFETY: as in `vr_tc_first`.
+    let work = unsafe { &mut *work };
+    let ingress = work.ingress.plain();
+    match pipeline::apply_first(&mut packet, &Maps, &ingress, work, Hook::Tc) {
+        Some(Ok(exit)) => emit(exit),
+        Some(Err(reason)) => dropped(reason, bytes),
+        None => dropped(DropReason::HopPending, bytes),
+    }
+}
+
+/// Tells the agent that whoever waits for a next hop can go, or that somebody claims an address anew.
+#[inline(always)]
+fn notify(kind: u32, hop: u32) {
+    let upcall = Upcall { kind, hop, ..Upcall::default() };
+    if let Some(mut record) = maps::UPCALLS.reserve_bytes(size_of::<Upcall>(), 0) {
+        // SAFETY: the record has the size of what is written.
+        unsafe { core::ptr::write_unaligned(record.as_mut_ptr().cast::<Upcall>(), upcall) };
+        record.submit(0);
+    }
+}
+
+/// Hands a copy of the packet, and what was decided, to the agent.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn vr_tc_upcall(skb: *mut __sk_buff, kind: u32) -> i32 {
+    let packet = Skb(skb);
+    let bytes = packet.len() as u64;
+    let reason = if kind == UPCALL_WAIT { DropReason::HopPending } else { DropReason::TooBig };
+    let Some(work) = maps::WORK.get_ptr_mut(0) else {
+        return dropped(DropReason::Internal, bytes);
+    };
+    // SAFETY: as in `vr_tc_first`.
+    let work: &Work = unsafe { &*work };
+    if bytes == 0 || bytes > UPCALL_FRAME_MAX as u64 {
+        return dropped(reason, bytes);
+    }
+    const SIZE: usize = size_of::<Upcall>() + UPCALL_FRAME_MAX;
+    let Some(mut record) = maps::UPCALLS.reserve_bytes(SIZE, 0) else {
+        return dropped(reason, bytes);
+    };
+    let at = record.as_mut_ptr();
+    // SAFETY: the record has room for both; ring buffer records are aligned to 8 bytes.
+    let loaded = unsafe {
+        let upcall = at.cast::<Upcall>();
+        (*upcall).kind = kind;
+        (*upcall).hop = work.plan.flow.target;
+        (*upcall).len = bytes as u32;
+        (*upcall).ifindex = (*skb).ifindex;
+        (*upcall).at = work.ingress.at as u32;
+        (*upcall).zero = 0;
+        (*upcall).flow = work.plan.flow;
+        (*upcall).answer = work.plan.answer;
+        let len = core::hint::black_box(bytes as u32);
+        if len == 0 || len > UPCALL_FRAME_MAX as u32 {
+            -1
+        } else {
+            helpers::bpf_skb_load_bytes(skb.cast(), 0, at.add(size_of::<Upcall>()).cast(), len)
+        }
+    };
+    if loaded != 0 {
+        record.discard(0);
+        return dropped(reason, bytes);
+    }
+    record.submit(0);
+    Maps.count(if kind == UPCALL_WAIT { Event::HopQueued } else { Event::FragmentQueued });
+    0
+}
+
+/// Turns the packet, of which the agent has a copy, into the request for its next hop, if it is time for one.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn vr_tc_ask(skb: *mut __sk_buff) -> i32 {
+    let mut packet = Skb(skb);
+    let bytes = packet.len() as u64;
+    let Some(work) = maps::WORK.get_ptr_mut(0) else {
+        return dropped(DropReason::Internal, bytes);
+    };
+    // SAFETY: as in `vr_tc_first`.
+    let work: &Work = unsafe { &*work };
+    if work.ingress.at != 0 || !Maps.may_ask(work.plan.flow.target) {
+        return TC_ACT_SHOT;
+    }
+    match answer::request::write(&mut packet, &Maps, &work.plan) {
+        Ok(exit) => {
+            Maps.count(Event::HopAsked);
+            emit(exit)
+        }
+        Err(reason) => dropped(reason, bytes),
     }
 }
 
@@ -428,15 +736,15 @@ pub extern "C" fn vr_tc_log(skb: *mut __sk_buff, verdict: i32) -> i32 {
 /// that the verifier follows the ways through the headers once, not once for every decision after them.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn vr_tc_read(skb: *mut __sk_buff, at: u32) -> i32 {
+pub extern "C" fn vr_tc_read(skb: *mut __sk_buff) -> i32 {
     let packet = Skb::with_linear(skb, HEADERS_FULL);
     let Some(work) = maps::WORK.get_ptr_mut(0) else {
         return dropped(DropReason::Internal, 0);
     };
     // SAFETY: as in `vr_tc_first`.
-    let headers = unsafe { &mut (*work).headers };
-    let at = if at == 0 { 0 } else { OUTER_LEN };
-    match pipeline::read(&packet, at, headers) {
+    let Work { ingress, headers, quoted, .. } = unsafe { &mut *work };
+    let ingress = ingress.plain();
+    match pipeline::read(&packet, &Maps, &ingress, headers, quoted, Hook::Tc) {
         Ok(()) => 0,
         Err(reason) => dropped(reason, packet.len() as u64),
     }
@@ -453,6 +761,10 @@ pub extern "C" fn vr_tc_answer(skb: *mut __sk_buff) -> i32 {
     };
     // SAFETY: as in `vr_tc_first`.
     let work: &Work = unsafe { &*work };
+    if matches!(work.plan.answer.kind, plan::ICMP_ERROR | plan::TCP_RESET) && !Maps.may_answer() {
+        Maps.count(Event::AnswerLimited);
+        return TC_ACT_SHOT;
+    }
     match answer::write(&mut packet, &work.headers, &work.plan.answer) {
         Ok(event) => {
             Maps.count(event);
@@ -479,16 +791,17 @@ const RECEIVERS_MAX: u32 = 8192;
 /// other nodes (behaviour L5).
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn vr_tc_flood(skb: *mut __sk_buff, from: u32) -> i32 {
+pub extern "C" fn vr_tc_flood(skb: *mut __sk_buff) -> i32 {
     let mut packet = Skb(skb);
     let bytes = packet.len() as u64;
     let (Some(work), Some(commit)) = (maps::WORK.get_ptr_mut(0), maps::COMMIT.get(0)) else {
         return dropped(DropReason::Internal, bytes);
     };
     // SAFETY: as in `vr_tc_first`.
-    let (network, vni) = unsafe { ((*work).plan.flood_network, (*work).plan.flood_vni) };
+    let (network, vni, at) =
+        unsafe { ((*work).plan.flood_network, (*work).plan.flood_vni, (*work).ingress.at) };
     Maps.count(Event::FrameFlooded);
-    let tunnelled = from != FROM_PORT as u32;
+    let tunnelled = at != 0;
     let at = if tunnelled { OUTER_LEN } else { 0 };
     let Some(eth) = packet.view(at, ETH_LEN) else {
         return dropped(DropReason::FrameTruncated, bytes);
@@ -548,11 +861,26 @@ extern "C" fn flood_port(_index: u32, round: *mut c_void) -> i64 {
         return 1;
     };
     round.cursor = receiver.next;
-    if receiver.at != round.except {
+    if receiver.at != round.except && accepts(round.network.bank(), receiver.at) {
         // SAFETY: the program's context, carried through the loop's.
         unsafe { helpers::bpf_clone_redirect(round.skb, receiver.at, 0) };
     }
     0
+}
+
+/// Whether the port behind an interface may receive the frame in the scratch.
+#[inline(always)]
+fn accepts(bank: u32, ifindex: u32) -> bool {
+    let key = BindingKey { ifindex: Scoped::new(bank, ifindex) };
+    let (Some(work), Some(binding)) = (maps::WORK.get_ptr_mut(0), Maps.binding(&key)) else {
+        return false;
+    };
+    // SAFETY: as in `vr_tc_first`.
+    let accepts = policy::floods_to(&Maps, bank, binding, unsafe { &(*work).headers });
+    if !accepts {
+        Maps.count_drop(DropReason::PolicyIngress, 0);
+    }
+    accepts
 }
 
 /// One other node.

@@ -7,13 +7,15 @@ use aya_ebpf::{
 };
 use vrouter_common::{
     apply::{Exit, Hook},
-    flow::FROM_PORT,
+    flow::FLOW_FRAMES,
     packet::{NoRoom, Packet},
     pipeline,
-    plan::{Decision, Ingress, Work},
+    plan::{Decision, Ingress, Plan, Work},
     reason::{DropReason, Event},
+    route::ROUTERS_MAX,
     tables::Tables,
-    tunnel,
+    track::{self, Search, Settled},
+    tunnel::{self, Outer},
     wire::*,
 };
 
@@ -102,96 +104,260 @@ fn emit(frame: &Frame, exit: Exit) -> u32 {
 /// From a packet-processing workload.
 #[inline(always)]
 pub fn port(ctx: *mut xdp_md) -> u32 {
-    let mut frame = Frame(ctx);
-    // SAFETY: the program's context.
-    let ingress = Ingress::port(unsafe { (*ctx).ingress_ifindex });
-    match pipeline::established(&mut frame, &Maps, &ingress, Hook::Xdp) {
-        Some(Ok(exit)) => emit(&frame, exit),
-        Some(Err(reason)) => dropped(reason, frame.len() as u64),
-        None => first(ctx, &ingress),
-    }
+    go(ctx, fast_port(ctx))
 }
 
 /// From the underlay.
 #[inline(always)]
 pub fn uplink(ctx: *mut xdp_md) -> u32 {
-    let mut frame = Frame(ctx);
-    let ingress = match open(&frame) {
-        Ok(Some(ingress)) => ingress,
-        Ok(None) => return xdp_action::XDP_PASS,
-        Err(reason) => return dropped(reason, frame.len() as u64),
-    };
-    match pipeline::established(&mut frame, &Maps, &ingress, Hook::Xdp) {
-        Some(Ok(exit)) => emit(&frame, exit),
-        Some(Err(reason)) => dropped(reason, frame.len() as u64),
-        None => first(ctx, &ingress),
-    }
+    go(ctx, fast_uplink(ctx))
 }
 
+/// From an external network.
 #[inline(always)]
-fn open(frame: &Frame) -> Result<Option<Ingress>, DropReason> {
+pub fn external(ctx: *mut xdp_md) -> u32 {
+    go(ctx, fast_external(ctx))
+}
+
+/// No flow entry decides the frame; the scratch says where it came in.
+const MISS: u32 = 0x200;
+
+/// See its namesake in `tc`.
+#[inline(always)]
+fn go(ctx: *mut xdp_md, verdict: u32) -> u32 {
+    if verdict == MISS { first(ctx) } else { verdict }
+}
+
+#[inline(never)]
+fn fast_port(ctx: *mut xdp_md) -> u32 {
+    // SAFETY: the program's context.
+    let ingress = Ingress::port(unsafe { (*ctx).ingress_ifindex });
+    fast(ctx, &ingress)
+}
+
+#[inline(never)]
+fn fast_uplink(ctx: *mut xdp_md) -> u32 {
+    let frame = Frame(ctx);
     let vtep = match maps::COMMIT.get(0) {
         Some(commit) => commit.vtep,
-        None => return Ok(None),
+        None => return xdp_action::XDP_PASS,
     };
-    Ok(tunnel::open(frame, vtep)?.map(|outer| Ingress::tunnel(&outer)))
+    let outer = match tunnel::open(&frame, vtep) {
+        Ok(outer) => outer.unwrap_or(Outer::NONE),
+        Err(reason) => return dropped(reason, frame.len() as u64),
+    };
+    if outer == Outer::NONE {
+        return xdp_action::XDP_PASS;
+    }
+    fast(ctx, &Ingress::tunnel(&outer))
 }
 
-/// The first packet of a flow: see its namesake in `tc`.
+#[inline(never)]
+fn fast_external(ctx: *mut xdp_md) -> u32 {
+    // SAFETY: the program's context.
+    let ifindex = unsafe { (*ctx).ingress_ifindex };
+    match maps::COMMIT.get(0).and_then(|commit| commit.external_vni(ifindex)) {
+        Some(vni) => fast(ctx, &Ingress::external(vni)),
+        None => xdp_action::XDP_PASS,
+    }
+}
+
 #[inline(always)]
-fn first(ctx: *mut xdp_md, ingress: &Ingress) -> u32 {
-    if vr_xdp_read(ctx, ingress.at as u32) != 0 {
+fn fast(ctx: *mut xdp_md, ingress: &Ingress) -> u32 {
+    let mut frame = Frame(ctx);
+    match pipeline::established(&mut frame, &Maps, ingress, Hook::Xdp) {
+        Some(Ok(exit)) => emit(&frame, exit),
+        Some(Err(reason)) => dropped(reason, frame.len() as u64),
+        None => {
+            let Some(work) = maps::WORK.get_ptr_mut(0) else {
+                return dropped(DropReason::Internal, 0);
+            };
+            // SAFETY: this CPU's own scratch; programs on one CPU do not interrupt each other here.
+            unsafe { (*work).ingress = *ingress };
+            MISS
+        }
+    }
+}
+
+/// What `vr_xdp_first` decided.
+const TO_FORWARD: u32 = 0x100;
+const TO_FORWARD_ONCE: u32 = 0x101;
+const TO_ROUTE: u32 = 0x103;
+/// What is left to remember.
+const SETTLED: u32 = 0x110;
+const TO_RESERVE: u32 = 0x111;
+const TO_FINISH: u32 = 0x112;
+/// `vr_xdp_read`: go on.
+const READ: u32 = 0x102;
+
+/// The first packet of a flow: see its namesake in `tc`. What is not a frame to be forwarded as one is left
+/// to TC before anything is remembered.
+#[inline(always)]
+fn first(ctx: *mut xdp_md) -> u32 {
+    let read = vr_xdp_read(ctx);
+    if read != READ {
+        return read;
+    }
+    if vr_xdp_recall(ctx) != 0 {
         return xdp_action::XDP_DROP;
     }
-    vr_xdp_first(ctx, ingress.from as u32)
-}
-
-/// Decides the frame whose headers are in the scratch, and forwards it if that is the decision.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn vr_xdp_first(ctx: *mut xdp_md, from: u32) -> u32 {
-    let mut frame = Frame(ctx);
-    let bytes = frame.len() as u64;
-    let ingress = if from == FROM_PORT as u32 {
-        // SAFETY: the program's context.
-        Ingress::port(unsafe { (*ctx).ingress_ifindex })
-    } else {
-        match open(&frame) {
-            Ok(Some(ingress)) => ingress,
-            Ok(None) => return xdp_action::XDP_PASS,
-            Err(reason) => return dropped(reason, bytes),
-        }
-    };
-    let Some(work) = maps::WORK.get_ptr_mut(0) else {
-        return dropped(DropReason::Internal, bytes);
-    };
-    // SAFETY: this CPU's own scratch; programs on one CPU do not interrupt each other here.
-    let Work { headers, plan } = unsafe { &mut *work };
-    match pipeline::first(&frame, &Maps, &ingress, headers, plan, Hook::Xdp) {
-        Ok(Decision::Forward | Decision::ForwardOnce) => {
-            match pipeline::apply_first(&mut frame, &Maps, &ingress, plan, Hook::Xdp) {
-                Ok(exit) => emit(&frame, exit),
-                Err(reason) => dropped(reason, bytes),
-            }
-        }
-        Ok(Decision::Answer | Decision::Reject(_) | Decision::Flood) => to_tc(),
-        Err(reason) => dropped(reason, bytes),
+    let mut verdict = vr_xdp_first(ctx);
+    let mut passed = 0;
+    while verdict == TO_ROUTE && passed <= ROUTERS_MAX {
+        verdict = vr_xdp_pass(ctx);
+        passed += 1;
     }
+    if verdict != TO_FORWARD && verdict != TO_FORWARD_ONCE {
+        return verdict;
+    }
+    verdict = vr_xdp_settle(ctx, verdict);
+    if verdict == TO_RESERVE {
+        verdict = vr_xdp_reserve(ctx);
+    }
+    if verdict == TO_FINISH {
+        crate::claim::vr_finish();
+        verdict = SETTLED;
+    }
+    if verdict != SETTLED {
+        return xdp_action::XDP_DROP;
+    }
+    vr_xdp_apply(ctx)
 }
 
 /// Reads the frame into the scratch: see `vr_tc_read`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn vr_xdp_read(ctx: *mut xdp_md, at: u32) -> u32 {
+pub extern "C" fn vr_xdp_read(ctx: *mut xdp_md) -> u32 {
     let frame = Frame(ctx);
     let Some(work) = maps::WORK.get_ptr_mut(0) else {
         return dropped(DropReason::Internal, 0);
     };
-    // SAFETY: as in `vr_xdp_first`.
-    let headers = unsafe { &mut (*work).headers };
-    let at = if at == 0 { 0 } else { OUTER_LEN };
-    match pipeline::read(&frame, at, headers) {
+    // SAFETY: as in `first`.
+    let Work { ingress, headers, quoted, .. } = unsafe { &mut *work };
+    let ingress = ingress.plain();
+    match pipeline::read(&frame, &Maps, &ingress, headers, quoted, Hook::Xdp) {
+        Ok(()) if pipeline::is_for_tc(headers) => to_tc(),
+        Ok(()) => READ,
+        Err(reason) => dropped(reason, frame.len() as u64),
+    }
+}
+
+/// See `vr_tc_recall`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn vr_xdp_recall(ctx: *mut xdp_md) -> u32 {
+    let frame = Frame(ctx);
+    let Some(work) = maps::WORK.get_ptr_mut(0) else {
+        return dropped(DropReason::Internal, 0);
+    };
+    // SAFETY: as in `first`.
+    let Work { ingress, headers, quoted, plan } = unsafe { &mut *work };
+    match pipeline::recall(&frame, &Maps, ingress, headers, quoted, plan) {
         Ok(()) => 0,
         Err(reason) => dropped(reason, frame.len() as u64),
+    }
+}
+
+/// Decides the frame whose headers are in the scratch.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn vr_xdp_first(ctx: *mut xdp_md) -> u32 {
+    let frame = Frame(ctx);
+    let bytes = frame.len() as u64;
+    let Some(work) = maps::WORK.get_ptr_mut(0) else {
+        return dropped(DropReason::Internal, bytes);
+    };
+    // SAFETY: as in `first`.
+    let Work { ingress, headers, quoted, plan } = unsafe { &mut *work };
+    let ingress = ingress.plain();
+    match pipeline::first(&frame, &Maps, &ingress, headers, quoted, plan) {
+        Ok(decision) => code(decision, plan),
+        Err(reason) => dropped(reason, bytes),
+    }
+}
+
+/// See `vr_tc_pass`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn vr_xdp_pass(ctx: *mut xdp_md) -> u32 {
+    let frame = Frame(ctx);
+    let bytes = frame.len() as u64;
+    let Some(work) = maps::WORK.get_ptr_mut(0) else {
+        return dropped(DropReason::Internal, bytes);
+    };
+    // SAFETY: as in `first`.
+    let Work { headers, plan, .. } = unsafe { &mut *work };
+    match pipeline::pass(&frame, &Maps, headers, plan) {
+        Ok(decision) => code(decision, plan),
+        Err(reason) => dropped(reason, bytes),
+    }
+}
+
+/// A decision as a function's result: what does not stay a frame is TC's.
+#[inline(always)]
+fn code(decision: Decision, plan: &Plan) -> u32 {
+    match decision {
+        Decision::Forward if plan.flow.flags & FLOW_FRAMES != 0 => TO_FORWARD,
+        Decision::ForwardOnce if plan.flow.flags & FLOW_FRAMES != 0 => TO_FORWARD_ONCE,
+        Decision::Route => TO_ROUTE,
+        _ => to_tc(),
+    }
+}
+
+/// Remembers what was decided.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn vr_xdp_settle(ctx: *mut xdp_md, verdict: u32) -> u32 {
+    let bytes = Frame(ctx).len() as u64;
+    let Some(work) = maps::WORK.get_ptr_mut(0) else {
+        return dropped(DropReason::Internal, bytes);
+    };
+    // SAFETY: as in `first`.
+    let Work { ingress, headers, plan, .. } = unsafe { &mut *work };
+    let decision = if verdict == TO_FORWARD { Decision::Forward } else { Decision::ForwardOnce };
+    match pipeline::settle(&Maps, ingress, headers, plan, decision, bytes, Hook::Xdp) {
+        Ok(Settled::Done) => SETTLED,
+        Ok(Settled::Reserve) => TO_RESERVE,
+        Ok(Settled::Finish) => TO_FINISH,
+        Err(reason) => dropped(reason, bytes),
+    }
+}
+
+/// See `vr_tc_reserve`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn vr_xdp_reserve(ctx: *mut xdp_md) -> u32 {
+    let bytes = Frame(ctx).len() as u64;
+    let Some(work) = maps::WORK.get_ptr_mut(0) else {
+        return dropped(DropReason::Internal, bytes);
+    };
+    // SAFETY: as in `first`; the reference ends before another function has its own.
+    let (choice, search) = unsafe {
+        let work = &*work;
+        (track::choice(&work.plan), Search::new(&Maps, &work.headers, &work.plan))
+    };
+    let claim = |port| crate::claim::result(crate::claim::vr_claim(port));
+    match pipeline::reserve(&Maps, choice, search, claim) {
+        Ok(()) => TO_FINISH,
+        Err(reason) => dropped(reason, bytes),
+    }
+}
+
+/// Forwards the frame as was decided.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn vr_xdp_apply(ctx: *mut xdp_md) -> u32 {
+    let mut frame = Frame(ctx);
+    let bytes = frame.len() as u64;
+    let Some(work) = maps::WORK.get_ptr_mut(0) else {
+        return dropped(DropReason::Internal, bytes);
+    };
+    // SAFETY: as in `first`.
+    let work = unsafe { &mut *work };
+    let ingress = work.ingress.plain();
+    match pipeline::apply_first(&mut frame, &Maps, &ingress, work, Hook::Xdp) {
+        Some(Ok(exit)) => emit(&frame, exit),
+        Some(Err(reason)) => dropped(reason, bytes),
+        None => to_tc(),
     }
 }

@@ -38,6 +38,7 @@ pub const PINNED_MAPS: &[&str] = &[
     "FLOWS",
     "TRANSIENT",
     "FRAGMENTS",
+    "LEARNED",
     "BINDINGS",
     "NETWORKS",
     "VNIS",
@@ -200,6 +201,9 @@ impl DataPath {
         let maps = pins.maps();
         check_pins(&maps)?;
         let mut loader = EbpfLoader::new();
+        if std::env::var_os("VR_DEBUG_LOG").is_some() {
+            loader.verifier_log_level(aya::VerifierLogLevel::VERBOSE);
+        }
         loader.map_max_entries("FLOWS", flow_entries);
         // Frozen before the programs are verified: what is off costs nothing.
         let log_level = log.map_or(0, |level| level as u8);
@@ -353,6 +357,7 @@ fn check_pins(maps: &Path) -> Result<()> {
     check_pin::<FlowKey, Flow>(maps, "FLOWS", Hash)?;
     check_pin::<FlowKey, Flow>(maps, "TRANSIENT", LruHash)?;
     check_pin::<FragmentKey, Fragment>(maps, "FRAGMENTS", LruHash)?;
+    check_pin::<LearnedKey, Learned>(maps, "LEARNED", LruHash)?;
     check_pin::<NatKey, Nat>(maps, "NAT", Hash)?;
     check_pin::<FloatingKey, Floating>(maps, "FLOATING", Hash)?;
     check_pin::<SnatBlockKey, SnatBlock>(maps, "SNAT_BLOCKS", Hash)?;
@@ -390,7 +395,7 @@ fn parse_pin(path: &Path) -> Option<(Hook, u32)> {
 fn loading(name: &str, error: aya::programs::ProgramError) -> anyhow::Error {
     if let aya::programs::ProgramError::LoadError { io_error, verifier_log } = &error {
         let log = verifier_log.to_string();
-        let lines: Vec<_> = log.lines().rev().take(30).collect();
+        let lines: Vec<_> = log.lines().rev().take(60).collect();
         let tail: Vec<_> = lines.into_iter().rev().collect();
         return anyhow!("the kernel refused {name}: {io_error}\n{}", tail.join("\n"));
     }

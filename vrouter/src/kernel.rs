@@ -110,7 +110,14 @@ pub struct Cursor<K, V> {
 impl<K: Pod, V: Pod> Cursor<K, V> {
     /// The beginning.
     pub fn new() -> Self {
-        Self { keys: Vec::new(), values: Vec::new(), at: None, ended: false }
+        Self::with_room(BATCH)
+    }
+
+    /// The same with another size of batches. It grows where the kernel cannot give less.
+    pub fn with_room(entries: usize) -> Self {
+        let mut cursor = Self { keys: Vec::new(), values: Vec::new(), at: None, ended: false };
+        cursor.make_room(entries.max(1));
+        cursor
     }
 
     fn make_room(&mut self, entries: usize) {
@@ -241,10 +248,7 @@ impl<K: Pod, V: Pod> Map<K, V> {
         if cursor.ended {
             return Ok(None);
         }
-        let most = self.max_entries.max(1) as usize;
-        if cursor.keys.is_empty() {
-            cursor.make_room(BATCH.min(most));
-        }
+        let most = self.max_entries as usize;
         let filled = loop {
             let mut at = cursor.at.unwrap_or(0);
             let mut next = 0_u32;

@@ -2,10 +2,7 @@
 
 use super::fixture::*;
 use crate::{
-    apply::{Exit, Hook},
-    memory::{Entry, MemoryPacket, MemoryTables, Verdict},
-    pipeline,
-    plan::{Decision, Ingress, Work},
+    memory::{self, Entry, MemoryPacket, MemoryTables, Verdict},
     reason::{DropReason, Event},
     tables::*,
 };
@@ -22,7 +19,7 @@ fn a_flow_is_decided_once_and_counted_after() {
             let frame = Pkt::udp(f, (1, 11), dst).frame();
             for n in 1..=5_u64 {
                 sent(run(&tables, Entry::Port(WEB1), &frame));
-                let flows = tables.flows();
+                let flows = tables.transients();
                 assert_eq!((flows.len(), misses(&tables)), (1, 1));
                 let (key, flow) = flows[0];
                 assert_eq!((key.zone, key.sport.get(), key.dport.get()), (WEB1, 40000, 53));
@@ -52,7 +49,7 @@ fn a_changed_network_has_its_flows_decided_again() {
         for _ in 0..2 {
             assert_eq!(sent(run(&tables, Entry::Port(WEB1), &frame)).0, UPLINK);
         }
-        let flows = tables.flows();
+        let flows = tables.transients();
         assert_eq!((flows.len(), flows[0].1.epoch, misses(&tables)), (1, 4, 2));
         // And a revoked one is dropped at once.
         tables.commit.epoch = 6;
@@ -134,20 +131,11 @@ fn a_full_table_forwards_all_the_same() {
     }
 }
 
-/// One packet at the XDP hook of a port: decided or by its flow, and what became of the frame.
-fn at_xdp(tables: &MemoryTables, ifindex: u32, frame: &[u8]) -> (bool, Exit, Vec<u8>) {
-    let mut packet = MemoryPacket::new(frame);
-    let ingress = Ingress::port(ifindex);
-    if let Some(exit) = pipeline::established(&mut packet, tables, &ingress, Hook::Xdp) {
-        return (true, exit.unwrap(), packet.to_vec());
-    }
-    let mut work = Work::default();
-    pipeline::read(&packet, 0, &mut work.headers).unwrap();
-    let Work { headers, plan } = &mut work;
-    let decision = pipeline::first(&packet, tables, &ingress, headers, plan, Hook::Xdp).unwrap();
-    assert_eq!(decision, Decision::Forward);
-    let exit = pipeline::apply_first(&mut packet, tables, &ingress, plan, Hook::Xdp).unwrap();
-    (false, exit, packet.to_vec())
+/// One packet at the XDP hook of a port: whether its flow decided it, and where it went.
+fn at_xdp(tables: &MemoryTables, ifindex: u32, frame: &[u8]) -> (bool, Option<(u32, Vec<u8>)>) {
+    let before = misses(tables);
+    let sent = memory::run_xdp(tables, Entry::Port(ifindex), MemoryPacket::new(frame)).unwrap();
+    (misses(tables) == before, sent)
 }
 
 #[test]
@@ -156,13 +144,11 @@ fn xdp_leaves_a_flow_to_tc_whole_and_uncounted_unless_its_exit_takes_frames() {
         for dst in [(1, 12), (1, 13), (2, 11), (2, 12), (6, 11)] {
             let tables = tables();
             let frame = Pkt::udp(f, (1, 11), dst).frame();
-            for established in [false, true] {
-                assert_eq!(at_xdp(&tables, WEB1, &frame), (established, Exit::NextHook, frame.clone()));
-            }
-            assert_eq!(tables.flows()[0].1.packets, 0);
-            // TC goes on with what XDP decided.
+            assert_eq!(at_xdp(&tables, WEB1, &frame), (false, None));
+            assert!(tables.transients().is_empty(), "what is left to TC is remembered there");
             sent(run(&tables, Entry::Port(WEB1), &frame));
-            assert_eq!((misses(&tables), tables.flows()[0].1.packets), (1, 1));
+            assert_eq!(at_xdp(&tables, WEB1, &frame), (true, None));
+            assert_eq!((misses(&tables), tables.transients()[0].1.packets), (2, 1));
         }
     }
 }
@@ -181,12 +167,12 @@ fn xdp_sends_what_tc_would_where_the_exit_takes_frames() {
                 way.flags |= UNDERLAY_FRAMES;
             }
             let frame = Pkt::udp(f, (1, 11), dst).frame();
-            let (ifindex, expected) = sent(run(&tables, Entry::Port(WEB1), &frame));
-            assert_eq!(at_xdp(&tables, WEB1, &frame), (true, Exit::Interface(ifindex), expected.clone()));
+            let expected = sent(run(&tables, Entry::Port(WEB1), &frame));
+            assert_eq!(at_xdp(&tables, WEB1, &frame), (true, Some(expected.clone())));
             tables.revisions.insert(WEB, 4);
             tables.commit.epoch = 4;
-            assert_eq!(at_xdp(&tables, WEB1, &frame), (false, Exit::Interface(ifindex), expected));
-            assert_eq!(tables.flows()[0].1.packets, 1);
+            assert_eq!(at_xdp(&tables, WEB1, &frame), (false, Some(expected)));
+            assert_eq!(tables.transients()[0].1.packets, 1);
         }
     }
 }

@@ -136,7 +136,7 @@ fn l2_arp_for_a_known_address_is_answered_once_and_not_flooded() {
     }
     assert_eq!(tables.events.borrow()[&Event::ArpAnswered], 8);
     assert!(!tables.events.borrow().contains_key(&Event::FrameFlooded));
-    assert!(tables.flows().is_empty());
+    assert!(tables.transients().is_empty());
 }
 
 #[test]
@@ -173,7 +173,7 @@ fn l2_arp_for_an_unknown_or_own_address_is_flooded_and_its_reply_switched() {
     assert_eq!(run(&tables, Entry::Port(WEB1), &reply), Verdict::Dropped(DropReason::Hairpin));
     let reply = arp(port_mac(9, 9), me.0, 2, me, me.1);
     assert_eq!(run(&tables, Entry::Port(WEB1), &reply), Verdict::Dropped(DropReason::MacUnknown));
-    assert!(tables.flows().is_empty());
+    assert!(tables.transients().is_empty());
 }
 
 #[test]
@@ -185,7 +185,7 @@ fn l2_arp_from_another_node_reaches_its_port() {
     let asked = arp(BROADCAST, remote.0, 1, remote, ip(Family::V4, 1, 11));
     // Answered where it was asked, or flooded because nobody knew: never answered a second time here.
     assert_eq!(run(&tables, Entry::Uplink, &vxlan(VTEP2, 1001, &asked)), Verdict::Flooded { network: WEB });
-    assert!(tables.flows().is_empty());
+    assert!(tables.transients().is_empty());
 }
 
 #[test]
@@ -250,7 +250,7 @@ fn l2_nd_for_a_known_address_is_answered_once_and_not_flooded() {
         }
     }
     assert!(!tables.events.borrow().contains_key(&Event::FrameFlooded));
-    assert!(tables.flows().is_empty());
+    assert!(tables.transients().is_empty());
 }
 
 #[test]
@@ -335,7 +335,7 @@ fn l5_broadcast_and_multicast_are_flooded_on_their_network_alone() {
                 assert_eq!(verdict, Verdict::Flooded { network: OTHER });
             }
         }
-        assert!(tables.flows().is_empty());
+        assert!(tables.transients().is_empty());
     }
 }
 

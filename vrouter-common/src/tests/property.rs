@@ -536,6 +536,8 @@ fn the_generated_traffic_meets_every_kind_of_verdict() {
             Verdict::Answered { .. } => "refusal",
             Verdict::Flooded { .. } => "flood",
             Verdict::Passed => "kernel",
+            Verdict::Waiting { .. } => "waiting",
+            Verdict::Fragmented(_) => "fragments",
             Verdict::Dropped(reason) => {
                 *drops.entry(reason).or_insert(0) += 1;
                 "drop"

@@ -47,7 +47,7 @@ fn r3_every_address_of_a_router_answers_pings() {
                 }
             }
         }
-        assert!(tables.flows().is_empty());
+        assert!(tables.transients().is_empty());
         assert!(tables.drops.borrow().is_empty());
     }
 }

@@ -260,7 +260,7 @@ fn r5_an_unknown_neighbour_is_host_unreachable() {
             assert_eq!(refused, Some(reason));
             assert_icmp_error(&answer, &frame, ip(f, 1, 1), type_code(f, (3, 1), (1, 3)));
         }
-        assert!(tables.flows().is_empty());
+        assert!(tables.transients().is_empty());
     }
 }
 

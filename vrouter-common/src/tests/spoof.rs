@@ -140,7 +140,7 @@ fn l3_a_unicast_solicitation_is_answered_after_one_that_was_switched() {
     sent(run(&tables, Entry::Port(WEB1), &unknown.frame()));
     let known = nd(ND_NEIGHBOR_SOLICIT, me, to, to.1, Some((1, ME)));
     answered(run(&tables, Entry::Port(WEB1), &known.frame()));
-    assert!(tables.flows().is_empty());
+    assert!(tables.transients().is_empty());
 }
 
 #[test]

@@ -37,7 +37,7 @@ fn r8_ipv4_options_are_routed_and_never_stored() {
     let tables = tables();
     // The same flow without options is stored, and not used.
     sent(run(&tables, Entry::Port(WEB1), &v4().frame()));
-    let stored = tables.flows();
+    let stored = tables.transients();
     for options in [
         vec![1, 1, 1, 0],
         vec![0, 0xff, 0xff, 0xff],
@@ -59,7 +59,7 @@ fn r8_ipv4_options_are_routed_and_never_stored() {
             assert_valid(&out);
         }
     }
-    assert_eq!(tables.flows(), stored);
+    assert_eq!(tables.transients(), stored);
 }
 
 #[test]
@@ -230,7 +230,7 @@ fn r8_unknown_protocols_are_flows_by_address_and_number() {
                 let frame = pkt.clone().l4(L4::Raw(proto, payload)).frame();
                 assert_eq!(sent(run(&tables, Entry::Port(WEB1), &frame)).0, DB1);
             }
-            let flows = tables.flows();
+            let flows = tables.transients();
             assert_eq!(flows.len(), n + 1);
             let (key, flow) = flows.iter().find(|(key, _)| key.proto == proto).unwrap();
             assert_eq!((key.sport.get(), key.dport.get(), flow.packets), (0, 0, 4));
@@ -246,7 +246,7 @@ fn extension(kind: u8, len8: u8) -> (u8, Vec<u8>) {
 fn r8_ipv6_extension_headers_are_walked_and_never_stored() {
     let tables = tables();
     sent(run(&tables, Entry::Port(WEB1), &v6().frame()));
-    let stored = tables.flows();
+    let stored = tables.transients();
     let atomic = (PROTO_FRAGMENT, vec![0, 0, 0, 0, 0, 0, 0, 9]);
     let routing = (PROTO_ROUTING, vec![0, 0, 4, 0, 0, 0, 0, 0]);
     let auth = (PROTO_AH, [vec![0, 4], vec![0; 22]].concat());
@@ -278,7 +278,7 @@ fn r8_ipv6_extension_headers_are_walked_and_never_stored() {
         let verdict = run(&tables, Entry::Port(WEB1), &rogue.frame());
         assert_eq!(verdict, Verdict::Dropped(DropReason::RogueDhcp));
     }
-    assert_eq!(tables.flows(), stored);
+    assert_eq!(tables.transients(), stored);
 }
 
 #[test]
@@ -319,7 +319,7 @@ fn r7_fragments_are_routed_and_never_stored() {
     for f in BOTH {
         let tables = tables();
         sent(run(&tables, Entry::Port(WEB1), &Pkt::udp(f, (1, 11), (2, 11)).frame()));
-        let stored = tables.flows();
+        let stored = tables.transients();
         for (offset, more) in [(0_u16, true), (100, true), (100, false)] {
             let mut pkt = Pkt::udp(f, (1, 11), (2, 11));
             pkt.fragment = offset | if more { MF } else { 0 };
@@ -333,6 +333,6 @@ fn r7_fragments_are_routed_and_never_stored() {
             assert_eq!(read(&out).ttl, 63);
             assert_valid(&out);
         }
-        assert_eq!(tables.flows(), stored);
+        assert_eq!(tables.transients(), stored);
     }
 }

@@ -7,15 +7,12 @@ use std::collections::BTreeMap;
 
 use vrouter_common::{
     addr::Be32,
-    apply::{Exit, Hook},
     flow::Flow,
     memory::{self, Entry, MemoryPacket, MemoryTables, Verdict},
-    pipeline,
-    plan::{Decision, Ingress, Work},
-    reason::{DropReason, Event},
-    tables::{Commit, SCHEMA, Tables as _},
-    tunnel,
+    tables::{Commit, SCHEMA},
 };
+
+use vrouter::banks::Touch;
 
 use crate::{
     generator::{self, Random},
@@ -41,59 +38,20 @@ fn by_tc(tables: &MemoryTables, entry: Entry, frame: &[u8]) -> Expected {
         | Verdict::Answered { frame, .. } => (TC_ACT_REDIRECT, Some(frame)),
         // The copies have left, and the original is not needed any more.
         Verdict::Flooded { .. } => (TC_ACT_SHOT, None),
+        Verdict::Waiting { request: Some((_, frame)), .. } => (TC_ACT_REDIRECT, Some(frame)),
+        // The agent has a copy.
+        Verdict::Waiting { request: None, .. } | Verdict::Fragmented(_) => (TC_ACT_SHOT, None),
         Verdict::Passed => (TC_ACT_UNSPEC, Some(frame.to_vec())),
         Verdict::Dropped(_) => (TC_ACT_SHOT, None),
     };
     Expected { verdict, frame }
 }
 
-/// What the XDP programs do around the pipeline.
 fn by_xdp(tables: &MemoryTables, entry: Entry, frame: &[u8]) -> Expected {
-    let passed = || Expected { verdict: XDP_PASS, frame: Some(frame.to_vec()) };
-    let mut packet = MemoryPacket::new(frame);
-    let result = try_xdp(tables, entry, &mut packet);
-    match result {
-        Ok(None) => passed(),
-        Ok(Some(Exit::Interface(_))) => Expected { verdict: XDP_REDIRECT, frame: Some(packet.to_vec()) },
-        Ok(Some(Exit::NextHook)) => {
-            tables.count(Event::XdpPassed);
-            passed()
-        }
-        Ok(Some(Exit::Neighbour { .. })) => {
-            tables.count_drop(DropReason::UnderlayUnreachable, 0);
-            Expected { verdict: XDP_DROP, frame: None }
-        }
-        Err(reason) => {
-            tables.count_drop(reason, 0);
-            Expected { verdict: XDP_DROP, frame: None }
-        }
-    }
-}
-
-/// `None`: not ours.
-fn try_xdp(
-    tables: &MemoryTables,
-    entry: Entry,
-    packet: &mut MemoryPacket,
-) -> Result<Option<Exit>, DropReason> {
-    let ingress = match entry {
-        Entry::Port(ifindex) => Ingress::port(ifindex),
-        Entry::Uplink => match tunnel::open(packet, tables.commit.vtep)? {
-            Some(outer) => Ingress::tunnel(&outer),
-            None => return Ok(None),
-        },
-    };
-    if let Some(exit) = pipeline::established(packet, tables, &ingress, Hook::Xdp) {
-        return exit.map(Some);
-    }
-    let mut work = Work::default();
-    pipeline::read(packet, ingress.at, &mut work.headers)?;
-    let Work { headers, plan } = &mut work;
-    match pipeline::first(packet, tables, &ingress, headers, plan, Hook::Xdp)? {
-        Decision::Forward | Decision::ForwardOnce => {
-            pipeline::apply_first(packet, tables, &ingress, plan, Hook::Xdp).map(Some)
-        }
-        Decision::Answer | Decision::Reject(_) | Decision::Flood => Ok(Some(Exit::NextHook)),
+    match memory::run_xdp(tables, entry, MemoryPacket::new(frame)) {
+        Ok(Some((_, frame))) => Expected { verdict: XDP_REDIRECT, frame: Some(frame) },
+        Ok(None) => Expected { verdict: XDP_PASS, frame: Some(frame.to_vec()) },
+        Err(_) => Expected { verdict: XDP_DROP, frame: None },
     }
 }
 
@@ -123,13 +81,14 @@ fn random_seed() -> u64 {
 fn next_epoch(world: &mut World, tables: &mut MemoryTables) {
     let image = tables.image.clone();
     while world.banks.commit().epoch < tables.commit.epoch + 2 {
-        world.banks.apply(image.clone(), NODE, VTEP.to_bits(), 1, true).expect("apply");
+        world.banks.apply(image.clone(), &published(1), &Touch::All).expect("apply");
     }
     tables.commit = Commit {
         epoch: tables.commit.epoch + 2,
         vtep: Be32::new(VTEP.to_bits()),
         schema: SCHEMA,
         node: NODE,
+        overlay_mtu: published(1).overlay_mtu,
         ..Commit::default()
     };
     tables.revisions = NETWORKS.iter().map(|&network| (network, tables.commit.epoch)).collect();
@@ -186,7 +145,8 @@ fn agree(seed: u64, frames: usize) {
     }
     let kernel: BTreeMap<_, _> =
         world.flow_entries().iter().map(|(key, flow)| (*key, timeless(flow))).collect();
-    let user: BTreeMap<_, _> = tables.flows().iter().map(|(key, flow)| (*key, timeless(flow))).collect();
+    let user: BTreeMap<_, _> =
+        tables.flows().iter().chain(&tables.transients()).map(|(key, flow)| (*key, timeless(flow))).collect();
     for key in kernel.keys().chain(user.keys()) {
         assert_eq!(
             kernel.get(key),

@@ -11,7 +11,7 @@ use std::{
 
 use aya::programs::{ProgramFd, ProgramInfo};
 use vrouter::{
-    banks::Banks,
+    banks::{Banks, Published, Touch},
     counters::Counters,
     data_path::{self, DataPath, Hook, Pins},
     kernel::Map,
@@ -117,6 +117,7 @@ pub struct World {
     pub data_path: DataPath,
     pub banks: Banks,
     pub flows: Map<FlowKey, Flow>,
+    pub transient: Map<FlowKey, Flow>,
     pub underlay: Map<u32, Underlay>,
     counters: Counters,
     programs: Programs,
@@ -225,6 +226,11 @@ pub fn with_world(test: impl FnOnce(&mut World) + Send + 'static) {
     });
 }
 
+/// What every test publishes with a topology: the digest of its document.
+pub fn published(digest: u64) -> Published {
+    Published { node: NODE, vtep: VTEP.to_bits(), digest, overlay_mtu: topology::MTU, ..Published::default() }
+}
+
 /// Enough for every test that does not ask for less.
 pub const FLOW_ENTRIES: u32 = 8192;
 
@@ -298,6 +304,7 @@ impl World {
             data_path,
             banks: Banks::open(&maps).expect("banks"),
             flows: Map::open(&maps, "FLOWS").expect("FLOWS"),
+            transient: Map::open(&maps, "TRANSIENT").expect("TRANSIENT"),
             underlay,
             counters: Counters::open(&maps).expect("counters"),
             programs: Programs::open(&pins.0),
@@ -316,6 +323,7 @@ impl World {
             data_path,
             banks: Banks::open(&maps).expect("banks"),
             flows: Map::open(&maps, "FLOWS").expect("FLOWS"),
+            transient: Map::open(&maps, "TRANSIENT").expect("TRANSIENT"),
             underlay: Map::open(&maps, "UNDERLAY").expect("UNDERLAY"),
             counters: Counters::open(&maps).expect("counters"),
             programs: Programs::open(&pins.0),
@@ -330,7 +338,7 @@ impl World {
 
     /// Puts a topology in force.
     pub fn apply(&mut self, image: Image) -> vrouter::banks::Applied {
-        self.banks.apply(image, NODE, VTEP.to_bits(), 1, false).expect("apply")
+        self.banks.apply(image, &published(1), &Touch::Changed).expect("apply")
     }
 
     /// The interface of this name.
@@ -394,9 +402,10 @@ impl World {
         (ran, since(&before, &self.counts()))
     }
 
-    /// The flow table.
+    /// Both tables of flows.
     pub fn flow_entries(&self) -> BTreeMap<FlowKey, Flow> {
-        self.flows.entries().expect("FLOWS").into_iter().collect()
+        let transient = self.transient.entries().expect("TRANSIENT");
+        self.flows.entries().expect("FLOWS").into_iter().chain(transient).collect()
     }
 
     /// The one entry of the flow table.
@@ -408,8 +417,10 @@ impl World {
 
     /// Empties the flow table.
     pub fn forget_flows(&self) {
-        for key in self.flows.keys().expect("FLOWS") {
-            self.flows.remove(&key).expect("FLOWS");
+        for map in [&self.flows, &self.transient] {
+            for key in map.keys().expect("keys") {
+                map.remove(&key).expect("a key");
+            }
         }
     }
 }

@@ -9,6 +9,7 @@
 //! | [`drops`] | every reason to drop, counted exactly once |
 //! | [`commits`] | what an apply, a restart and a foreign pin do |
 //! | [`differential`] | random frames through the kernel's programs and through user space's |
+//! | [`expiry`] | connections in the tables: walked, expired, deleted |
 //! | [`next_hops`] | the agent's half: slots, requests, what waits, what is cut, announcements |
 //! | [`verifier`] | the programs' size as the verifier sees it |
 //!
@@ -20,6 +21,7 @@ mod answers;
 mod commits;
 mod differential;
 mod drops;
+mod expiry;
 mod flooding;
 mod forwarding;
 mod frames;

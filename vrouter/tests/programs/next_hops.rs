@@ -10,8 +10,8 @@ use std::{
 };
 
 use vrouter::{
-    agent::next_hops::{
-        NextHops, NextHopsStatus, Outside,
+    agent::external::{
+        External as NextHops, NextHopsStatus, Outside,
         slots::{FlowTables, Search, Slots},
         upcall::{Held, Message},
         worker::Worker,
@@ -322,10 +322,11 @@ fn image() -> Image {
         vni: VNI,
         mtu: 1500,
         mac: ROUTER_MAC,
-        flags: LEG_EXTERNAL,
+        flags: LEG_EXTERNAL | LEG_OWNED,
         v4: ip("203.0.113.10"),
         v6: ip("2001:db8::10"),
         snat_blocks: 0,
+        tunnel_mac: [0; 6],
         zero: 0,
     };
     image.router_legs.insert(RouterLegKey { router: Scoped::new(0, ROUTER), network: NETWORK }, leg);
@@ -343,7 +344,7 @@ fn image() -> Image {
 fn outside(ifindex: u32) -> Arc<Outside> {
     let mut commit = Commit::default();
     commit.externals[0] = External { ifindex, vni: VNI, flags: 0 };
-    Arc::new(Outside::of(&image(), &commit))
+    Arc::new(Outside::of(&image(), &commit, &BTreeSet::new()))
 }
 
 fn with_lab(test: impl FnOnce(&mut Lab) + Send + 'static) {
@@ -356,8 +357,8 @@ fn with_lab(test: impl FnOnce(&mut Lab) + Send + 'static) {
         let (external, port_ifindex) =
             (world.ifindex(topology::UPLINK), world.ifindex(topology::INTERFACES[0]));
         assert_ne!(external, port_ifindex);
-        let worker =
-            Worker::open(world.pins(), outside(external), Arc::new(|_| {})).expect("a worker opens its pins");
+        let worker = Worker::open(world.pins(), outside(external), Arc::new(|_| {}), Default::default())
+            .expect("a worker opens its pins");
         let mut lab = Lab {
             worker,
             maps: &maps,

@@ -117,6 +117,7 @@ pub fn underlay(ifindexes: &BTreeMap<&'static str, u32>) -> BTreeMap<u32, Underl
 /// The topology.
 pub fn image(ifindexes: &BTreeMap<&'static str, u32>) -> Image {
     let mut builder = Builder { image: Image::default(), ifindexes };
+    builder.image.allow_all(0, 0);
     for network in NETWORKS {
         let mtu = mtu(network);
         builder.image.networks.insert(
@@ -235,6 +236,7 @@ impl Builder<'_> {
                 v4,
                 v6,
                 snat_blocks: 0,
+                tunnel_mac: [0; 6],
                 zero: 0,
             },
         );

@@ -14,7 +14,7 @@ fn the_verifier_accepts_every_program_with_room_to_spare() {
         let programs = data_path::programs(&pins);
         pins.discard().expect("pins");
         data_path.expect("the programs load");
-        assert_eq!(programs.len(), 5, "{programs:?}");
+        assert_eq!(programs.len(), 8, "{programs:?}");
         for (name, _, instructions) in programs {
             let instructions = instructions.expect("a kernel that tells (5.16)");
             println!("{name}: {instructions} instructions verified");

@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use aya::maps::{MapData, RingBuf};
+use tokio::sync::watch;
 use vrouter_common::{
     flow::{EXIT_EXTERNAL, EXIT_PORT, EXIT_TUNNEL, Flow},
     tables::{HOP_FAILED, HOP_RESOLVED, HOP_USED, Hop, Underlay},
@@ -63,6 +64,8 @@ const STATUS_INTERVAL: Duration = Duration::from_millis(250);
 /// Everything the thread owns.
 pub struct Worker {
     ring: Option<RingBuf<MapData>>,
+    /// Networks on which addresses moved, until the agent has taken note.
+    moved: watch::Sender<BTreeSet<u32>>,
     clock: Clock,
     /// Read at the beginning of each turn.
     ticks: Ticks,
@@ -90,7 +93,12 @@ pub struct Worker {
 impl Worker {
     /// Opens the pins and the sockets, in the network namespace of the calling thread. `outside`: what is in
     /// force already. It is not announced: that is for what is wanted.
-    pub fn open(pins: &Pins, outside: Arc<Outside>, publisher: Tell) -> Result<Self> {
+    pub fn open(
+        pins: &Pins,
+        outside: Arc<Outside>,
+        publisher: Tell,
+        moved: watch::Sender<BTreeSet<u32>>,
+    ) -> Result<Self> {
         let maps = pins.maps();
         let path = maps.join("UPCALLS");
         let ring = MapData::from_pin(&path)
@@ -101,6 +109,7 @@ impl Worker {
         let ticks = clock.read()?;
         Ok(Self {
             ring: Some(ring),
+            moved,
             clock,
             ticks,
             slots: Slots::open(&maps)?,
@@ -199,6 +208,9 @@ impl Worker {
                 Some((_, seen)) => self.settle(index, seen, now),
                 None => {}
             },
+            Message::Moved(network) => self.moved.send_modify(|networks| {
+                networks.insert(network);
+            }),
             Message::Wait(held) => {
                 if self.taken.take(now) {
                     self.arrive(held, now);

@@ -2,7 +2,7 @@
 //! cut, and announcements of this node's addresses.
 //!
 //! A thread of its own, so that a packet that waits does not wait for a topology that is being compiled, nor
-//! the other way round. It is told what is in force ([`NextHops::follow`]) and tells how it is
+//! the other way round. It is told what is in force ([`External::follow`]) and tells how it is
 //! ([`NextHopsStatus`]); nothing else is shared. Whatever happens to it, packets to resolved next hops go on.
 //!
 //! | module | does |
@@ -31,7 +31,7 @@ mod status;
 pub mod upcall;
 pub mod worker;
 
-use std::{sync::Arc, thread::JoinHandle, time::Instant};
+use std::{collections::BTreeSet, sync::Arc, thread::JoinHandle, time::Instant};
 
 use anyhow::{Context, Result, anyhow};
 use aya::maps::{MapData, RingBuf};
@@ -51,28 +51,30 @@ use crate::data_path::Pins;
 pub type Tell = Arc<dyn Fn(&NextHopsStatus) + Send + Sync>;
 
 /// The thread, from outside.
-pub struct NextHops {
+pub struct External {
     pins: Pins,
     /// What is in force; what was found at the start is not announced, and not sent.
     outside: Option<Arc<Outside>>,
     wanted: watch::Sender<Arc<Outside>>,
+    moved: watch::Sender<BTreeSet<u32>>,
     tell: Tell,
     thread: Option<JoinHandle<()>>,
 }
 
-impl NextHops {
+impl External {
     /// Starts it. `found`: what earlier agents left in force.
     pub fn start(pins: &Pins, found: Outside, tell: Tell) -> Result<Self> {
         let found = Arc::new(found);
-        let mut next_hops = Self {
+        let mut external = Self {
             pins: pins.clone(),
             outside: None,
             wanted: watch::Sender::new(found.clone()),
+            moved: watch::Sender::default(),
             tell,
             thread: None,
         };
-        next_hops.spawn(found)?;
-        Ok(next_hops)
+        external.spawn(found)?;
+        Ok(external)
     }
 
     /// Another topology is in force, or the same by another agent: what is new here is announced.
@@ -83,6 +85,11 @@ impl NextHops {
         let outside = Arc::new(outside);
         self.outside = Some(outside.clone());
         self.wanted.send_replace(outside);
+    }
+
+    /// Tells of networks on which an address is claimed by somebody else than before.
+    pub fn moves(&self) -> Moves {
+        Moves { all: self.moved.clone(), seen: self.moved.subscribe() }
     }
 
     /// Starts the thread again should it have ended, which is a defect: all it knew is in the maps.
@@ -96,17 +103,32 @@ impl NextHops {
     }
 
     fn spawn(&mut self, outside: Arc<Outside>) -> Result<()> {
-        let mut worker = Worker::open(&self.pins, outside, self.tell.clone())?;
+        let mut worker = Worker::open(&self.pins, outside, self.tell.clone(), self.moved.clone())?;
         let ring = worker.take_ring().context("the ring buffer was taken")?;
         let wanted = self.wanted.subscribe();
         // It inherits the network namespace.
-        let thread = std::thread::Builder::new().name("vr-next-hops".to_owned()).spawn(move || {
+        let thread = std::thread::Builder::new().name("vr-external".to_owned()).spawn(move || {
             if let Err(error) = run(worker, ring, wanted) {
                 tracing::error!("external networks: {error:#}");
             }
         });
         self.thread = Some(thread.map_err(|error| anyhow!("cannot start a thread: {error}"))?);
         Ok(())
+    }
+}
+
+/// Where addresses moved.
+pub struct Moves {
+    all: watch::Sender<BTreeSet<u32>>,
+    seen: watch::Receiver<BTreeSet<u32>>,
+}
+
+impl Moves {
+    /// The networks, as soon as there is one.
+    pub async fn next(&mut self) -> BTreeSet<u32> {
+        // The sender is in `self`.
+        let _ = self.seen.wait_for(|networks| !networks.is_empty()).await;
+        self.all.send_replace(BTreeSet::new())
     }
 }
 

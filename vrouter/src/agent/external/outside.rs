@@ -1,12 +1,15 @@
 //! What of the topology matters here: this node's interfaces on external networks, who its routers are there,
 //! and which addresses it answers for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use vrouter_common::{
-    addr::Ip,
+    addr::{Be16, Ip},
     memory::Image,
-    tables::{Commit, NETWORK_EXTERNAL, PLACE_EVERYWHERE, RouterLeg, STATION_FLOATING, STATION_ROUTER},
+    tables::{
+        Commit, LEG_OWNED, NETWORK_EXTERNAL, NatKey, PLACE_EVERYWHERE, PLACE_LEARNED, RouterLeg,
+        STATION_FLOATING, STATION_ROUTER,
+    },
 };
 
 /// An address of an external network: network number and address.
@@ -33,7 +36,8 @@ pub struct Outside {
 
 impl Outside {
     /// Picks it out.
-    pub fn of(image: &Image, commit: &Commit) -> Self {
+    /// `held`: addresses of ports bound nowhere that workloads of this node claim, by network number.
+    pub fn of(image: &Image, commit: &Commit, held: &BTreeSet<Address>) -> Self {
         let external = image.networks.iter().filter(|(_, network)| network.flags & NETWORK_EXTERNAL != 0);
         let interfaces: BTreeMap<u32, u32> = external
             .filter_map(|(key, network)| Some((key.network.id(), commit.external(network.vni)?.ifindex)))
@@ -47,8 +51,15 @@ impl Outside {
         let owned = image
             .addresses
             .iter()
-            .filter(|(_, station)| {
-                station.place == PLACE_EVERYWHERE && matches!(station.kind, STATION_ROUTER | STATION_FLOATING)
+            .filter(|(key, station)| match station.place {
+                PLACE_EVERYWHERE => matches!(station.kind, STATION_ROUTER | STATION_FLOATING),
+                PLACE_LEARNED => {
+                    let port = Be16::new(0);
+                    let nat = NatKey { network: key.network, ip: key.ip, port, proto: 0, zero: 0 };
+                    let nat = image.nat.get(&nat);
+                    nat.is_some_and(|nat| held.contains(&(nat.inside_network, nat.inside)))
+                }
+                _ => false,
             })
             .filter_map(|(key, station)| {
                 let network = key.network.id();
@@ -70,10 +81,11 @@ impl Outside {
     pub fn asker(&self, network: u32, router: u32, target: Ip) -> Option<([u8; 6], Ip)> {
         let others = || self.legs.range((network, 0)..=(network, u32::MAX)).map(|(_, leg)| leg).next();
         let leg = self.legs.get(&(network, router)).or_else(others)?;
+        // As the data path asks: nobody may learn an address from it that another node answers for.
         let source = match target.is_v4() {
-            true => leg.v4,
-            false if leg.v6 == Ip::UNSPECIFIED => Ip::link_local_of(leg.mac),
-            false => leg.v6,
+            true if leg.flags & LEG_OWNED != 0 => leg.v4,
+            true => Ip::V4_UNSPECIFIED,
+            false => Ip::link_local_of(leg.mac),
         };
         Some((leg.mac, source))
     }
@@ -117,6 +129,7 @@ pub mod tests {
                 v4: ip("203.0.113.10"),
                 v6: ip("2001:db8::10"),
                 snat_blocks: 0,
+                tunnel_mac: [0; 6],
                 zero: 0,
             };
             image.router_legs.insert(RouterLegKey { router: Scoped::new(0, ROUTER), network }, leg);
@@ -141,7 +154,7 @@ pub mod tests {
 
     #[test]
     fn only_what_this_node_answers_for_on_its_own_interfaces_is_owned() {
-        let outside = Outside::of(&image(), &commit(9));
+        let outside = Outside::of(&image(), &commit(9), &BTreeSet::new());
         let owned: Vec<_> =
             outside.owned().iter().map(|(&(network, ip), owned)| (network, ip, *owned)).collect();
         let of = |router| Owned { mac: MAC, ifindex: 9, router };
@@ -157,17 +170,17 @@ pub mod tests {
 
     #[test]
     fn requests_come_from_the_router_that_asked_or_another() {
-        let outside = Outside::of(&image(), &commit(9));
+        let outside = Outside::of(&image(), &commit(9), &BTreeSet::new());
         let (v4, v6) = (ip("203.0.113.1"), ip("2001:db8::1"));
-        assert_eq!(outside.asker(NETWORK, ROUTER, v4), Some((MAC, ip("203.0.113.10"))));
-        assert_eq!(outside.asker(NETWORK, ROUTER, v6), Some((MAC, ip("2001:db8::10"))));
-        assert_eq!(outside.asker(NETWORK, 77, v4), Some((MAC, ip("203.0.113.10"))), "that router is gone");
-        assert_eq!(outside.asker(6, ROUTER, v4), None, "not external");
+        assert_eq!(outside.asker(NETWORK, ROUTER, v4), Some((MAC, Ip::V4_UNSPECIFIED)), "another node's");
+        assert_eq!(outside.asker(NETWORK, ROUTER, v6), Some((MAC, Ip::link_local_of(MAC))));
         let mut image = image();
         for leg in image.router_legs.values_mut() {
-            leg.v6 = Ip::UNSPECIFIED;
+            leg.flags |= LEG_OWNED;
         }
-        let outside = Outside::of(&image, &commit(9));
-        assert_eq!(outside.asker(NETWORK, ROUTER, v6), Some((MAC, Ip::link_local_of(MAC))));
+        let outside = Outside::of(&image, &commit(9), &BTreeSet::new());
+        assert_eq!(outside.asker(NETWORK, ROUTER, v4), Some((MAC, ip("203.0.113.10"))));
+        assert_eq!(outside.asker(NETWORK, 77, v4), Some((MAC, ip("203.0.113.10"))), "that router is gone");
+        assert_eq!(outside.asker(6, ROUTER, v4), None, "not external");
     }
 }

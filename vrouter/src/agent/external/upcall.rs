@@ -1,7 +1,7 @@
 //! What the data path hands over: a record of the ring buffer, and the packet in it.
 
 use vrouter_common::{
-    tables::{UPCALL_FRAGMENT, UPCALL_FRAME_MAX, UPCALL_RESOLVED, UPCALL_WAIT, Upcall},
+    tables::{UPCALL_FRAGMENT, UPCALL_FRAME_MAX, UPCALL_MOVED, UPCALL_RESOLVED, UPCALL_WAIT, Upcall},
     wire::{ETH_LEN, OUTER_LEN},
 };
 
@@ -30,6 +30,8 @@ pub enum Message {
     Fragment(Held),
     /// A next hop answered.
     Resolved(u32),
+    /// On a network of this number an address is claimed by somebody else than before.
+    Moved(u32),
 }
 
 /// Reads a record; `None`: it is none of ours.
@@ -39,6 +41,9 @@ pub fn read(record: &[u8]) -> Option<Message> {
     let upcall = unsafe { std::ptr::read_unaligned(head.as_ptr().cast::<Upcall>()) };
     if upcall.kind == UPCALL_RESOLVED {
         return Some(Message::Resolved(upcall.hop));
+    }
+    if upcall.kind == UPCALL_MOVED {
+        return Some(Message::Moved(upcall.hop));
     }
     let (len, at) = (upcall.len as usize, upcall.at as usize);
     if len > UPCALL_FRAME_MAX || !matches!(at, 0 | OUTER_LEN) || len < at + ETH_LEN {

@@ -8,6 +8,7 @@ use vrouter_common::{
     flow::{EXIT_PORT, Flow},
     memory::{MemoryPacket, MemoryTables},
     parse::{self, Depth, Headers, Parsed},
+    plan::Ingress,
     reason::DropReason,
     tables::{Hop, UNDERLAY_RESOLVED, UNDERLAY_ROUTED, Underlay},
     tunnel,
@@ -85,13 +86,15 @@ fn render(held: &Held, way: &Way) -> Result<Vec<u8>, DropReason> {
         Way::Port(_) | Way::Tunnel(_) => flow.out_macs,
     };
     let headers = headers(&held.frame, held.upcall.at as usize)?;
-    let ethertype = if headers.v6 { ETHERTYPE_IPV6 } else { ETHERTYPE_IPV4 };
+    let ingress = Ingress { at: held.upcall.at as usize, ..Ingress::default() };
     // As if for a port: where it leaves is up to `output`, which may have fragments to send.
     let flow = Flow { exit: EXIT_PORT, target: 0, out_macs, ..*flow };
     let mut packet = MemoryPacket::new(&held.frame);
-    match apply::apply(&mut packet, &MemoryTables::default(), &flow, held.tunnelled(), ethertype, Hook::Tc)? {
-        Exit::Interface(_) => {}
-        Exit::Neighbour { .. } | Exit::NextHook => return Err(DropReason::Internal),
+    let shape = apply::Shape::new(&headers, &ingress);
+    match apply::apply(&mut packet, &MemoryTables::default(), &flow, &shape, Hook::Tc) {
+        Some(Ok(Exit::Interface(_))) => {}
+        Some(Err(reason)) => return Err(reason),
+        Some(Ok(Exit::Neighbour { .. } | Exit::NextHook)) | None => return Err(DropReason::Internal),
     }
     let mut frame = packet.to_vec();
     frame.truncate(ETH_LEN + usize::from(headers.l3_len));

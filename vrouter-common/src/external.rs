@@ -1,0 +1,366 @@
+//! External networks: what comes in from one, and how it is left by (behaviours N1, N2, R5).
+//!
+//! Reads: stations, translations, next hops. Writes: [`Plan`]. Drops: `arp_malformed`, `nd_malformed`,
+//! `tunnel_misdelivered`, `ttl_exceeded`, `too_big`, `external_absent`, `next_hop_*`.
+//!
+//! An external network reaches a node by its interface there, or, for addresses this node translates, by a
+//! tunnel from the node that received the packet (which has lowered its TTL). This node's addresses on it are
+//! the floating IPs of its ports and the routers' addresses it owns; it answers for no other, and leaves
+//! everything else to the kernel.
+
+use crate::{
+    addr::{Be16, Be32, Ip, Macs},
+    answer::{self, Refusal},
+    deliver::tunnel_to,
+    flow::{EXIT_EXTERNAL, FLOW_FRAMES, Tuple},
+    nat,
+    packet::{Packet, View},
+    parse::{Headers, Quoted},
+    plan::{self, Decision, Ingress, Plan},
+    reason::{DropReason, Event},
+    route,
+    tables::*,
+    wire::*,
+};
+
+/// Decides a packet from an external network.
+#[inline(always)]
+pub fn enter<P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
+    ingress: &Ingress,
+    network: u32,
+    headers: &Headers,
+    quoted: &Quoted,
+    plan: &mut Plan,
+) -> Result<Decision, DropReason> {
+    let bank = plan.bank;
+    if !ingress.tunnelled() {
+        if headers.arp {
+            return arp(packet, tables, bank, network, headers, plan);
+        }
+        if headers.is_neighbour_discovery() {
+            return neighbour(packet, tables, bank, network, headers, plan);
+        }
+    }
+    let station = match tables.fdb(&FdbKey::new(bank, network, headers.macs.dst())) {
+        Some(station) if station.kind == STATION_ROUTER && !headers.arp => station,
+        _ if ingress.tunnelled() => return Err(DropReason::TunnelMisdelivered),
+        _ => return Ok(Decision::Pass),
+    };
+    plan.flow.in_macs = headers.macs;
+    plan.flow.in_vtep = ingress.vtep;
+    let mut router = station.owner;
+    if plan.follows() {
+        plan.tuple.dst = plan.known.dst;
+        plan.tuple.dport = plan.known.dport;
+    } else if headers.is_icmp_error() {
+        // About a connection of another node, or of nobody.
+        let about = if quoted.known { quoted.tuple.reversed() } else { headers.tuple() };
+        if let Some(way) = elsewhere(tables, bank, network, &about) {
+            return pass_on(packet, tables, ingress, router, network, headers, way, plan);
+        }
+    } else {
+        if let Some(nat) = nat::inside(tables, bank, network, &plan.tuple) {
+            let node = holder(tables, nat);
+            if node != 0 {
+                let way = SnatOwner { node, mac: nat.mac, zero: 0 };
+                return pass_on(packet, tables, ingress, router, network, headers, way, plan);
+            }
+            router = nat.router;
+            nat::destination(nat, plan);
+        } else if let Some(way) = owner(tables, bank, network, &plan.tuple) {
+            return pass_on(packet, tables, ingress, router, network, headers, way, plan);
+        }
+    }
+    route::route(network, router, headers, plan, ingress.tunnelled())
+}
+
+/// The node that an outside tuple belongs to, if it is another.
+#[inline(always)]
+fn elsewhere<T: Tables>(tables: &T, bank: u32, network: u32, outside: &Tuple) -> Option<SnatOwner> {
+    match nat::inside(tables, bank, network, outside) {
+        Some(nat) => {
+            let node = holder(tables, nat);
+            if node != 0 { Some(SnatOwner { node, mac: nat.mac, zero: 0 }) } else { None }
+        }
+        None => owner(tables, bank, network, outside),
+    }
+}
+
+/// The other node that translates an address; 0: this one.
+#[inline(always)]
+fn holder<T: Tables>(tables: &T, nat: &Nat) -> u32 {
+    if nat.node != NODE_LEARNED {
+        return nat.node;
+    }
+    match tables.learned(&LearnedKey { network: nat.inside_network, ip: nat.inside }) {
+        Some(learned) if learned.station.place == PLACE_REMOTE => learned.station.at,
+        _ => 0,
+    }
+}
+
+/// Whether this node answers for an address.
+#[inline(always)]
+fn answers<T: Tables>(tables: &T, bank: u32, network: u32, station: &Station, ip: Ip) -> bool {
+    if station.place != PLACE_LEARNED {
+        return station.place == PLACE_EVERYWHERE;
+    }
+    let key = NatKey { network: Scoped::new(bank, network), ip, port: Be16::new(0), proto: 0, zero: 0 };
+    let Some(nat) = tables.nat(&key) else { return false };
+    match tables.learned(&LearnedKey { network: nat.inside_network, ip: nat.inside }) {
+        Some(learned) => matches!(learned.station.place, PLACE_LOCAL | PLACE_LOCAL_FRAMES),
+        None => false,
+    }
+}
+
+/// The other node that has the port of a router's address.
+#[inline(always)]
+fn owner<T: Tables>(tables: &T, bank: u32, network: u32, outside: &Tuple) -> Option<SnatOwner> {
+    let port = match outside.proto {
+        PROTO_TCP | PROTO_UDP => outside.dport,
+        PROTO_ICMP if outside.dport == Be16::new((ICMP_ECHO_REPLY as u16) << 8) => outside.sport,
+        _ => return None,
+    };
+    if !outside.dst.is_v4() {
+        return None;
+    }
+    let key = SnatOwnerKey {
+        network: Scoped::new(bank, network),
+        ip: outside.dst.as_v4(),
+        block: port.get() as u32 / SNAT_BLOCK,
+    };
+    tables.snat_owner(&key).copied()
+}
+
+/// Passes a packet on, as it is, to the node that translates it. Nothing is remembered: a gateway keeps no
+/// connections.
+#[inline(always)]
+fn pass_on<P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
+    ingress: &Ingress,
+    router: u32,
+    network: u32,
+    headers: &Headers,
+    way: SnatOwner,
+    plan: &mut Plan,
+) -> Result<Decision, DropReason> {
+    if ingress.tunnelled() {
+        // Two nodes that do not agree on whose it is.
+        return Err(DropReason::TunnelMisdelivered);
+    }
+    let key = RouterLegKey { router: Scoped::new(plan.bank, router), network };
+    let leg = tables.router_leg(&key).ok_or(DropReason::RouterDetached)?;
+    if headers.ttl <= 1 {
+        return answer::refuse(headers, leg, Refusal::TimeExceeded, DropReason::TtlExceeded, plan);
+    }
+    if plan::segment_len(packet, headers) > plan.commit.overlay_mtu {
+        if headers.dont_fragment {
+            let refusal = Refusal::TooBig(plan.commit.overlay_mtu);
+            return answer::refuse(headers, leg, refusal, DropReason::TooBig, plan);
+        }
+        plan.too_big = true;
+    }
+    plan.flow.hops = 1;
+    plan.flow.out_macs = Macs::new(way.mac, leg.mac);
+    plan.flow.network_out = network;
+    plan.flow.mtu =
+        if plan.commit.overlay_mtu > u16::MAX as u32 { u16::MAX } else { plan.commit.overlay_mtu as u16 };
+    let hash = headers.tuple_hash();
+    tunnel_to(tables, hash, way.node, ingress.zone, plan);
+    Ok(Decision::ForwardOnce)
+}
+
+/// Where a packet that leaves a router goes on an external network.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// Into a router of this node: [`Plan::at_router`].
+    Router,
+    /// To another node, where a router translates: [`Plan::way_node`], [`Plan::way_mac`],
+    /// [`Plan::at_router`].
+    Node,
+    /// To a next hop outside.
+    Outside,
+    /// Nowhere: the floating IP's port is bound to no node.
+    Nowhere,
+}
+
+/// Finds it.
+#[inline(always)]
+pub fn way<T: Tables>(tables: &T, network: u32, nexthop: Ip, plan: &mut Plan) -> Way {
+    let Some(station) = tables.address(&AddressKey::new(plan.bank, network, nexthop)) else {
+        return Way::Outside;
+    };
+    plan.at_router = station.owner;
+    plan.way_node = station.at;
+    plan.way_mac = station.mac;
+    if nexthop == plan.tuple.dst {
+        // What follows a connection is translated already, but goes to who has the port all the same.
+        if !plan.follows()
+            && let Some(nat) = nat::inside(tables, plan.bank, network, &plan.tuple)
+        {
+            plan.at_router = nat.router;
+            let node = holder(tables, nat);
+            if node != 0 {
+                plan.way_node = node;
+                plan.way_mac = nat.mac;
+                return Way::Node;
+            }
+            nat::destination(nat, plan);
+            return Way::Router;
+        }
+        if let Some(owner) = owner(tables, plan.bank, network, &plan.tuple) {
+            plan.way_node = owner.node;
+            plan.way_mac = owner.mac;
+            return Way::Node;
+        }
+    }
+    match station.place {
+        PLACE_EVERYWHERE => Way::Router,
+        PLACE_REMOTE => Way::Node,
+        _ => Way::Nowhere,
+    }
+}
+
+/// Fills in the exit to a next hop outside, or says why there is none.
+#[inline(always)]
+pub fn leave<T: Tables>(
+    tables: &T,
+    network: u32,
+    router: u32,
+    leg: &RouterLeg,
+    nexthop: Ip,
+    plan: &mut Plan,
+) -> Option<DropReason> {
+    let Some(&external) = plan.commit.external(leg.vni) else {
+        return Some(DropReason::ExternalAbsent);
+    };
+    let key = HopKey { network, ip: nexthop };
+    let index = match tables.hop_index(&key) {
+        Some(index) => index,
+        None => {
+            let hop = Hop {
+                flags: HOP_USED,
+                ifindex: external.ifindex,
+                network,
+                ip: nexthop,
+                router,
+                confirmed: tables.now(),
+                ..Hop::default()
+            };
+            match tables.new_hop(&key, &hop) {
+                Some(index) => index,
+                None => return Some(DropReason::HopTableFull),
+            }
+        }
+    };
+    let Some(hop) = tables.hop(index) else {
+        return Some(DropReason::HopTableFull);
+    };
+    if hop.flags & HOP_FAILED != 0 {
+        return Some(DropReason::HopUnanswered);
+    }
+    plan.flow.exit = EXIT_EXTERNAL;
+    plan.flow.target = index;
+    plan.flow.out_macs = Macs::new([0; 6], leg.mac);
+    plan.unresolved = hop.flags & HOP_RESOLVED == 0;
+    plan.leaves_on = network;
+    plan.leaves_by = router;
+    if external.flags & EXTERNAL_FRAMES != 0 {
+        plan.flow.flags |= FLOW_FRAMES;
+    }
+    None
+}
+
+/// ARP from outside: requests for this node's addresses are answered, and who speaks is remembered if it is
+/// a next hop.
+#[inline(always)]
+fn arp<P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
+    bank: u32,
+    network: u32,
+    headers: &Headers,
+    plan: &mut Plan,
+) -> Result<Decision, DropReason> {
+    let arp = packet.view(ETH_LEN, ARP_LEN).ok_or(DropReason::ArpMalformed)?;
+    if arp.be32(0) != Be32::new(0x0001_0800) || arp.be16(4) != Be16::new(0x0604) {
+        return Ok(Decision::Pass);
+    }
+    let sender = Ip::v4(arp.be32(14));
+    let target = Ip::v4(arp.be32(24));
+    // RFC 826's order; nobody may speak for an address of ours.
+    let ours = tables.address(&AddressKey::new(bank, network, sender)).is_some();
+    if arp.mac(8) == headers.macs.src() && !ours {
+        learn(tables, network, sender, arp.mac(8), plan);
+    }
+    if arp.be16(6) == Be16::new(1)
+        && let Some(station) = tables.address(&AddressKey::new(bank, network, target))
+        && answers(tables, bank, network, station, target)
+    {
+        plan.answer.kind = plan::ARP_REPLY;
+        plan.answer.mac = station.mac;
+        plan.answer.source = target;
+        return Ok(Decision::Answer);
+    }
+    Ok(Decision::Pass)
+}
+
+#[inline(always)]
+fn learn<T: Tables>(tables: &T, network: u32, ip: Ip, mac: [u8; 6], plan: &mut Plan) {
+    if mac[0] & 1 == 0
+        && let Some(index) = tables.hop_index(&HopKey { network, ip })
+        && tables.learn(index, mac)
+    {
+        tables.count(Event::HopResolved);
+        plan.flow.target = index;
+        // Whoever waits for it can go.
+        plan.unresolved = true;
+    }
+}
+
+/// Neighbour discovery from outside (RFC 4861).
+#[inline(always)]
+fn neighbour<P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
+    bank: u32,
+    network: u32,
+    headers: &Headers,
+    plan: &mut Plan,
+) -> Result<Decision, DropReason> {
+    let kind = (headers.dport.get() >> 8) as u8;
+    let len = headers.l4_len();
+    if !matches!(kind, ND_NEIGHBOR_SOLICIT | ND_NEIGHBOR_ADVERT) {
+        return Ok(Decision::Pass);
+    }
+    if headers.ttl != 255 || headers.fragment || headers.dport.get() & 0xff != 0 || len < 24 {
+        return Err(DropReason::NdMalformed);
+    }
+    let nd = packet.view(headers.l4(), 24).ok_or(DropReason::NdMalformed)?;
+    let target = nd.ip6(8);
+    let who = if kind == ND_NEIGHBOR_ADVERT { target } else { headers.src };
+    let ours = tables.address(&AddressKey::new(bank, network, who)).is_some();
+    // Its address is in an option, which is the first in all that anybody sends, and is who sent the frame.
+    if !ours
+        && len >= 32
+        && let Some(option) = packet.view(headers.l4() + 24, 8)
+        && matches!(option.u8(0), 1 | 2)
+        && option.u8(1) == 1
+        && option.mac(2) == headers.macs.src()
+    {
+        learn(tables, network, who, headers.macs.src(), plan);
+    }
+    if kind == ND_NEIGHBOR_SOLICIT
+        && let Some(station) = tables.address(&AddressKey::new(bank, network, target))
+        && answers(tables, bank, network, station, target)
+    {
+        plan.answer.kind = plan::ND_ADVERT;
+        plan.answer.mac = station.mac;
+        plan.answer.router = 1;
+        plan.answer.source = target;
+        return Ok(Decision::Answer);
+    }
+    Ok(Decision::Pass)
+}
