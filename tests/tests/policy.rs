@@ -133,6 +133,8 @@ fn assert_through(lab: &Lab, cases: &[(&str, &str, &[Way])], expected: bool) {
 
 /// P1: nothing comes in that no rule lets in; answers and related errors do.
 fn p1_default_deny_and_stateful(lab: &Lab) {
+    // An error about a connection does not wait for its next hop: let the neighbours be known.
+    assert_through(lab, &[("outside1", OF_VM5, &[Tcp(7)])], true);
     let everything = &[Udp(7), Tcp(7), Ping, Udp(CLOSED), Tcp(CLOSED)][..];
     assert_through(
         lab,
