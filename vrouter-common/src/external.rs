@@ -119,7 +119,13 @@ fn answers<T: Tables>(tables: &T, bank: u32, network: u32, station: &Station, ip
 #[inline(always)]
 pub fn leads_on<T: Tables>(tables: &T, network: u32, plan: &Plan) -> bool {
     !plan.follows() && nat::inside(tables, plan.bank, network, &plan.tuple).is_some()
-        || owner(tables, plan.bank, network, &plan.tuple).is_some()
+        || owner(tables, plan.bank, network, &outside(plan)).is_some()
+}
+
+/// The packet's tuple outside; of an ICMP error, that of the connection it is about, in its direction.
+#[inline(always)]
+fn outside(plan: &Plan) -> Tuple {
+    if plan.role == plan::ROLE_RELATED { plan.known.translated(&plan.known_key) } else { plan.tuple }
 }
 
 /// The other node that has the port of a router's address.
@@ -218,7 +224,7 @@ pub fn way<T: Tables>(tables: &T, network: u32, nexthop: Ip, plan: &mut Plan) ->
             nat::destination(nat, plan);
             return Way::Router;
         }
-        if let Some(owner) = owner(tables, plan.bank, network, &plan.tuple) {
+        if let Some(owner) = owner(tables, plan.bank, network, &outside(plan)) {
             plan.way_node = owner.node;
             plan.way_mac = owner.mac;
             return Way::Node;
