@@ -3,9 +3,11 @@
 mod cache;
 mod fixture;
 mod l2;
+mod nat;
 mod property;
 mod router;
 mod routing;
 mod spoof;
 mod tunnel;
 mod unusual;
+mod world;
