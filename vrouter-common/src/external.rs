@@ -12,7 +12,7 @@ use crate::{
     addr::{Be16, Be32, Ip, Macs},
     answer::{self, Refusal},
     deliver::tunnel_to,
-    flow::{EXIT_EXTERNAL, FLOW_FRAMES, Tuple},
+    flow::{EXIT_EXTERNAL, FLOW_FRAMES, FROM_NETWORK, Tuple},
     nat,
     packet::{Packet, View},
     parse::{Headers, Quoted},
@@ -143,6 +143,18 @@ fn pass_on<P: Packet, T: Tables>(
     Ok(Decision::ForwardOnce)
 }
 
+/// The external network by which a packet that follows a connection leaves again for the router's own address:
+/// that of another node, which has the port.
+#[inline(always)]
+pub fn shared_with<T: Tables>(tables: &T, router: u32, plan: &Plan) -> Option<u32> {
+    if !plan.follows() || plan.known.peer_from != FROM_NETWORK {
+        return None;
+    }
+    let network = tables.vni(&VniKey { vni: Scoped::new(plan.bank, plan.known.peer_zone) })?;
+    let leg = tables.router_leg(&RouterLegKey { router: Scoped::new(plan.bank, router), network })?;
+    if leg.flags & LEG_EXTERNAL != 0 { Some(network) } else { None }
+}
+
 /// Where a packet that leaves a router goes on an external network.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Way {
@@ -166,21 +178,30 @@ pub fn way<T: Tables>(tables: &T, network: u32, nexthop: Ip, plan: &mut Plan) ->
     plan.at_router = station.owner;
     plan.way_node = station.at;
     plan.way_mac = station.mac;
-    if nexthop == plan.tuple.dst && !plan.follows() {
-        if let Some(nat) = nat::inside(tables, plan.bank, network, &plan.tuple) {
-            plan.at_router = nat.router;
-            if nat.node != 0 {
+    if nexthop == plan.tuple.dst {
+        // What follows a connection goes where that one's own packets go.
+        let follows = plan.follows();
+        let outside = if follows { plan.known.translated(&plan.known_key) } else { plan.tuple };
+        match nat::inside(tables, plan.bank, network, &outside) {
+            Some(nat) if nat.node != 0 => {
+                plan.at_router = nat.router;
                 plan.way_node = nat.node;
                 plan.way_mac = nat.mac;
                 return Way::Node;
             }
-            nat::destination(nat, plan);
-            return Way::Router;
-        }
-        if let Some(owner) = owner(tables, plan.bank, network, &plan.tuple) {
-            plan.way_node = owner.node;
-            plan.way_mac = owner.mac;
-            return Way::Node;
+            Some(nat) if !follows => {
+                plan.at_router = nat.router;
+                nat::destination(nat, plan);
+                return Way::Router;
+            }
+            Some(_) => {}
+            None => {
+                if let Some(owner) = owner(tables, plan.bank, network, &outside) {
+                    plan.way_node = owner.node;
+                    plan.way_mac = owner.mac;
+                    return Way::Node;
+                }
+            }
         }
     }
     match station.place {

@@ -85,5 +85,8 @@ pub fn destination(nat: &Nat, plan: &mut Plan) {
     if nat.inside_port.get() != 0 {
         plan.tuple.dport = nat.inside_port;
     }
-    plan.flow.router = nat.router;
+    // Where replies are turned is the router that translated the source, if one did.
+    if plan.tuple.src == plan.known_key.src {
+        plan.flow.router = nat.router;
+    }
 }

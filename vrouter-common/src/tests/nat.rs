@@ -374,7 +374,7 @@ fn matrix(flags: u32, kinds: &[Kind]) {
         for &kind in kinds {
             for case in cases(f).into_iter().chain(forwardings(f, kind)) {
                 let run = Run { world: World::new(flags), case, kind, f };
-                let name = format!("{kind:?} {f:?} {:?} -> {} at {:?}", case.from, case.dst, case.to);
+                let name = format!("{kind:?} {f:?} {} -> {} at {}", case.from, case.dst, case.to);
                 let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run.run()));
                 if let Err(why) = outcome {
                     let why = why.downcast_ref::<String>().cloned().unwrap_or_default();

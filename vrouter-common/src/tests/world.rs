@@ -297,6 +297,15 @@ pub enum End {
     Outside,
 }
 
+impl core::fmt::Display for End {
+    fn fmt(&self, out: &mut core::fmt::Formatter) -> core::fmt::Result {
+        match self {
+            Self::Inside(host) => write!(out, "{} (node {})", host.ip(Family::V4), host.node + 1),
+            Self::Outside => write!(out, "outside"),
+        }
+    }
+}
+
 /// Where a frame ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Arrived {
