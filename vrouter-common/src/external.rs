@@ -12,11 +12,11 @@ use crate::{
     addr::{Be16, Be32, Ip, Macs},
     answer::{self, Refusal},
     deliver::tunnel_to,
-    flow::{EXIT_EXTERNAL, FLOW_FRAMES, FROM_NETWORK, Tuple},
+    flow::{EXIT_EXTERNAL, FLOW_FRAMES, FROM_NETWORK, ROLE_NONE, Tuple},
     nat,
     packet::{Packet, View},
     parse::{Headers, Quoted},
-    plan::{self, Decision, Ingress, Plan},
+    plan::{self, Decision, Ingress, KNOWN_NOWHERE, Plan},
     reason::{DropReason, Event},
     route,
     tables::*,
@@ -51,6 +51,11 @@ pub fn enter<P: Packet, T: Tables>(
     plan.flow.in_macs = headers.macs;
     plan.flow.in_vtep = ingress.vtep;
     let mut router = station.owner;
+    if !nat::holds(tables, network, plan) {
+        // Decided as if nothing were known of it.
+        plan.role = ROLE_NONE;
+        plan.known_in = KNOWN_NOWHERE;
+    }
     if plan.follows() {
         plan.tuple.dst = plan.known.dst;
         plan.tuple.dport = plan.known.dport;

@@ -90,8 +90,16 @@ fn look<T: Tables>(tables: &T, plan: &mut Plan) {
 fn forget<T: Tables>(tables: &T, plan: &mut Plan) {
     let peer = plan.known.peer_key(&plan.known_key);
     let table = table_of(plan.known_in);
+    let there = match table {
+        FlowTable::Flows => tables.flow(&peer),
+        FlowTable::Transient => tables.transient(&peer),
+    };
+    // If the other leg was evicted, its key may be another connection's by now.
+    let its_own = there.is_some_and(|there| there.peer_key(&peer) == plan.known_key);
     tables.remove(table, &plan.known_key);
-    tables.remove(table, &peer);
+    if its_own {
+        tables.remove(table, &peer);
+    }
     plan.known_in = KNOWN_NOWHERE;
 }
 
@@ -272,6 +280,11 @@ fn reply<T: Tables>(tables: &T, headers: &Headers, plan: &mut Plan) -> Result<()
         // Evicted; its next packet makes it again, and finds this leg.
         return Ok(());
     };
+    if original.peer_key(&plan.reply_key) != plan.key {
+        // Evicted and made again with another port: this leg is of the one before, and not answered by its
+        // replies.
+        return Ok(());
+    }
     plan.peer = *original;
     if !both(tables, plan) {
         return Err(DropReason::FlowTableFull);
