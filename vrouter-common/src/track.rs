@@ -530,8 +530,9 @@ fn claim_in<T: Tables>(tables: &T, table: FlowTable, key: &FlowKey, leg: &Flow) 
 }
 
 /// The reply's key is taken, and there is no port to choose. A remembered stateless decision gives way. What
-/// is left of this very connection (its own half was evicted) is taken over. Between two that both sent
-/// first there is nothing to reserve. Anything else is refused.
+/// is left of this very connection (its own half was evicted) is taken over, or stays if it is that of the
+/// other side, which spoke first. Between two that both sent first there is nothing to reserve. Anything else
+/// is refused.
 #[inline(always)]
 fn clash<T: Tables>(tables: &T, table: FlowTable, plan: &Plan) -> Result<bool, DropReason> {
     let there = match tables.flow(&plan.reply_key) {
@@ -541,7 +542,12 @@ fn clash<T: Tables>(tables: &T, table: FlowTable, plan: &Plan) -> Result<bool, D
     let replace = match there {
         None => true,
         Some(there) if there.role == ROLE_NONE => true,
-        Some(there) if there.role == ROLE_REPLY => there.peer_key(&plan.reply_key) == plan.key,
+        Some(there) if there.peer_key(&plan.reply_key) == plan.key => {
+            if there.role != ROLE_REPLY {
+                return Ok(true);
+            }
+            true
+        }
         Some(_) if plan.tuple == plan.key.tuple() => return Ok(true),
         Some(_) => false,
     };

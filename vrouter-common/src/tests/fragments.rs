@@ -184,7 +184,8 @@ fn r7_what_has_no_first_fragment_is_dropped() {
         dropped(&tables, &piece(f, 2, 40, 16, true), DropReason::FragmentUnmatched);
         let other = Pkt::udp(f, (1, 11), (2, 11)).l4(L4::Raw(47, vec![0; 16])).piece(1, 40, true).frame();
         dropped(&tables, &other, DropReason::FragmentUnmatched);
-        let mut elsewhere = Pkt::udp(f, (1, 16), (2, 11)).l4(L4::Raw(PROTO_UDP, vec![0; 16])).piece(1, 40, true);
+        let mut elsewhere =
+            Pkt::udp(f, (1, 16), (2, 11)).l4(L4::Raw(PROTO_UDP, vec![0; 16])).piece(1, 40, true);
         elsewhere.src = ip(f, 1, 11);
         let verdict = run(&tables, Entry::Port(WEB_OPEN), &elsewhere.frame());
         assert_eq!(verdict, Verdict::Dropped(DropReason::FragmentUnmatched), "another port's pieces");

@@ -197,7 +197,9 @@ fn assert_macs(read: &Read, from: End, to: End) {
         End::Inside(host) => {
             assert_eq!(read.dst_mac, host.mac());
             match from {
-                End::Inside(from) if from.network == host.network && read.src == from.ip(family(read.src)) => {
+                End::Inside(from)
+                    if from.network == host.network && read.src == from.ip(family(read.src)) =>
+                {
                     assert_eq!(read.src_mac, from.mac());
                 }
                 _ => assert_eq!(read.src_mac, router_mac(host.network, 1)),
@@ -446,9 +448,7 @@ fn n_partial_checksums_and_super_packets_stay_so_through_translation() {
                 for (gso_size, bytes) in [(0, 24), (1000, 24_000)] {
                     let payload = vec![0x5a; bytes];
                     let l4 = match kind {
-                        Kind::Tcp => {
-                            L4::Tcp { sport: 1500, dport, seq: 1, ack: 1, flags: TCP_ACK, payload }
-                        }
+                        Kind::Tcp => L4::Tcp { sport: 1500, dport, seq: 1, ack: 1, flags: TCP_ACK, payload },
                         _ => L4::Udp { sport: 1500, dport, payload },
                     };
                     let frame = from(f, case.from, case.dst).l4(l4).frame();
@@ -526,8 +526,13 @@ fn n1_two_ports_with_one_source_port_do_not_clash() {
     for kind in [Kind::Tcp, Kind::Udp, Kind::Echo] {
         let mut seen = vec![];
         for host in [A2, C1] {
-            let question =
-                frame(&from(f, End::Inside(host), remote(f)), kind, 1500, if kind == Kind::Echo { 1500 } else { 80 }, false);
+            let question = frame(
+                &from(f, End::Inside(host), remote(f)),
+                kind,
+                1500,
+                if kind == Kind::Echo { 1500 } else { 80 },
+                false,
+            );
             let data = read(&at(world.send(End::Inside(host), &question), End::Outside));
             assert_eq!(data.src, gateway(f, RA));
             seen.push((host, ports(&data)));

@@ -202,13 +202,8 @@ fn r5_false_announcements_are_not_believed() {
         }
         // Somebody claims our addresses, which once were next hops.
         for ours in [A1.floating(f), A3.floating(f), gateway(f, RA), gateway(f, RB), public(f, FORWARDING)] {
-            let hop = Hop {
-                flags: HOP_USED,
-                ifindex: EXT,
-                network: PUBLIC,
-                ip: ours.into(),
-                ..Hop::default()
-            };
+            let hop =
+                Hop { flags: HOP_USED, ifindex: EXT, network: PUBLIC, ip: ours.into(), ..Hop::default() };
             tables.set_hop(77, hop);
             let claim = match f {
                 Family::V4 => arp(BROADCAST, evil, 2, (evil, ours), ours),
@@ -339,7 +334,14 @@ fn foreign(f: Family) -> Vec<Pkt> {
         let ra = gateway(f, RA);
         for port in [3072, 4095, 4096, 5119] {
             all.push(at_node_1(ra).ports(53, port));
-            all.push(at_node_1(ra).l4(L4::Tcp { sport: 80, dport: port, seq: 1, ack: 1, flags: TCP_ACK, payload: vec![] }));
+            all.push(at_node_1(ra).l4(L4::Tcp {
+                sport: 80,
+                dport: port,
+                seq: 1,
+                ack: 1,
+                flags: TCP_ACK,
+                payload: vec![],
+            }));
             let id = port.to_be_bytes();
             all.push(at_node_1(ra).l4(L4::Icmp {
                 kind: ICMP_ECHO_REPLY,
@@ -476,7 +478,8 @@ fn r3_the_router_answers_pings_from_outside_and_refuses_the_rest() {
         let pong = read(&answer);
         assert_eq!((refused, pong.src, pong.dst, pong.dst_mac), (None, to, remote(f), GW_MAC));
         // A port of nobody's connection.
-        let Arrived::Else(0, verdict) = world.send(End::Outside, &from(f, End::Outside, to).ports(53, 1500).frame())
+        let Arrived::Else(0, verdict) =
+            world.send(End::Outside, &from(f, End::Outside, to).ports(53, 1500).frame())
         else {
             panic!("sent on");
         };

@@ -38,8 +38,7 @@ impl Allow {
     }
 
     fn key(&self, f: Family) -> RuleKey {
-        let prefix_len =
-            if self.proto == 0 { RuleKey::ANY_BITS } else { RuleKey::PROTO_BITS + self.port.1 };
+        let prefix_len = if self.proto == 0 { RuleKey::ANY_BITS } else { RuleKey::PROTO_BITS + self.port.1 };
         RuleKey {
             prefix_len,
             policy: Scoped::new(0, self.host.ifindex),
@@ -558,7 +557,9 @@ fn p1_policy_sees_the_addresses_its_port_sees_through_translation() {
         assert_eq!(connections(&world.nodes[0]), (0, 1), "nothing is left of the refused");
         // The answer leaves translated, with no rule of its own.
         let pkt = from(f, End::Inside(A1), remote(f)).l4(tcp(80, 1500, TCP_SYN | TCP_ACK));
-        let Arrived::Outside(_, frame) = world.send(End::Inside(A1), &pkt.frame()) else { panic!("no answer") };
+        let Arrived::Outside(_, frame) = world.send(End::Inside(A1), &pkt.frame()) else {
+            panic!("no answer")
+        };
         assert_eq!(read(&frame).src, A1.floating(f));
         let pkt = from(f, End::Inside(A1), remote(f)).l4(tcp(80, 1501, TCP_SYN | TCP_ACK));
         let refused = Arrived::Else(0, Verdict::Dropped(DropReason::PolicyEgress));

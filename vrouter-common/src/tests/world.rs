@@ -248,8 +248,13 @@ impl Builder {
             self.image.addresses.insert(AddressKey::new(0, PUBLIC, outside), station);
             let key = FloatingKey { router: Scoped::new(0, router), ip: host.ip(f).into() };
             self.image.floating.insert(key, Floating { ip: outside });
-            let key =
-                NatKey { network: Scoped::new(0, PUBLIC), ip: outside, port: Be16::new(0), proto: 0, zero: 0 };
+            let key = NatKey {
+                network: Scoped::new(0, PUBLIC),
+                ip: outside,
+                port: Be16::new(0),
+                proto: 0,
+                zero: 0,
+            };
             self.image.nat.insert(key, nat_to(host, f, 0, node));
         }
     }
