@@ -466,7 +466,7 @@ impl Pkt {
     pub fn piece(mut self, id: u16, at: u16, more: bool) -> Self {
         assert_eq!(at % 8, 0);
         if self.src.is_ipv4() {
-            self.fragment = at / 8 | if more { MF } else { 0 };
+            self.fragment = if more { at / 8 + MF } else { at / 8 };
             self.id = id;
         } else {
             let word = (at | u16::from(more)).to_be_bytes();

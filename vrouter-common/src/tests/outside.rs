@@ -5,7 +5,6 @@ use core::net::IpAddr;
 
 use super::{fixture::*, world::*};
 use crate::{
-    addr::Be16,
     memory::{Entry, MemoryPacket, MemoryTables, Verdict},
     reason::{DropReason, Event},
     tables::*,
@@ -542,5 +541,4 @@ fn n4_outside_is_not_translated_to_outside() {
         other => panic!("{other:?}"),
     }
     assert_eq!(connections(&world.nodes[0]), (0, 0));
-    let _ = Be16::new(0);
 }

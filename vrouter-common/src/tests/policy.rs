@@ -195,12 +195,11 @@ fn p1_answers_pass_and_nothing_else_does() {
     }
 }
 
-/// An ICMP error from `reporter` about a packet it received.
-fn error_about(f: Family, reporter: Host, received: &[u8]) -> L4 {
+/// An ICMP error about a packet that was received.
+fn error_about(f: Family, received: &[u8]) -> L4 {
     let head = if f == Family::V4 { IPV4_LEN } else { IPV6_LEN };
     let kind = if f == Family::V4 { ICMP_UNREACHABLE } else { ICMPV6_UNREACHABLE };
     let code = if f == Family::V4 { 3 } else { 4 };
-    let _ = reporter;
     let payload = received[ETH_LEN..ETH_LEN + head + 8].to_vec();
     L4::Icmp { kind, code, rest: [0; 4], payload }
 }
@@ -214,7 +213,7 @@ fn p1_errors_about_a_connection_pass_and_others_do_not() {
             allow(&mut world, f, Allow::port(server, IN, PROTO_UDP, 53, RULE_STATEFUL));
             let received = try_send(&world, f, client, server, udp(1500, 53)).unwrap();
             // Neither end has a rule for ICMP.
-            let error = error_about(f, server, &received);
+            let error = error_about(f, &received);
             let got = try_send(&world, f, server, client, error.clone()).unwrap();
             assert_eq!(read(&got).l4[8..], received[ETH_LEN..ETH_LEN + read(&got).l4.len() - 8]);
             // Still unanswered: an error is no answer.
@@ -223,7 +222,7 @@ fn p1_errors_about_a_connection_pass_and_others_do_not() {
             let mut about = received.clone();
             let port_at = if f == Family::V4 { 34 } else { 54 };
             about[port_at + 1] ^= 1;
-            let unrelated = error_about(f, server, &about);
+            let unrelated = error_about(f, &about);
             let refused = try_send(&world, f, server, client, unrelated.clone());
             assert_eq!(refused, Err(DropReason::PolicyEgress));
             let mut short = error.clone();

@@ -441,8 +441,10 @@ pub fn from(f: Family, end: End, dst: IpAddr) -> Pkt {
 
 // ---- the flow tables ----
 
+type Legs = Vec<(FlowKey, Flow)>;
+
 /// The legs of connections, in the table of answered flows and the other.
-pub fn legs(tables: &MemoryTables) -> (Vec<(FlowKey, Flow)>, Vec<(FlowKey, Flow)>) {
+pub fn legs(tables: &MemoryTables) -> (Legs, Legs) {
     let is_leg = |leg: &(FlowKey, Flow)| leg.1.role != ROLE_NONE;
     (
         tables.flows().into_iter().filter(is_leg).collect(),
