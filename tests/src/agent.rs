@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
+use crate::outside::EXTERNAL_INTERFACE;
 use crate::{Host, Lab, Node, Process};
 
 /// How an agent is to be started.
@@ -56,6 +57,9 @@ impl Agent {
         .map(str::to_owned)
         .to_vec();
         arguments.push(topology.display().to_string());
+        if let Some(network) = lab.external_network() {
+            arguments.extend(["--external".to_owned(), format!("{network}={EXTERNAL_INTERFACE}")]);
+        }
         if let Some(entries) = options.flow_entries {
             arguments.extend(["--flow-entries".to_owned(), entries.to_string()]);
         }
@@ -177,12 +181,19 @@ impl Agent {
         row.and_then(|row| row["packets"].as_u64()).with_context(|| format!("no drop reason {reason}"))
     }
 
-    /// Keys and values of the flow table, as `vrouter map-dump` words them.
+    /// Keys and values of both flow tables, as `vrouter map-dump` words them.
     pub fn flows(&self) -> Result<BTreeMap<String, String>> {
-        let dumps = self.json(&["map-dump", "FLOWS"])?;
-        let entries = dumps[0]["entries"].as_array().context("the dump has no entries")?;
-        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        Ok(entries.iter().map(|entry| (text(&entry["key"]), text(&entry["value"]))).collect())
+        let mut flows = BTreeMap::new();
+        for table in ["FLOWS", "TRANSIENT"] {
+            let output = self.vrouter(&["map-dump", table])?;
+            if !output.status.success() {
+                bail!("`vrouter map-dump {table}`: {}", String::from_utf8_lossy(&output.stderr).trim());
+            }
+            let text = String::from_utf8_lossy(&output.stdout);
+            let entries = text.lines().filter_map(|line| line.trim().split_once(" -> "));
+            flows.extend(entries.map(|(key, value)| (key.to_owned(), value.to_owned())));
+        }
+        Ok(flows)
     }
 
     /// Runs another subcommand on this instance, in the node's namespace.

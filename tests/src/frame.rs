@@ -138,6 +138,33 @@ impl Packet {
         &self.transport[8..]
     }
 
+    /// Fails unless this ICMP error quotes a packet as its sender, who sent it in the frame `sent`, knows it: as
+    /// much as is quoted is the same but for what every router changes, and the quoted header is sound.
+    pub fn quotes(&self, sent: &[u8]) -> Result<()> {
+        ensure!(self.icmp().is_some(), "not ICMP, but protocol {}", self.protocol);
+        let (quoted, sent) = (self.payload(), &sent[ETHERNET_LEN..]);
+        let is_v4 = self.source.is_ipv4();
+        let at_least = if is_v4 { 28 } else { 48 };
+        ensure!(quoted.len() >= at_least.min(sent.len()), "only {} bytes are quoted", quoted.len());
+        ensure!(quoted.len() <= sent.len(), "more is quoted than was sent");
+        // TTL and header checksum, or the hop limit.
+        let may_differ: &[usize] = if is_v4 { &[8, 10, 11] } else { &[7] };
+        let differ: Vec<usize> =
+            (0..quoted.len()).filter(|at| quoted[*at] != sent[*at] && !may_differ.contains(at)).collect();
+        ensure!(differ.is_empty(), "bytes {differ:?} differ: sent {}, quoted {}", hex(sent), hex(quoted));
+        if is_v4 {
+            let sum = Sum16BitWords::new().add_slice(&quoted[..20]).ones_complement();
+            ensure!(sum == 0, "the quoted header's checksum is wrong: {}", hex(quoted));
+        }
+        Ok(())
+    }
+
+    /// Source and destination port, or those bytes of another protocol.
+    pub fn ports(&self) -> (u16, u16) {
+        let word = |at: usize| u16::from_be_bytes([self.transport[at], self.transport[at + 1]]);
+        (word(0), word(2))
+    }
+
     fn verify_transport(&self) -> Result<()> {
         let sum = Sum16BitWords::new().add_slice(&self.transport);
         let (sum, at) = match self.protocol {
@@ -217,6 +244,11 @@ impl Addressing {
         Self { from, ..self }
     }
 
+    /// The same to another address.
+    pub fn destination(self, destination: IpAddr) -> Self {
+        Self { destination, ..self }
+    }
+
     /// The same from another address.
     pub fn source(self, source: IpAddr) -> Self {
         Self { source, ..self }
@@ -231,6 +263,13 @@ impl Addressing {
     pub fn udp(&self, source_port: u16, destination_port: u16, payload: &[u8]) -> Vec<u8> {
         let mut frame = Vec::new();
         self.builder(&[]).udp(source_port, destination_port).write(&mut frame, payload).unwrap();
+        frame
+    }
+
+    /// A TCP segment that opens a connection.
+    pub fn tcp_syn(&self, source_port: u16, destination_port: u16) -> Vec<u8> {
+        let mut frame = Vec::new();
+        self.builder(&[]).tcp(source_port, destination_port, 1, 64240).syn().write(&mut frame, &[]).unwrap();
         frame
     }
 
@@ -367,6 +406,54 @@ impl Arp {
     }
 }
 
+/// Cuts a frame's packet, which has neither options nor extension headers, into fragments whose payloads end
+/// at these offsets (multiples of eight, but for the last, which is the packet's end).
+///
+/// # Panics
+/// If the offsets do not fit.
+pub fn fragments(frame: &[u8], id: u32, ends: &[usize]) -> Vec<Vec<u8>> {
+    let starts = [0].iter().chain(ends);
+    let pieces = starts.zip(ends).map(|(&start, &end)| (start, end, end != ends[ends.len() - 1]));
+    pieces.map(|(start, end, more)| fragment(frame, id, start, end, more)).collect()
+}
+
+/// One fragment of a frame's packet: the payload from `start` to `end`, said to be at `start`, whether that is
+/// true or not if the payload is shorter.
+///
+/// # Panics
+/// If `start` is not a multiple of eight or `end` lies behind the payload.
+pub fn fragment(frame: &[u8], id: u32, start: usize, end: usize, more: bool) -> Vec<u8> {
+    let header = if frame[12] == 8 { 34 } else { 54 };
+    piece(frame, id, start, &frame[header + start..header + end], more)
+}
+
+/// A fragment of a frame's packet with a payload of its own, said to be at `offset`.
+///
+/// # Panics
+/// If the offset is not a multiple of eight.
+pub fn piece(frame: &[u8], id: u32, offset: usize, payload: &[u8], more: bool) -> Vec<u8> {
+    assert_eq!(offset % 8, 0, "fragments lie at multiples of eight");
+    if frame[12] == 8 {
+        let mut cut = frame[..34].to_vec();
+        let field = (offset / 8) as u16 | if more { 0x2000 } else { 0 };
+        cut[16..18].copy_from_slice(&((20 + payload.len()) as u16).to_be_bytes());
+        cut[18..20].copy_from_slice(&(id as u16).to_be_bytes());
+        cut[20..22].copy_from_slice(&field.to_be_bytes());
+        set_ipv4_checksum(&mut cut);
+        cut.extend(payload);
+        cut
+    } else {
+        let mut cut = frame[..54].to_vec();
+        let next = std::mem::replace(&mut cut[20], 44);
+        cut[18..20].copy_from_slice(&((8 + payload.len()) as u16).to_be_bytes());
+        cut.extend([next, 0]);
+        cut.extend((offset as u16 | u16::from(more)).to_be_bytes());
+        cut.extend(id.to_be_bytes());
+        cut.extend(payload);
+        cut
+    }
+}
+
 /// The hardware address an IPv6 multicast address is sent to.
 pub fn multicast_mac(address: Ipv6Addr) -> Mac {
     let [.., a, b, c, d] = address.octets();
@@ -437,6 +524,52 @@ mod tests {
                     assert!(uncovered.contains(&at) || Frame::check(&damaged).is_err(), "{at}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn fragments_hold_the_packet_between_them() {
+        for way in ways() {
+            let whole = way.udp(1, 2, &[9; 100]);
+            let (ip, behind) = if way.source.is_ipv4() { (34, 34) } else { (54, 62) };
+            let cut = fragments(&whole, 77, &[16, 64, 108]);
+            let payloads = cut.iter().flat_map(|piece| piece[behind..].to_vec()).collect::<Vec<_>>();
+            assert_eq!(payloads, whole[ip..]);
+            for piece in &cut {
+                let packet = Frame::check(piece).unwrap().packet.unwrap();
+                assert_eq!((packet.source, packet.protocol), (way.source, UDP));
+            }
+            let offsets = if way.source.is_ipv4() { 20..22 } else { 56..58 };
+            let offsets: Vec<&[u8]> = cut.iter().map(|piece| &piece[offsets.clone()]).collect();
+            let expected: [[u8; 2]; 3] = if way.source.is_ipv4() {
+                [[0x20, 0], [0x20, 2], [0, 8]]
+            } else {
+                [[0, 1], [0, 17], [0, 64]]
+            };
+            assert_eq!(offsets, expected.iter().map(|pair| &pair[..]).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn a_quotation_is_compared_byte_by_byte() {
+        for way in ways() {
+            let sent = way.udp(1, 2, &[9; 100]);
+            let back = Addressing { source: way.destination, destination: way.source, ..way };
+            // As the next router sees it: one hop further.
+            let passed = way.ttl(63).udp(1, 2, &[9; 100])[14..].to_vec();
+            let error = |quoted: &[u8]| {
+                let frame = if way.source.is_ipv4() {
+                    back.icmpv4(3, 3, [0; 4], quoted)
+                } else {
+                    back.icmpv6(1, 4, [0; 4], quoted)
+                };
+                Frame::check(&frame).unwrap().packet.unwrap()
+            };
+            error(&passed).quotes(&sent).unwrap();
+            let mut damaged = passed.clone();
+            damaged[way.source.is_ipv6() as usize * 20 + 26] ^= 1;
+            assert!(error(&damaged).quotes(&sent).is_err(), "a checksum that was not put right again");
+            assert!(error(&passed[..20]).quotes(&sent).is_err(), "too little");
         }
     }
 

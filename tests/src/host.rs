@@ -1,11 +1,14 @@
 //! One machine of a lab: a namespace with an interface, and what a person would type there.
 
 use std::fmt::Display;
+use std::net::IpAddr;
 use std::process::{Command, Output};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 
+use crate::frame::{Addressing, Arp, BROADCAST, Mac, multicast_mac, solicited_node};
 use crate::{Capture, Netns, Ping, Process, RunningPing, Sniffer, packet};
 
 /// A namespace seen through its interface `eth0`.
@@ -110,6 +113,43 @@ impl Host {
     /// Sends a frame exactly as given.
     pub fn raw_send(&self, frame: &[u8]) -> Result<()> {
         self.raw_send_on(Self::INTERFACE, frame)
+    }
+
+    /// Sends frames as fast as it goes; tells how many went.
+    pub fn flood(&self, frames: impl Iterator<Item = Vec<u8>> + Send) -> Result<u64> {
+        packet::flood(&self.netns, Self::INTERFACE, frames)
+    }
+
+    /// Asks by ARP or ND who has an address, and returns every answer that comes in time: nobody, one, or, if
+    /// something is wrong, several. Announcements that nobody asked for do not count. `own` is the asker's address of the same family.
+    pub fn who_has(&self, own: IpAddr, target: IpAddr, time: Duration) -> Result<Vec<Mac>> {
+        let (mac, sniffer) = (self.mac()?, self.sniff()?);
+        match (own, target) {
+            (IpAddr::V4(own), IpAddr::V4(target)) => {
+                self.raw_send(&Arp::request(mac, own, target).frame(mac, BROADCAST))?;
+                let frames = sniffer.collect(time, |_| true)?;
+                let answers = frames.iter().filter_map(|frame| Arp::read(frame));
+                let answers =
+                    answers.filter(|arp| (arp.operation, arp.sender_ip, arp.target_ip) == (2, target, own));
+                Ok(answers.map(|arp| arp.sender).collect())
+            }
+            (IpAddr::V6(_), IpAddr::V6(target)) => {
+                let group = solicited_node(target);
+                let to = multicast_mac(group);
+                let asking = Addressing { from: mac, to, source: own, destination: group.into(), ttl: 255 };
+                self.raw_send(&asking.neighbour(135, target, 1, mac))?;
+                // A solicited advertisement of it, with its link-layer address behind it.
+                let is_answer = |frame: &[u8]| {
+                    frame.get(12..14) == Some(&[0x86, 0xdd])
+                        && frame.get(54) == Some(&136)
+                        && frame.get(58).is_some_and(|flags| flags & 0x40 != 0)
+                        && frame.get(62..78) == Some(&target.octets()[..])
+                };
+                let frames = sniffer.collect(time, is_answer)?;
+                frames.iter().map(|frame| Ok(frame.get(80..86).context("no option")?.try_into()?)).collect()
+            }
+            _ => bail!("{own} and {target} are of two families"),
+        }
     }
 
     /// Like [`Host::raw_send`], on another interface of the namespace.

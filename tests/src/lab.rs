@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::clean::{self, LabDirectory};
 use crate::host::parse_mac;
 use crate::topology::Topology;
-use crate::{Agent, AgentOptions, Host, Netns, require_root};
+use crate::{Agent, AgentOptions, Host, Netns, Outside, require_root};
 
 /// The bridge in the underlay's namespace.
 pub const UNDERLAY_BRIDGE: &str = "br0";
@@ -25,6 +25,7 @@ pub struct LabBuilder {
     nodes: Vec<String>,
     workloads: Vec<WorkloadSpec>,
     foreign: Vec<(String, u8)>,
+    external: Option<String>,
     topology: Option<String>,
     vrouter: Option<PathBuf>,
 }
@@ -57,6 +58,7 @@ pub struct Lab {
     nodes: BTreeMap<String, Node>,
     workloads: BTreeMap<String, Workload>,
     foreign: BTreeMap<String, Host>,
+    outside: Option<Outside>,
     vrouter: Option<PathBuf>,
     is_kept: bool,
 }
@@ -67,6 +69,7 @@ pub struct Node {
     host: Host,
     address: String,
     underlay_port: String,
+    external_port: Option<String>,
 }
 
 /// A workload: a [`Host`] that can also be unplugged.
@@ -86,6 +89,7 @@ impl Lab {
             nodes: Vec::new(),
             workloads: Vec::new(),
             foreign: Vec::new(),
+            external: None,
             topology: None,
             vrouter: None,
         }
@@ -122,6 +126,30 @@ impl Lab {
     /// The foreign host called `name`.
     pub fn foreign(&self, name: &str) -> &Host {
         self.foreign.get(name).unwrap_or_else(|| panic!("the lab has no foreign host {name}"))
+    }
+
+    /// What is on the other side of the external network.
+    ///
+    /// # Panics
+    /// If the lab has none.
+    pub fn outside(&self) -> &Outside {
+        self.outside.as_ref().expect("the lab has no external network")
+    }
+
+    /// The external network's name, if there is one.
+    pub fn external_network(&self) -> Option<&str> {
+        self.outside.as_ref().map(Outside::network)
+    }
+
+    /// A machine by its name: a workload, or one outside, or a foreign host.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn host(&self, name: &str) -> &Host {
+        let outside = || self.outside.as_ref().and_then(|outside| outside.hosts().get(name));
+        let workload = self.workloads.get(name).map(|workload| &workload.host);
+        let found = workload.or_else(outside).or_else(|| self.foreign.get(name));
+        found.unwrap_or_else(|| panic!("the lab has no host {name}"))
     }
 
     /// All nodes, by name.
@@ -182,6 +210,14 @@ impl Node {
     pub fn underlay_port(&self) -> &str {
         &self.underlay_port
     }
+
+    /// The other end of its external interface, in the namespace of [`Outside::switch`].
+    ///
+    /// # Panics
+    /// If the lab has no external network.
+    pub fn external_port(&self) -> &str {
+        self.external_port.as_deref().expect("the lab has no external network")
+    }
 }
 
 impl Deref for Node {
@@ -214,6 +250,17 @@ impl Workload {
     /// If it has none.
     pub fn ip(&self, is_v6: bool) -> IpAddr {
         self.address(is_v6).parse().unwrap_or_else(|_| panic!("{} has a malformed address", self.spec.name))
+    }
+
+    /// The hardware address ARP or ND gives it for its gateway.
+    pub fn gateway_mac(&self, is_v6: bool) -> Result<[u8; 6]> {
+        let gateway = self.spec.gateways.iter().find(|gateway| gateway.contains(':') == is_v6);
+        let gateway: IpAddr = gateway.context("it has no gateway of that family")?.parse()?;
+        let answers = self.who_has(self.ip(is_v6), gateway, std::time::Duration::from_millis(200))?;
+        match answers[..] {
+            [mac] => Ok(mac),
+            _ => bail!("{} gets {} answers for its gateway {gateway}", self.spec.name, answers.len()),
+        }
     }
 
     /// The hardware address it was made with.
@@ -308,12 +355,19 @@ impl LabBuilder {
         self
     }
 
-    /// Adds the nodes of a topology and a workload for each of its bound ports, and writes the document to the
-    /// lab's topology file. The nodes' VTEPs must be 192.0.2.1, 192.0.2.2... in this order.
+    /// Adds an external network with what is behind it (see [`Outside`]), and an interface of each node on it.
+    pub fn outside(mut self, network: &str) -> Self {
+        self.external = Some(network.to_owned());
+        self
+    }
+
+    /// Adds the nodes of a topology, a workload for each of its bound ports, what is outside if it has an
+    /// external network, and writes the document to the lab's topology file. The nodes' VTEPs must be 192.0.2.1, 192.0.2.2... in this order.
     pub fn topology(mut self, topology: &Topology) -> Self {
         self.nodes.extend(topology.nodes.iter().map(|node| node.name.clone()));
         let bound = topology.ports.iter().filter(|port| !port.node.is_empty());
         self.workloads.extend(bound.map(|port| WorkloadSpec::from_port(topology, port)));
+        self.external = topology.external().map(|network| network.name.clone()).or(self.external);
         self.topology = Some(topology.to_string());
         self
     }
@@ -342,6 +396,7 @@ impl LabBuilder {
             nodes: BTreeMap::new(),
             workloads: BTreeMap::new(),
             foreign: BTreeMap::new(),
+            outside: None,
             vrouter: self.vrouter.clone(),
             is_kept: false,
         };
@@ -356,10 +411,17 @@ impl LabBuilder {
             format!("link add {UNDERLAY_BRIDGE} mtu {} type bridge mcast_snooping 0", self.mtu),
             format!("link set {UNDERLAY_BRIDGE} up"),
         ])?;
+        if let Some(network) = &self.external {
+            lab.outside = Some(Outside::build(&lab.prefix, network, self.mtu)?);
+        }
         for (name, number) in self.nodes.iter().zip(1_u8..) {
             let (host, address, underlay_port) = self.wire(lab, name, number)?;
             host.netns().set_sysctl("ipv4/ip_forward", "0")?;
-            lab.nodes.insert(name.clone(), Node { host, address, underlay_port });
+            let external_port = lab.outside.as_ref().map(|outside| {
+                outside.wire_node(host.netns(), number, self.mtu).map(|()| Outside::port_of(number))
+            });
+            let external_port = external_port.transpose()?;
+            lab.nodes.insert(name.clone(), Node { host, address, underlay_port, external_port });
         }
         for (name, number) in &self.foreign {
             let (host, ..) = self.wire(lab, name, *number)?;
@@ -370,14 +432,7 @@ impl LabBuilder {
                 bail!("the workload {} is on {}, which is not a node of the lab", spec.name, spec.node);
             };
             let netns = Netns::create(&format!("{}-{}", lab.prefix, spec.name))?;
-            // Addresses work at once, and none comes from a router's advertisement.
-            for (key, value) in [("accept_dad", "0"), ("dad_transmits", "0"), ("accept_ra", "0")] {
-                netns.set_sysctl(&format!("ipv6/conf/all/{key}"), value)?;
-                netns.set_sysctl(&format!("ipv6/conf/default/{key}"), value)?;
-            }
-            // Every closed port is complained of: tests count.
-            netns.set_sysctl("ipv4/icmp_ratelimit", "0")?;
-            netns.set_sysctl("ipv6/icmp/ratelimit", "0")?;
+            netns.speak_at_once()?;
             let node = node.netns().clone();
             let workload = Workload { host: Host::new(&spec.name, netns), node, spec };
             workload.plug().with_context(|| format!("the workload {}", workload.spec.name))?;

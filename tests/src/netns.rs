@@ -125,6 +125,20 @@ impl Netns {
         Ok(())
     }
 
+    /// Reads rules for nftables.
+    pub fn nft(&self, rules: &str) -> Result<()> {
+        let mut command = self.command("nft");
+        command.args(["-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().context("cannot run nft; is nftables installed?")?;
+        // Should it end early, its complaint is reported below.
+        let _ = child.stdin.take().context("nft has no standard input")?.write_all(rules.as_bytes());
+        let output = child.wait_with_output()?;
+        if !output.status.success() {
+            bail!("nft in {}: {}\n{rules}", self.name, complaint(&output));
+        }
+        Ok(())
+    }
+
     /// Calls `work` in a thread of its own that has entered the namespace. Sockets it opens stay there.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         let file =
@@ -141,6 +155,19 @@ impl Netns {
         let path = Path::new("/proc/sys/net").join(key);
         self.enter(|| std::fs::write(&path, value))?
             .with_context(|| format!("cannot set {} to {value} in {}", path.display(), self.name))
+    }
+
+    /// Addresses work at once and none comes from a router's advertisement; every error is sent, as tests
+    /// count.
+    pub fn speak_at_once(&self) -> Result<()> {
+        for (key, value) in [("accept_dad", "0"), ("dad_transmits", "0"), ("accept_ra", "0")] {
+            self.set_sysctl(&format!("ipv6/conf/all/{key}"), value)?;
+            self.set_sysctl(&format!("ipv6/conf/default/{key}"), value)?;
+        }
+        self.set_sysctl("ipv4/icmp_ratelimit", "0")?;
+        self.set_sysctl("ipv4/icmp_msgs_burst", "100000")?;
+        self.set_sysctl("ipv4/icmp_msgs_per_sec", "1000000")?;
+        self.set_sysctl("ipv6/icmp/ratelimit", "0")
     }
 
     /// Switches off what lets frames on a veth differ from frames on a wire: partial checksums, segments

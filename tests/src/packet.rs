@@ -30,6 +30,39 @@ pub(crate) fn send(netns: &Netns, interface: &str, frame: &[u8]) -> Result<()> {
     sent.with_context(|| format!("cannot send {} bytes out of {interface} in {}", frame.len(), netns.name()))
 }
 
+/// Sends frames one after the other as fast as the interface takes them; tells how many it took.
+pub(crate) fn flood(
+    netns: &Netns,
+    interface: &str,
+    frames: impl Iterator<Item = Vec<u8>> + Send,
+) -> Result<u64> {
+    let sent = netns.enter(|| -> std::io::Result<u64> {
+        let (socket, address) = open(interface, 0)?;
+        let mut taken = 0;
+        for frame in frames {
+            // SAFETY: the pointers and lengths are those of `frame` and `address`, which outlive the call.
+            let sent = unsafe {
+                libc::sendto(
+                    socket.as_raw_fd(),
+                    frame.as_ptr().cast(),
+                    frame.len(),
+                    0,
+                    (&raw const address).cast(),
+                    size_of::<libc::sockaddr_ll>() as libc::socklen_t,
+                )
+            };
+            match Error::last_os_error() {
+                _ if sent >= 0 => taken += 1,
+                // The interface is busy: that one is lost, as in any flood.
+                error if error.raw_os_error() == Some(libc::ENOBUFS) => {}
+                error => return Err(error),
+            }
+        }
+        Ok(taken)
+    })?;
+    sent.with_context(|| format!("cannot send out of {interface} in {}", netns.name()))
+}
+
 /// Receives what arrives at an interface, from the moment it was made; what the interface's owner sends is
 /// left out. A VLAN tag the kernel has taken off is put back.
 #[derive(Debug)]

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use serde_json::Value;
+
 use crate::topology::Topology;
 use crate::{Agent, AgentOptions, Host, Lab, Sniffer};
 
@@ -25,15 +27,24 @@ pub struct System {
 impl System {
     /// Builds the lab of a topology, with an agent on each node, and waits until all are at work.
     pub fn start(topology: &Topology) -> Result<Self> {
+        Self::start_with(topology, &AgentOptions::default())
+    }
+
+    /// The same with agents started another way.
+    pub fn start_with(topology: &Topology, options: &AgentOptions) -> Result<Self> {
         let nodes: Vec<&str> = topology.nodes.iter().map(|node| node.name.as_str()).collect();
-        Self::start_in(Lab::builder().topology(topology).build()?, &nodes)
+        Self::start_agents(Lab::builder().topology(topology).build()?, &nodes, options)
     }
 
     /// Starts agents on these nodes of a lab and waits until all are at work.
     pub fn start_in(lab: Lab, nodes: &[&str]) -> Result<Self> {
+        Self::start_agents(lab, nodes, &AgentOptions::default())
+    }
+
+    fn start_agents(lab: Lab, nodes: &[&str], options: &AgentOptions) -> Result<Self> {
         let mut agents = BTreeMap::new();
         for &node in nodes {
-            agents.insert(node.to_owned(), lab.start_agent(node, &AgentOptions::default())?);
+            agents.insert(node.to_owned(), lab.start_agent(node, options)?);
         }
         let mut system = Self { agents, lab };
         for agent in system.agents.values_mut() {
@@ -80,6 +91,28 @@ impl System {
     /// The packets a node has dropped, by reason.
     pub fn drops(&self, node: &str) -> Result<BTreeMap<String, u64>> {
         self.counts(node, "drops", "reason", "packets")
+    }
+
+    /// How many packets a node has dropped for one reason.
+    pub fn dropped(&self, node: &str, reason: &str) -> Result<u64> {
+        let drops = self.drops(node)?;
+        drops.get(reason).copied().with_context(|| format!("there is no drop reason {reason}"))
+    }
+
+    /// The rows of `vrouter flows` on a node in which each of these words is a value, or a part of one: an
+    /// address, a port's name, a state. The one place that knows how flows are printed.
+    pub fn flows_with(&self, node: &str, words: &[&str]) -> Result<Vec<Value>> {
+        let rows = self.agent(node).json(&["flows"])?;
+        let rows = rows.as_array().or_else(|| rows["flows"].as_array());
+        let rows = rows.context("`vrouter flows` is no list")?;
+        let has = |row: &Value, word: &str| values(row).iter().any(|value| value.contains(word));
+        Ok(rows.iter().filter(|row| words.iter().all(|word| has(row, word))).cloned().collect())
+    }
+
+    /// How many entries a map of a node holds.
+    pub fn entries(&self, node: &str, map: &str) -> Result<usize> {
+        let dumps = self.agent(node).json(&["map-dump", map])?;
+        Ok(dumps[0]["entries"].as_array().context("the dump has no entries")?.len())
     }
 
     /// The other things a node has counted.
@@ -152,6 +185,36 @@ impl Deref for System {
     fn deref(&self) -> &Lab {
         &self.lab
     }
+}
+
+/// All values of a JSON document as text.
+fn values(document: &Value) -> Vec<String> {
+    match document {
+        Value::Object(fields) => fields.values().flat_map(values).collect(),
+        Value::Array(items) => items.iter().flat_map(values).collect(),
+        Value::String(text) => vec![text.clone()],
+        other => vec![other.to_string()],
+    }
+}
+
+/// A check of a behaviour, and what it is called.
+pub type Check<T> = (&'static str, fn(&T));
+
+/// Runs checks one after the other, all of them even if some fail, and then fails with the names of those. An
+/// agent takes seconds to start: what can share a lab does, and still tells everything that is wrong.
+///
+/// # Panics
+/// If a check does.
+pub fn check_all<T>(on: &T, checks: &[Check<T>]) {
+    let mut failed = Vec::new();
+    for (name, check) in checks {
+        let started = Instant::now();
+        if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| check(on))).is_err() {
+            failed.push(*name);
+        }
+        println!("{name}: {} ms", started.elapsed().as_millis());
+    }
+    assert!(failed.is_empty(), "{} of {} checks failed: {}", failed.len(), checks.len(), failed.join("; "));
 }
 
 /// Waits until the ways to all other nodes are known: until then floods have nowhere to go.

@@ -11,9 +11,10 @@ use crate::{
     deliver::{deliver, to_port},
     external,
     flow::{EXIT_PORT, FROM_PORT, Flow},
+    learn,
     packet::Packet,
     parse::{Headers, Quoted},
-    plan::{Decision, Ingress, Plan, remember, segment_len},
+    plan::{Decision, Ingress, Plan, ROLE_RELATED, remember, segment_len},
     policy,
     reason::DropReason,
     route,
@@ -44,6 +45,7 @@ pub fn recall<P: Packet, T: Tables>(
     plan.home_vni = 0;
     plan.reply_from = REPLY_NOWHERE;
     plan.answer.kind = 0;
+    plan.moved = 0;
     track::recall(tables, ingress, headers, quoted, plan);
     if ingress.from != FROM_PORT {
         return Ok(());
@@ -69,7 +71,7 @@ pub fn decide<P: Packet, T: Tables>(
     plan: &mut Plan,
 ) -> Result<Decision, DropReason> {
     if ingress.from == FROM_PORT {
-        from_port(packet, tables, headers, plan)
+        from_port(packet, tables, ingress, headers, plan)
     } else {
         from_network(packet, tables, ingress, headers, quoted, plan)
     }
@@ -85,6 +87,10 @@ pub fn conclude<P: Packet>(packet: &P, plan: &Plan, decision: Decision) -> Resul
             } else {
                 Ok(Decision::Fragment)
             }
+        }
+        // An error about a connection cannot wait: what it quotes is translated here.
+        Decision::Forward | Decision::ForwardOnce if plan.unresolved && plan.role == ROLE_RELATED => {
+            Err(DropReason::HopPending)
         }
         Decision::Forward | Decision::ForwardOnce if plan.unresolved => Ok(Decision::Wait),
         decision => Ok(decision),
@@ -106,6 +112,7 @@ pub fn accept<T: Tables>(tables: &T, headers: &Headers, plan: &mut Plan) -> Resu
 fn from_port<P: Packet, T: Tables>(
     packet: &P,
     tables: &T,
+    ingress: &Ingress,
     headers: &Headers,
     plan: &mut Plan,
 ) -> Result<Decision, DropReason> {
@@ -116,7 +123,7 @@ fn from_port<P: Packet, T: Tables>(
     plan.flood_vni = vni;
     plan.home_vni = vni;
     if headers.arp {
-        return answer::arp::decide(packet, tables, headers, plan);
+        return answer::arp::decide(packet, tables, ingress, headers, plan);
     }
     if headers.v6
         && headers.proto == PROTO_ICMPV6
@@ -125,7 +132,11 @@ fn from_port<P: Packet, T: Tables>(
     {
         return Ok(decision);
     }
+    if headers.is_neighbour_advert() {
+        answer::nd::claims(packet, tables, ingress, network, headers, plan);
+    }
     if headers.macs.is_group() {
+        learn::mac(tables, ingress, network, headers, plan);
         if segment_len(packet, headers) > mtu {
             // It would not fit the tunnel, and a switch has no address to complain from.
             return Err(DropReason::TooBig);
@@ -133,8 +144,7 @@ fn from_port<P: Packet, T: Tables>(
         return Ok(Decision::Flood);
     }
     plan.flow.in_macs = headers.macs;
-    let key = FdbKey::new(plan.bank, network, headers.macs.dst());
-    let station = tables.fdb(&key).ok_or(DropReason::MacUnknown)?;
+    let station = at_mac(tables, network, headers, plan).ok_or(DropReason::MacUnknown)?;
     if station.kind == STATION_ROUTER {
         let router = station.owner;
         return route::route(network, router, headers, plan, false);
@@ -173,7 +183,7 @@ fn from_network<P: Packet, T: Tables>(
     if flags & NETWORK_EXTERNAL != 0 {
         external::enter(packet, tables, ingress, network, headers, quoted, plan)
     } else if ingress.tunnelled() {
-        from_tunnel(tables, ingress, network, headers, plan)
+        from_tunnel(packet, tables, ingress, network, headers, plan)
     } else {
         // An interface that stopped being external a moment ago.
         Ok(Decision::Pass)
@@ -181,7 +191,8 @@ fn from_network<P: Packet, T: Tables>(
 }
 
 #[inline(always)]
-fn from_tunnel<T: Tables>(
+fn from_tunnel<P: Packet, T: Tables>(
+    packet: &P,
     tables: &T,
     ingress: &Ingress,
     network: u32,
@@ -191,11 +202,16 @@ fn from_tunnel<T: Tables>(
     plan.flood_network = network;
     plan.flood_vni = ingress.zone;
     let macs = headers.macs;
+    if headers.arp {
+        answer::arp::claims(packet, tables, ingress, network, headers, plan);
+    } else if headers.is_neighbour_advert() {
+        answer::nd::claims(packet, tables, ingress, network, headers, plan);
+    }
     if macs.is_group() {
+        learn::mac(tables, ingress, network, headers, plan);
         return Ok(Decision::Flood);
     }
-    let station =
-        tables.fdb(&FdbKey::new(plan.bank, network, macs.dst())).ok_or(DropReason::TunnelMisdelivered)?;
+    let station = at_mac(tables, network, headers, plan).ok_or(DropReason::TunnelMisdelivered)?;
     plan.flow.in_macs = macs;
     plan.flow.in_vtep = ingress.vtep;
     plan.flow.out_macs = macs;
@@ -206,4 +222,14 @@ fn from_tunnel<T: Tables>(
         _ => return Err(DropReason::TunnelMisdelivered),
     }
     Ok(remember(headers))
+}
+
+/// Who has the destination hardware address.
+#[inline(always)]
+fn at_mac<'a, T: Tables>(tables: &'a T, network: u32, headers: &Headers, plan: &Plan) -> Option<&'a Station> {
+    let mac = headers.macs.dst();
+    match tables.fdb(&FdbKey::new(plan.bank, network, mac)) {
+        Some(station) => Some(station),
+        None => tables.learned(&LearnedKey::mac(network, mac)).map(|learned| &learned.station),
+    }
 }

@@ -12,7 +12,7 @@ use crate::{
     addr::{Be16, Be32, Ip, Macs},
     answer::{self, Refusal},
     deliver::tunnel_to,
-    flow::{EXIT_EXTERNAL, FLOW_FRAMES, FROM_NETWORK, ROLE_NONE, Tuple},
+    flow::{EXIT_EXTERNAL, FLOW_FRAMES, ROLE_NONE, Tuple},
     nat,
     packet::{Packet, View},
     parse::{Headers, Quoted},
@@ -67,8 +67,9 @@ pub fn enter<P: Packet, T: Tables>(
         }
     } else {
         if let Some(nat) = nat::inside(tables, bank, network, &plan.tuple) {
-            if nat.node != 0 {
-                let way = SnatOwner { node: nat.node, mac: nat.mac, zero: 0 };
+            let node = holder(tables, nat);
+            if node != 0 {
+                let way = SnatOwner { node, mac: nat.mac, zero: 0 };
                 return pass_on(packet, tables, ingress, router, network, headers, way, plan);
             }
             router = nat.router;
@@ -84,10 +85,54 @@ pub fn enter<P: Packet, T: Tables>(
 #[inline(always)]
 fn elsewhere<T: Tables>(tables: &T, bank: u32, network: u32, outside: &Tuple) -> Option<SnatOwner> {
     match nat::inside(tables, bank, network, outside) {
-        Some(nat) if nat.node != 0 => Some(SnatOwner { node: nat.node, mac: nat.mac, zero: 0 }),
-        Some(_) => None,
+        Some(nat) => {
+            let node = holder(tables, nat);
+            if node != 0 { Some(SnatOwner { node, mac: nat.mac, zero: 0 }) } else { None }
+        }
         None => owner(tables, bank, network, outside),
     }
+}
+
+/// The other node that translates an address; 0: this one.
+#[inline(always)]
+fn holder<T: Tables>(tables: &T, nat: &Nat) -> u32 {
+    if nat.node != NODE_LEARNED {
+        return nat.node;
+    }
+    match tables.learned(&LearnedKey { network: nat.inside_network, ip: nat.inside }) {
+        Some(learned) if learned.station.place == PLACE_REMOTE => learned.station.at,
+        _ => 0,
+    }
+}
+
+/// Whether this node answers for an address.
+#[inline(always)]
+fn answers<T: Tables>(tables: &T, bank: u32, network: u32, station: &Station, ip: Ip) -> bool {
+    if station.place != PLACE_LEARNED {
+        return station.place == PLACE_EVERYWHERE;
+    }
+    let key = NatKey { network: Scoped::new(bank, network), ip, port: Be16::new(0), proto: 0, zero: 0 };
+    let Some(nat) = tables.nat(&key) else { return false };
+    match tables.learned(&LearnedKey { network: nat.inside_network, ip: nat.inside }) {
+        Some(learned) => matches!(learned.station.place, PLACE_LOCAL | PLACE_LOCAL_FRAMES),
+        None => false,
+    }
+}
+
+/// Whether the packet's destination, an address of a router on an external network, is a forwarded port, or a
+/// port that another node has.
+#[inline(always)]
+pub fn leads_on<T: Tables>(tables: &T, network: u32, plan: &Plan) -> bool {
+    let outside = towards(plan);
+    !plan.follows() && nat::inside(tables, plan.bank, network, &outside).is_some()
+        || owner(tables, plan.bank, network, &outside).is_some()
+}
+
+/// The tuple that says where on an external network a packet goes: of what follows a connection, an ICMP error
+/// included, that of the packets it follows.
+#[inline(always)]
+fn towards(plan: &Plan) -> Tuple {
+    if plan.follows() { plan.known.translated(&plan.known_key) } else { plan.tuple }
 }
 
 /// The other node that has the port of a router's address.
@@ -148,18 +193,6 @@ fn pass_on<P: Packet, T: Tables>(
     Ok(Decision::ForwardOnce)
 }
 
-/// The external network by which a packet that follows a connection leaves again for the router's own address:
-/// that of another node, which has the port.
-#[inline(always)]
-pub fn shared_with<T: Tables>(tables: &T, router: u32, plan: &Plan) -> Option<u32> {
-    if !plan.follows() || plan.known.peer_from != FROM_NETWORK {
-        return None;
-    }
-    let network = tables.vni(&VniKey { vni: Scoped::new(plan.bank, plan.known.peer_zone) })?;
-    let leg = tables.router_leg(&RouterLegKey { router: Scoped::new(plan.bank, router), network })?;
-    if leg.flags & LEG_EXTERNAL != 0 { Some(network) } else { None }
-}
-
 /// Where a packet that leaves a router goes on an external network.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Way {
@@ -184,22 +217,23 @@ pub fn way<T: Tables>(tables: &T, network: u32, nexthop: Ip, plan: &mut Plan) ->
     plan.way_node = station.at;
     plan.way_mac = station.mac;
     if nexthop == plan.tuple.dst {
-        // What follows a connection goes where that one's own packets go.
-        let follows = plan.follows();
-        let outside = if follows { plan.known.translated(&plan.known_key) } else { plan.tuple };
+        let outside = towards(plan);
         match nat::inside(tables, plan.bank, network, &outside) {
-            Some(nat) if nat.node != 0 => {
-                plan.at_router = nat.router;
-                plan.way_node = nat.node;
-                plan.way_mac = nat.mac;
-                return Way::Node;
+            Some(nat) => {
+                let node = holder(tables, nat);
+                if node != 0 {
+                    plan.at_router = nat.router;
+                    plan.way_node = node;
+                    plan.way_mac = nat.mac;
+                    return Way::Node;
+                }
+                // What follows a connection is translated already.
+                if !plan.follows() {
+                    plan.at_router = nat.router;
+                    nat::destination(nat, plan);
+                    return Way::Router;
+                }
             }
-            Some(nat) if !follows => {
-                plan.at_router = nat.router;
-                nat::destination(nat, plan);
-                return Way::Router;
-            }
-            Some(_) => {}
             None => {
                 if let Some(owner) = owner(tables, plan.bank, network, &outside) {
                     plan.way_node = owner.node;
@@ -290,7 +324,7 @@ fn arp<P: Packet, T: Tables>(
     }
     if arp.be16(6) == Be16::new(1)
         && let Some(station) = tables.address(&AddressKey::new(bank, network, target))
-        && station.place == PLACE_EVERYWHERE
+        && answers(tables, bank, network, station, target)
     {
         plan.answer.kind = plan::ARP_REPLY;
         plan.answer.mac = station.mac;
@@ -347,7 +381,7 @@ fn neighbour<P: Packet, T: Tables>(
     }
     if kind == ND_NEIGHBOR_SOLICIT
         && let Some(station) = tables.address(&AddressKey::new(bank, network, target))
-        && station.place == PLACE_EVERYWHERE
+        && answers(tables, bank, network, station, target)
     {
         plan.answer.kind = plan::ND_ADVERT;
         plan.answer.mac = station.mac;

@@ -26,6 +26,7 @@ pub mod decide;
 pub mod deliver;
 pub mod external;
 pub mod flow;
+pub mod learn;
 #[cfg(any(test, feature = "user"))]
 pub mod memory;
 pub mod nat;

@@ -221,6 +221,9 @@ pub struct MemoryTables {
     pub flows_disabled: bool,
     /// The clock, in ticks.
     pub clock: Cell<u32>,
+    learned: RefCell<BTreeMap<LearnedKey, &'static Learned>>,
+    /// Networks whose flows are out of date.
+    pub expired: RefCell<BTreeMap<u32, u32>>,
     hop_keys: RefCell<BTreeMap<HopKey, u32>>,
     hops: RefCell<BTreeMap<u32, &'static Hop>>,
     fragments: RefCell<BTreeMap<FragmentKey, Fragment>>,
@@ -299,7 +302,8 @@ impl Tables for MemoryTables {
     }
 
     fn revision(&self, network: u32) -> u32 {
-        self.revisions.get(&network).copied().unwrap_or(0)
+        let expired = self.expired.borrow().get(&network).copied().unwrap_or(0);
+        self.revisions.get(&network).copied().unwrap_or(0).max(expired)
     }
 
     fn flow(&self, key: &FlowKey) -> Option<&Flow> {
@@ -429,6 +433,18 @@ impl Tables for MemoryTables {
             let proto = if prefix_len < RuleKey::PROTO_BITS { 0 } else { key.proto };
             self.image.rules.get(&RuleKey { prefix_len, proto, port: Be16::new(port), ..*key })
         })
+    }
+
+    fn learned(&self, key: &LearnedKey) -> Option<&Learned> {
+        self.learned.borrow().get(key).copied()
+    }
+
+    fn store_learned(&self, key: &LearnedKey, learned: &Learned) {
+        self.learned.borrow_mut().insert(*key, Box::leak(Box::new(*learned)));
+    }
+
+    fn expire_network(&self, network: u32) {
+        self.expired.borrow_mut().insert(network, self.commit.epoch + 1);
     }
 
     fn hop_index(&self, key: &HopKey) -> Option<u32> {
@@ -633,8 +649,8 @@ fn settle(
         Settled::Done => return Ok(()),
         Settled::Finish => {}
         Settled::Reserve => {
-            let search = track::chooses(plan).then(|| Search::new(tables, headers, plan));
-            pipeline::reserve(tables, search, |port| track::claim(tables, plan, port))?;
+            let (choice, search) = (track::choice(plan), Search::new(tables, headers, plan));
+            pipeline::reserve(tables, choice, search, |port| track::claim(tables, plan, port))?;
         }
     }
     track::finish(tables, headers, plan);

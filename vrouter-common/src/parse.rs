@@ -496,6 +496,12 @@ impl Headers {
         self.proto == PROTO_ICMPV6 && matches!(kind, ND_ROUTER_SOLICIT..=ND_REDIRECT)
     }
 
+    /// Whether this is a neighbour advertisement.
+    #[inline(always)]
+    pub fn is_neighbour_advert(&self) -> bool {
+        self.v6 && self.proto == PROTO_ICMPV6 && self.dport == Be16::new((ND_NEIGHBOR_ADVERT as u16) << 8)
+    }
+
     /// Whether this is an ICMP error message, or too cut to tell.
     #[inline(always)]
     pub fn is_icmp_error(&self) -> bool {

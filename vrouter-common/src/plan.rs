@@ -102,6 +102,8 @@ pub struct Plan {
     pub too_big: bool,
     /// Came through a tunnel: there is no way to answer.
     pub mute: bool,
+    /// The network on which somebody claimed an address anew; 0: none.
+    pub moved: u32,
     /// The node the packet came from has lowered the TTL for the first router.
     pub paid: bool,
     /// Routers passed so far.

@@ -29,6 +29,8 @@ pod!(
     FragmentKey,
     Hop,
     HopKey,
+    Learned,
+    LearnedKey,
     Name,
     NameKey,
     Nat,

@@ -73,7 +73,7 @@ pub fn pass<P: Packet, T: Tables>(
     let Some(route) = tables.route(&RouteKey::lookup(bank, router, plan.tuple.dst)) else {
         return answer::refuse(headers, came_in, Refusal::NoRoute, DropReason::NoRoute, plan);
     };
-    let mut network = route.network;
+    let network = route.network;
     match route.kind {
         ROUTE_CONNECTED | ROUTE_VIA => {}
         ROUTE_SELF if plan.follows() && plan.tuple.dst != plan.known.dst => {
@@ -82,10 +82,12 @@ pub fn pass<P: Packet, T: Tables>(
             plan.hops += 1;
             return Ok(Decision::Route);
         }
-        ROUTE_SELF => match external::shared_with(tables, router, plan) {
-            Some(external) => network = external,
-            None => return to_router(headers, plan),
-        },
+        // A port of the address may be somebody else's: then it is outside, for this router, too.
+        ROUTE_SELF if route.network != 0 && external::leads_on(tables, route.network, plan) => {}
+        ROUTE_SELF => return to_router(headers, plan),
+        ROUTE_NONE => {
+            return answer::refuse(headers, came_in, Refusal::NoRoute, DropReason::NoRoute, plan);
+        }
         ROUTE_BLACKHOLE => return Err(DropReason::RouteBlackhole),
         ROUTE_BROADCAST => return Err(DropReason::MulticastRouted),
         _ => {
@@ -121,7 +123,7 @@ pub fn pass<P: Packet, T: Tables>(
     if goes_out.flags & LEG_EXTERNAL != 0 {
         return outwards(tables, network, router, came_in, goes_out, nexthop, headers, len, plan);
     }
-    let Some(station) = tables.address(&AddressKey::new(bank, network, nexthop)) else {
+    let Some(station) = who_has(tables, bank, network, nexthop) else {
         return answer::refuse(headers, came_in, Refusal::Host, DropReason::NextHopUnknown, plan);
     };
     if station.kind == STATION_ROUTER {

@@ -276,6 +276,41 @@ pub const PLACE_UNBOUND: u8 = 4;
 /// An interface of this node that takes frames from XDP.
 pub const PLACE_LOCAL_FRAMES: u8 = 5;
 
+/// On external networks: a floating IP of a port that is bound nowhere, whose fixed IP is held by whoever
+/// claims it by ARP or ND; the node where that is answers for it.
+pub const PLACE_LEARNED: u8 = 6;
+
+/// Key of [`Learned`]: an address of an allowed address pair, or of a port that is bound nowhere.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LearnedKey {
+    /// Network number.
+    pub network: u32,
+    /// Address; a hardware address as [`Self::mac`].
+    pub ip: Ip,
+}
+const _: () = assert!(size_of::<LearnedKey>() == 20);
+
+impl LearnedKey {
+    /// Of a hardware address that is no port's own.
+    #[inline(always)]
+    pub const fn mac(network: u32, mac: [u8; 6]) -> Self {
+        let [a, b, c, d, e, f] = mac;
+        let high = u32::from_ne_bytes([0xff, 0xff, a, b]);
+        // No IPv6 source is multicast.
+        Self { network, ip: Ip([u32::MAX, u32::MAX, high, u32::from_ne_bytes([c, d, e, f])]) }
+    }
+}
+
+/// Who claimed an address last, by ARP or ND (behaviour L4). Not part of a bank.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Learned {
+    /// Where it is.
+    pub station: Station,
+}
+const _: () = assert!(size_of::<Learned>() == 16);
+
 /// Key of the anti-spoofing trie: may `port` send from `mac` and `ip`? Prefix length counts the bits of
 /// everything after `prefix_len`.
 #[repr(C)]
@@ -335,7 +370,8 @@ impl RouteKey {
 pub struct Route {
     /// `ROUTE_*`.
     pub kind: u32,
-    /// Number of the network it leads to ([`ROUTE_CONNECTED`], [`ROUTE_VIA`]), else 0.
+    /// Number of the network it leads to ([`ROUTE_CONNECTED`], [`ROUTE_VIA`]); of an address outside
+    /// ([`ROUTE_SELF`]), the external network's; else 0.
     pub network: u32,
     /// The next hop ([`ROUTE_VIA`]), else zero.
     pub nexthop: Ip,
@@ -354,6 +390,8 @@ pub const ROUTE_BLACKHOLE: u32 = 4;
 pub const ROUTE_UNREACHABLE: u32 = 5;
 /// A subnet's IPv4 broadcast or network address.
 pub const ROUTE_BROADCAST: u32 = 6;
+/// No route: keeps IPv4 destinations from an IPv6 route to a range around all of them, such as `::/0`.
+pub const ROUTE_NONE: u32 = 7;
 
 /// Key of [`RouterLeg`].
 #[repr(C)]
@@ -384,10 +422,12 @@ pub struct RouterLeg {
     pub v6: Ip,
     /// Blocks of ports of `v4` this node may use ([`LEG_SNAT`]): slots 0.. of [`SnatBlock`].
     pub snat_blocks: u32,
+    /// On external networks: the hardware address of the router between nodes, the same on every one.
+    pub tunnel_mac: [u8; 6],
     /// Zero.
-    pub zero: u32,
+    pub zero: u16,
 }
-const _: () = assert!(size_of::<RouterLeg>() == 56);
+const _: () = assert!(size_of::<RouterLeg>() == 60);
 
 /// The leg is on an external network: the router's gateway.
 pub const LEG_EXTERNAL: u16 = 1;
@@ -423,14 +463,19 @@ pub struct Nat {
     pub router: u32,
     /// Port number of the workload.
     pub port: u32,
-    /// The node that hosts the workload and translates for it; 0: this node.
+    /// The node that hosts the workload and translates for it; 0: this node; or [`NODE_LEARNED`].
     pub node: u32,
+    /// Number of the workload's network.
+    pub inside_network: u32,
     /// The workload's port (port forwarding), or zero.
     pub inside_port: Be16,
-    /// The router's hardware address on that node.
+    /// The router's hardware address on that node ([`NODE_LEARNED`]: between nodes).
     pub mac: [u8; 6],
 }
-const _: () = assert!(size_of::<Nat>() == 36);
+const _: () = assert!(size_of::<Nat>() == 40);
+
+/// [`Nat::node`]: the workload's port is bound nowhere; the node where its address is claimed.
+pub const NODE_LEARNED: u32 = u32::MAX;
 
 /// Key of [`Floating`]: a fixed IP behind a router.
 #[repr(C)]
@@ -684,6 +729,8 @@ const _: () = assert!(size_of::<Upcall>() == 200);
 pub const UPCALL_WAIT: u32 = 1;
 /// A next hop answered.
 pub const UPCALL_RESOLVED: u32 = 2;
+/// An address was claimed by somebody else than before; `hop` is the network.
+pub const UPCALL_MOVED: u32 = 4;
 /// A packet to be cut into fragments and sent.
 pub const UPCALL_FRAGMENT: u32 = 3;
 /// Bytes of a packet that an upcall carries at the most.
@@ -810,6 +857,19 @@ pub struct Name {
     pub bytes: [u8; 256],
 }
 
+/// Who has an address on a network: by the topology, or, where that leaves it open, who claimed it last.
+#[inline(always)]
+pub fn who_has<'a, T: Tables>(tables: &'a T, bank: u32, network: u32, ip: Ip) -> Option<&'a Station> {
+    let fixed = tables.address(&AddressKey::new(bank, network, ip));
+    match fixed {
+        Some(station) if station.place != PLACE_UNBOUND => fixed,
+        _ => match tables.learned(&LearnedKey { network, ip }) {
+            Some(learned) => Some(&learned.station),
+            None => fixed,
+        },
+    }
+}
+
 /// A table of flows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FlowTable {
@@ -892,6 +952,13 @@ pub trait Tables {
     fn class(&self, key: &ClassKey) -> u32;
     /// The rule that allows.
     fn rule(&self, key: &RuleKey) -> Option<&Rule>;
+
+    /// Who claimed an address last.
+    fn learned(&self, key: &LearnedKey) -> Option<&Learned>;
+    /// Notes who claims an address.
+    fn store_learned(&self, key: &LearnedKey, learned: &Learned);
+    /// Puts every flow of a network out of date, until the next commit.
+    fn expire_network(&self, network: u32);
 
     /// The index of a next hop.
     fn hop_index(&self, key: &HopKey) -> Option<u32>;

@@ -31,6 +31,9 @@ pub static FLOWS: HashMap<FlowKey, Flow, 262_144> = HashMap::new();
 /// Unanswered flows and remembered stateless decisions. The loader sets the size.
 #[btf_map]
 pub static TRANSIENT: LruHashMap<FlowKey, Flow, 65_536> = LruHashMap::new();
+/// Who claimed addresses by ARP and ND.
+#[btf_map]
+pub static LEARNED: LruHashMap<LearnedKey, Learned, 65_536> = LruHashMap::new();
 /// Datagrams that come in pieces.
 #[btf_map]
 pub static FRAGMENTS: LruHashMap<FragmentKey, Fragment, 16_384> = LruHashMap::new();

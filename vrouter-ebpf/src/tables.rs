@@ -87,7 +87,11 @@ impl Tables for Maps {
         let flow = core::ptr::from_ref(flow).cast_mut();
         // SAFETY: a live map value; a byte that only this direction's packets write, a bit lost to a race is
         // seen again or belongs to a connection that ends anyway.
-        unsafe { (*flow).tcp_flags |= flags };
+        // Volatile for the reason below.
+        unsafe {
+            let seen = &raw mut (*flow).tcp_flags;
+            core::ptr::write_volatile(seen, core::ptr::read_volatile(seen) | flags);
+        }
     }
 
     #[inline(always)]
@@ -97,8 +101,10 @@ impl Tables for Maps {
         // SAFETY: `flow` is a live map value; its counters are changed only atomically, `seen` by plain
         // stores of a word that any CPU may write with the same meaning.
         unsafe {
-            if (*flow).seen != now {
-                (*flow).seen = now;
+            // Volatile: the compiler takes what is behind a shared reference for constant, and drops the store.
+            let seen = &raw mut (*flow).seen;
+            if core::ptr::read_volatile(seen) != now {
+                core::ptr::write_volatile(seen, now);
             }
             add64(&raw mut (*flow).packets, 1);
             add64(&raw mut (*flow).bytes, bytes);
@@ -191,6 +197,30 @@ impl Tables for Maps {
     fn rule(&self, key: &RuleKey) -> Option<&Rule> {
         let RuleKey { prefix_len, policy, class, direction, proto, port } = *key;
         maps::RULES.get(&Key::new(prefix_len, RuleData { policy, class, direction, proto, port }))
+    }
+
+    #[inline(always)]
+    fn learned(&self, key: &LearnedKey) -> Option<&Learned> {
+        get!(LEARNED, key)
+    }
+
+    #[inline(always)]
+    fn store_learned(&self, key: &LearnedKey, learned: &Learned) {
+        let _ = maps::LEARNED.insert(key, learned, 0);
+    }
+
+    #[inline(always)]
+    fn expire_network(&self, network: u32) {
+        let (Some(commit), Some(revision)) = (maps::COMMIT.get(0), maps::REVISIONS.get_ptr_mut(network))
+        else {
+            return;
+        };
+        // SAFETY: a live map value, written whole; the agent only ever raises it, to the next epoch or beyond.
+        unsafe {
+            if *revision <= commit.epoch {
+                core::ptr::write_volatile(revision, commit.epoch.wrapping_add(1));
+            }
+        }
     }
 
     #[inline(always)]

@@ -515,7 +515,10 @@ pub extern "C" fn vr_tc_first(skb: *mut __sk_buff) -> i32 {
     match pipeline::first(&packet, &Maps, &ingress, headers, quoted, plan) {
         Ok(decision) => {
             if matches!(decision, Decision::Pass | Decision::Answer) && plan.unresolved {
-                resolved(plan.flow.target);
+                notify(UPCALL_RESOLVED, plan.flow.target);
+            }
+            if plan.moved != 0 {
+                notify(UPCALL_MOVED, plan.moved);
             }
             code(decision, bytes)
         }
@@ -592,12 +595,12 @@ pub extern "C" fn vr_tc_reserve(skb: *mut __sk_buff) -> i32 {
         return dropped(DropReason::Internal, bytes);
     };
     // SAFETY: as in `vr_tc_first`; the reference ends before another function has its own.
-    let search = unsafe {
+    let (choice, search) = unsafe {
         let work = &*work;
-        track::chooses(&work.plan).then(|| Search::new(&Maps, &work.headers, &work.plan))
+        (track::choice(&work.plan), Search::new(&Maps, &work.headers, &work.plan))
     };
     let claim = |port| crate::claim::result(crate::claim::vr_claim(port));
-    match pipeline::reserve(&Maps, search, claim) {
+    match pipeline::reserve(&Maps, choice, search, claim) {
         Ok(()) => TO_FINISH,
         Err(reason) => dropped(reason, bytes),
     }
@@ -636,10 +639,10 @@ pub extern "C" fn vr_tc_apply(skb: *mut __sk_buff) -> i32 {
     }
 }
 
-/// Tells the agent that whoever waits for a next hop can go.
+/// Tells the agent that whoever waits for a next hop can go, or that somebody claims an address anew.
 #[inline(always)]
-fn resolved(hop: u32) {
-    let upcall = Upcall { kind: UPCALL_RESOLVED, hop, ..Upcall::default() };
+fn notify(kind: u32, hop: u32) {
+    let upcall = Upcall { kind, hop, ..Upcall::default() };
     if let Some(mut record) = maps::UPCALLS.reserve_bytes(size_of::<Upcall>(), 0) {
         // SAFETY: the record has the size of what is written.
         unsafe { core::ptr::write_unaligned(record.as_mut_ptr().cast::<Upcall>(), upcall) };

@@ -6,13 +6,14 @@
 
 mod control;
 mod environment;
+pub mod external;
 mod flows;
 mod source;
 mod status;
 mod underlay;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
@@ -25,24 +26,32 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 use vrouter_common::{
-    tables::{Name, NameKey},
+    tables::{
+        self, EXTERNAL_FRAMES, EXTERNALS_MAX, Learned, LearnedKey, NAME_ROUTER, Name, NameKey, PLACE_LOCAL,
+        PLACE_LOCAL_FRAMES,
+    },
     wire::OVERLAY_OVERHEAD,
 };
 
 pub use control::ask;
-pub use status::{AgentStatus, PeerStatus, PortStatus, UplinkStatus, Wanted};
+pub use flows::{FlowsStatus, Sweeper};
+pub use status::{AgentStatus, ExternalStatus, PeerStatus, PortStatus, UplinkStatus, Wanted};
 pub use underlay::peer_status;
 
 use crate::{
-    banks::Banks,
-    compile::{self, Compiled, Surroundings},
-    config::{AgentConfig, UplinkHook},
+    banks::{Banks, Published, Touch},
+    compile::{self, Compiled, ExternalInterface, Surroundings},
+    config::{AgentConfig, ExternalConfig, UplinkHook},
     data_path::{self, DataPath, Hook, Pins},
     identities::Identities,
     kernel::Map,
     netlink::{Change, Link, Netlink},
-    topology::{Problem, Problems, model::Topology},
+    topology::{
+        Problem, Problems,
+        model::{Network, RouteTarget, Topology},
+    },
 };
+use external::{External, Outside};
 use source::FileSource;
 use underlay::Underlays;
 
@@ -66,12 +75,12 @@ pub async fn run(config: AgentConfig) -> Result<()> {
     }
     let (netlink, mut changes) = Netlink::new()?;
     let mut agent = Agent::start(config, pins, netlink).await?;
+    let mut moves = agent.external.moves();
     let mut requests = control::listen(&run_dir, agent.status.clone())?;
     let (mut terminated, mut interrupted) =
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let (mut files, mut underlays) = (interval(FILE_INTERVAL), interval(UNDERLAY_INTERVAL));
-    let mut sweeps = interval(agent.config.sweep_interval());
-    for ticks in [&mut files, &mut underlays, &mut sweeps] {
+    for ticks in [&mut files, &mut underlays] {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     }
     loop {
@@ -81,7 +90,8 @@ pub async fn run(config: AgentConfig) -> Result<()> {
             result = &mut requests => result?,
             _ = files.tick() => agent.look_at_file().await,
             _ = underlays.tick() => agent.follow_underlay().await,
-            _ = sweeps.tick() => agent.sweep().await,
+            _ = tokio::time::sleep_until(agent.flows.due().into()) => agent.sweep(),
+            networks = moves.next() => agent.commit(&Touch::Networks(networks)).await,
             change = changes.next() => {
                 let mut seen = Seen::default();
                 seen.note(change.context("the netlink connection ended")?);
@@ -137,6 +147,9 @@ struct Agent {
     identities: Identities,
     underlays: Underlays,
     flows: flows::Sweeper,
+    external: External,
+    /// Who claims what the topology leaves open.
+    learned: Map<LearnedKey, Learned>,
     source: FileSource,
     topology: Option<(Topology, u64)>,
     compiled: Compiled,
@@ -162,9 +175,14 @@ impl Agent {
         let names = Map::open(&maps, "NAMES")?;
         let identities = Identities::read(&names)?;
         let underlays = Underlays::open(&maps)?;
-        let flows = flows::Sweeper::open(&pins, config.flow_idle_seconds)?;
+        let flows = flows::Sweeper::open(&pins, config.timeouts.clone(), config.flow_idle_seconds)?;
+        let learned = Map::open(&maps, "LEARNED")?;
+        let found = Outside::of(banks.in_force(), banks.commit(), &held(&learned)?);
         let source = FileSource::new(config.topology.clone());
         let status = Arc::new(Mutex::new(AgentStatus::new(&config)));
+        let told = status.clone();
+        let tell = Arc::new(move |next_hops: &_| status::lock(&told).next_hops = Clone::clone(next_hops));
+        let external = External::start(&pins, found, tell)?;
         let commit = banks.commit();
         tracing::info!(
             node = %config.node, instance = %config.instance, epoch = commit.epoch, pins = %pins.root().display(),
@@ -179,6 +197,8 @@ impl Agent {
             identities,
             underlays,
             flows,
+            external,
+            learned,
             source,
             topology: None,
             compiled: Compiled::default(),
@@ -213,9 +233,17 @@ impl Agent {
     }
 
     fn set_wanted(&self, digest: u64, problems: Vec<Problem>) {
-        let warnings = self.topology.as_ref().map(|(topology, _)| not_enforced(topology)).unwrap_or_default();
+        let warnings = self.warnings();
         let mut status = status::lock(&self.status);
         status.wanted = Some(Wanted { digest: format!("{digest:016x}"), problems, warnings });
+    }
+
+    /// What the document in force asks for and does not get.
+    fn warnings(&self) -> Vec<String> {
+        let mut warnings =
+            self.topology.as_ref().map(|(topology, _)| not_enforced(topology)).unwrap_or_default();
+        warnings.extend(self.compiled.warnings.iter().cloned());
+        warnings
     }
 
     /// What a document in order may still ask of this node that it cannot give.
@@ -234,13 +262,34 @@ impl Agent {
             );
         }
         for port in topology.ports.iter().filter(|port| port.node.as_ref() == Some(&self.config.node)) {
-            if let Some(interface) = port.interface.as_ref().filter(|name| self.config.uplinks.contains(name))
-            {
+            let Some(interface) = &port.interface else { continue };
+            let (what, flag) = if self.config.uplinks.contains(interface) {
+                ("uplink", "--uplink")
+            } else if self.config.externals.iter().any(|external| external.interface == *interface) {
+                ("external interface", "--external")
+            } else {
+                continue;
+            };
+            problems.push(
+                port.line,
+                format!("port {}", port.name),
+                format!("interface {interface} is this node's {what}"),
+                format!("name the interface of the workload, or another {flag}"),
+            );
+        }
+        if let [ExternalConfig { network: None, interface }] = &self.config.externals[..] {
+            let networks: Vec<&Network> = external_networks(topology).collect();
+            if let [first, second, ..] = networks[..] {
                 problems.push(
-                    port.line,
-                    format!("port {}", port.name),
-                    format!("interface {interface} is this node's uplink"),
-                    "name the interface of the workload, or another --uplink",
+                    second.line,
+                    format!("network {}", second.name),
+                    format!(
+                        "is a second external network, and the node does not say which one its interface {interface} is on"
+                    ),
+                    format!(
+                        "start the agent with --external {}={interface} or --external {}={interface}",
+                        first.name, second.name
+                    ),
                 );
             }
         }
@@ -259,6 +308,19 @@ impl Agent {
             }
         }
         if problems.is_empty() { Ok(()) } else { Err(problems) }
+    }
+
+    /// This node's interfaces on external networks of the topology in force.
+    fn externals(&self, topology: &Topology) -> BTreeMap<String, ExternalInterface> {
+        let mut externals = BTreeMap::new();
+        for config in &self.config.externals {
+            let Some(network) = network_of(config, topology) else { continue };
+            let link = self.links.iter().find(|link| link.name == config.interface);
+            let interface =
+                ExternalInterface { ifindex: link.map(|link| link.index), mtu: link.map(|link| link.mtu) };
+            externals.insert(network.name.clone(), interface);
+        }
+        externals
     }
 
     fn underlay_mtu(&self) -> u32 {
@@ -287,20 +349,23 @@ impl Agent {
             .follow(&self.netlink, &self.compiled, &self.links, self.data_path.attached())
             .await
         {
-            Ok(true) => self.commit(true).await,
+            Ok(true) => self.commit(&Touch::All).await,
             Ok(false) => {}
             Err(error) => self.complain("underlay", format!("cannot follow the underlay: {error:#}")),
         }
         status::lock(&self.status).peers = self.underlays.status(&self.identities);
+        if let Err(error) = self.external.ensure() {
+            self.complain("next hops", format!("cannot look after next hops: {error:#}"));
+        }
     }
 
     /// Attaches, then compiles and commits.
     async fn reconcile(&mut self) {
-        self.commit(false).await;
+        self.commit(&Touch::Changed).await;
         self.follow_underlay().await;
     }
 
-    async fn commit(&mut self, touch_all: bool) {
+    async fn commit(&mut self, touch: &Touch) {
         let Some((topology, digest)) = &self.topology else {
             self.attach();
             return;
@@ -309,6 +374,7 @@ impl Agent {
             node: self.config.node.clone(),
             interfaces: self.links.iter().map(|link| (link.name.clone(), link.index)).collect(),
             underlay_mtu: self.underlay_mtu(),
+            externals: self.externals(topology),
         };
         let mut identities = self.identities.clone();
         let compiled = match compile::compile(topology, &around, &mut identities) {
@@ -317,21 +383,27 @@ impl Agent {
         };
         let digest = *digest;
         self.compiled = compiled;
+        self.warn();
         self.attach();
-        if let Err(error) = self.program(identities, digest, touch_all) {
+        if let Err(error) = self.program(identities, digest, touch) {
             tracing::error!("cannot bring the topology in force; what was in force stays: {error:#}");
             status::lock(&self.status).error = Some(format!("{error:#}"));
         }
     }
 
-    fn program(&mut self, mut identities: Identities, digest: u64, touch_all: bool) -> Result<()> {
+    fn program(&mut self, mut identities: Identities, digest: u64, touch: &Touch) -> Result<()> {
         // Names first, so that whatever a bank mentions has one; what is gone is forgotten only when no
         // bank mentions it.
         identities.write(&self.identities, &self.names)?;
         self.identities = identities.clone();
-        let vtep = self.compiled.vtep.map_or(0, |vtep| vtep.to_bits());
-        let applied =
-            self.banks.apply(self.compiled.image.clone(), self.compiled.node, vtep, digest, touch_all)?;
+        let published = Published {
+            node: self.compiled.node,
+            vtep: self.compiled.vtep.map_or(0, |vtep| vtep.to_bits()),
+            digest,
+            overlay_mtu: self.compiled.overlay_mtu,
+            externals: self.published_externals(),
+        };
+        let applied = self.banks.apply(self.compiled.image.clone(), &published, touch)?;
         identities.retain(&self.compiled.used);
         identities.write(&self.identities, &self.names)?;
         self.identities = identities;
@@ -343,8 +415,36 @@ impl Agent {
                 "topology in force"
             );
         }
+        self.external.follow(Outside::of(self.banks.in_force(), self.banks.commit(), &held(&self.learned)?));
         status::lock(&self.status).error = None;
         Ok(())
+    }
+
+    /// The external interfaces the programs may use: those that have one.
+    fn published_externals(&self) -> [tables::External; EXTERNALS_MAX] {
+        let mut published = [tables::External::default(); EXTERNALS_MAX];
+        let attached = self.data_path.attached();
+        let usable = self
+            .compiled
+            .externals
+            .iter()
+            .filter(|external| attached.contains(&(external.ifindex, Hook::TcExternal)));
+        for (slot, external) in published.iter_mut().zip(usable) {
+            let frames = attached.contains(&(external.ifindex, Hook::XdpExternal));
+            *slot = tables::External { flags: if frames { EXTERNAL_FRAMES } else { 0 }, ..*external };
+        }
+        published
+    }
+
+    /// Logs what the compiler had to leave undone, and tells it to those who ask.
+    fn warn(&mut self) {
+        for warning in self.compiled.warnings.clone() {
+            self.complain(&warning.clone(), warning);
+        }
+        let warnings = self.warnings();
+        if let Some(wanted) = &mut status::lock(&self.status).wanted {
+            wanted.warnings = warnings;
+        }
     }
 
     /// Makes the attachments what they have to be.
@@ -365,6 +465,47 @@ impl Agent {
             }
             uplinks.push(UplinkStatus::new(link));
         }
+        let topology = self.topology.as_ref().map(|(topology, _)| topology);
+        let mut externals = Vec::new();
+        for config in &self.config.externals {
+            let network = topology.and_then(|topology| network_of(config, topology));
+            let mut external = ExternalStatus {
+                network: network.map(|network| network.name.clone()).or(config.network.clone()),
+                interface: UplinkStatus::missing(&config.interface),
+            };
+            if let Some(link) = by_name.get(config.interface.as_str()) {
+                external.interface = UplinkStatus::new(link);
+                // Whatever the topology says: without a network the program leaves everything to the kernel.
+                wanted.insert((link.index, Hook::TcExternal), config.interface.clone());
+                if self.config.external_hook.wants_xdp(link.kind.as_deref()) {
+                    wanted.insert((link.index, Hook::XdpExternal), config.interface.clone());
+                }
+            }
+            if topology.is_some() && network.is_none() {
+                external.interface.note = Some(match &config.network {
+                    Some(name) => format!(
+                        "external interface {}: the topology has no external network {name}; add it, or name another with \
+                         --external",
+                        config.interface
+                    ),
+                    None => format!(
+                        "external interface {}: the topology has no external network; add one with `external: true`",
+                        config.interface
+                    ),
+                });
+            }
+            let (mtu, most) = (network.and_then(|network| network.mtu), external.interface.mtu);
+            if let Some(mtu) =
+                mtu.filter(|&mtu| external.interface.ifindex.is_some() && u32::from(mtu) > most)
+            {
+                external.interface.note = Some(format!(
+                    "external interface {}: its MTU is {most}, the network's {mtu}: larger packets are lost; set the \
+                     network's mtu to {most}, or `ip link set {} mtu {mtu}`",
+                    config.interface, config.interface
+                ));
+            }
+            externals.push(external);
+        }
         // Before the first topology: keep what earlier agents attached.
         if self.topology.is_none() {
             for &(ifindex, hook) in self.data_path.attached() {
@@ -381,26 +522,47 @@ impl Agent {
         let problems = self.data_path.attach(&wanted);
         for (name, hook, error) in problems {
             let text = match hook {
-                Hook::XdpUplink if self.config.uplink_hook == UplinkHook::Auto => {
+                _ if self.is_default(hook) => {
                     format!(
                         "{name} has no native XDP ({error:#}): using TC alone, which is slower for small packets"
                     )
                 }
-                Hook::XdpUplink | Hook::XdpPort => format!(
+                Hook::XdpUplink | Hook::XdpPort | Hook::XdpExternal => format!(
                     "{name} has no native XDP ({error:#}): using TC alone; ask for hook tc, or use a driver with native XDP"
                 ),
                 _ => format!("cannot attach to {name}: {error:#}"),
             };
-            if let Some(uplink) = uplinks.iter_mut().find(|uplink| uplink.name == name) {
+            let interfaces =
+                uplinks.iter_mut().chain(externals.iter_mut().map(|external| &mut external.interface));
+            for interface in interfaces.filter(|interface| interface.name == name) {
                 // Nobody asked for it to be otherwise.
-                let is_default = hook == Hook::XdpUplink && self.config.uplink_hook == UplinkHook::Auto;
-                *(if is_default { &mut uplink.warning } else { &mut uplink.note }) = Some(text.clone());
+                let place = if self.is_default(hook) { &mut interface.warning } else { &mut interface.note };
+                *place = Some(text.clone());
             }
             self.complain(&format!("{name}{hook:?}"), text);
         }
         for uplink in &mut uplinks {
             let attached = self.data_path.attached();
             uplink.xdp = uplink.ifindex.is_some_and(|ifindex| attached.contains(&(ifindex, Hook::XdpUplink)));
+        }
+        for ExternalStatus { interface, .. } in &mut externals {
+            let attached = self.data_path.attached();
+            interface.xdp =
+                interface.ifindex.is_some_and(|ifindex| attached.contains(&(ifindex, Hook::XdpExternal)));
+            let about = format!("external {}", interface.name);
+            match interface.ifindex {
+                Some(_) => {
+                    self.logged.remove(&about);
+                }
+                None => {
+                    let text = format!(
+                        "external interface {} does not exist here yet; it is attached when it appears",
+                        interface.name
+                    );
+                    interface.note = Some(text.clone());
+                    self.complain(&about, text);
+                }
+            }
         }
         let ports: Vec<_> = self.compiled.local_ports.iter().map(PortStatus::from).collect();
         for port in ports.iter().filter(|port| port.ifindex.is_none()) {
@@ -418,12 +580,41 @@ impl Agent {
         let mut status = status::lock(&self.status);
         status.ports = ports;
         status.uplinks = uplinks;
+        status.externals = externals;
     }
 
-    async fn sweep(&mut self) {
-        if let Err(error) = self.flows.sweep().await {
-            self.complain("sweep", format!("cannot expire flows: {error:#}"));
+    /// Whether nobody asked for this hook: it was only tried.
+    fn is_default(&self, hook: Hook) -> bool {
+        match hook {
+            Hook::XdpUplink => self.config.uplink_hook == UplinkHook::Auto,
+            Hook::XdpExternal => self.config.external_hook == UplinkHook::Auto,
+            _ => false,
         }
+    }
+
+    /// Makes a step through the flow tables.
+    fn sweep(&mut self) {
+        let notices = match self.flows.step() {
+            Ok(None) => return,
+            Ok(Some(notices)) => notices,
+            Err(error) => return self.complain("sweep", format!("cannot expire flows: {error:#}")),
+        };
+        self.logged.remove("sweep");
+        for notice in notices {
+            match notice.warning {
+                Some(warning) => self.complain(notice.about, warning),
+                None if self.logged.remove(notice.about).is_some() => {
+                    tracing::info!("{} has room again", notice.about);
+                }
+                None => {}
+            }
+        }
+        let mut flows = self.flows.status().clone();
+        for snat in &mut flows.snat {
+            let name = self.identities.name(NAME_ROUTER, snat.router_id);
+            snat.router = name.map_or_else(|| format!("#{}", snat.router_id), str::to_owned);
+        }
+        status::lock(&self.status).flows = Some(flows);
     }
 
     fn complain(&mut self, about: &str, text: String) {
@@ -434,24 +625,35 @@ impl Agent {
     }
 }
 
+fn external_networks(topology: &Topology) -> impl Iterator<Item = &Network> {
+    topology.networks.iter().filter(|network| network.external)
+}
+
+/// The network an external interface is on, if the topology has it.
+fn network_of<'t>(config: &ExternalConfig, topology: &'t Topology) -> Option<&'t Network> {
+    let mut networks = external_networks(topology);
+    match &config.network {
+        Some(name) => networks.find(|network| network.name == *name),
+        None => networks.next().filter(|_| networks.next().is_none()),
+    }
+}
+
+/// Addresses that workloads of this node claim.
+fn held(learned: &Map<LearnedKey, Learned>) -> Result<BTreeSet<external::outside::Address>> {
+    let here = |place| matches!(place, PLACE_LOCAL | PLACE_LOCAL_FRAMES);
+    let entries = learned.entries()?.into_iter();
+    Ok(entries.filter(|(_, it)| here(it.station.place)).map(|(key, _)| (key.network, key.ip)).collect())
+}
+
 /// Parts of a topology that are read and checked, but that this version does not act on.
 fn not_enforced(topology: &Topology) -> Vec<String> {
     let mut warnings = Vec::new();
-    if topology.ports.iter().any(|port| !port.security_groups.is_empty()) {
-        warnings.push(
-            "security groups are not enforced by this version: every port accepts everything".to_owned(),
-        );
-    }
-    if topology.routers.iter().any(|router| router.gateway.is_some()) {
-        warnings
-            .push("router gateways (external networks, SNAT) are not acted on by this version".to_owned());
-    }
-    if !topology.floating_ips.is_empty() {
-        warnings.push("floating IPs are not acted on by this version".to_owned());
-    }
-    if topology.routers.iter().flat_map(|router| &router.routes).any(|route| {
-        matches!(&route.target, crate::topology::model::RouteTarget::Nexthops(nexthops) if nexthops.len() > 1)
-    }) {
+    if topology
+        .routers
+        .iter()
+        .flat_map(|router| &router.routes)
+        .any(|route| matches!(&route.target, RouteTarget::Nexthops(nexthops) if nexthops.len() > 1))
+    {
         warnings.push("of several next hops only the first is used by this version (no ECMP yet)".to_owned());
     }
     warnings

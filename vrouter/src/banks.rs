@@ -202,6 +202,17 @@ impl Maps {
     }
 }
 
+/// Which flows are decided again whatever changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Touch {
+    /// None.
+    Changed,
+    /// Those of these networks.
+    Networks(BTreeSet<u32>),
+    /// All.
+    All,
+}
+
 /// What an apply did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Applied {
@@ -211,6 +222,21 @@ pub struct Applied {
     pub writes: usize,
     /// Networks whose flows are decided again.
     pub networks: usize,
+}
+
+/// What is published with a topology: of the [`Commit`], the caller's part.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Published {
+    /// This node's number.
+    pub node: u32,
+    /// This node's VTEP address.
+    pub vtep: u32,
+    /// Digest of the document.
+    pub digest: u64,
+    /// Largest L3 packet the tunnels carry.
+    pub overlay_mtu: u32,
+    /// This node's interfaces on external networks.
+    pub externals: [External; EXTERNALS_MAX],
 }
 
 /// The two banks, and what they hold.
@@ -239,18 +265,27 @@ impl Banks {
         &self.images[self.commit.bank() as usize]
     }
 
-    /// Makes `wanted` the topology in force. `touch_all`: every flow is decided again.
-    pub fn apply(
-        &mut self,
-        wanted: Image,
-        node: u32,
-        vtep: u32,
-        digest: u64,
-        touch_all: bool,
-    ) -> Result<Applied> {
-        let vtep = Be32::new(vtep);
-        let unchanged = self.commit.epoch != 0 && *self.in_force() == wanted && !touch_all;
-        let mut commit = Commit { vtep, schema: SCHEMA, node, digest, ..self.commit };
+    /// Makes `wanted` the topology in force. `touch`: which flows are decided again, beside those the change
+    /// concerns.
+    pub fn apply(&mut self, wanted: Image, published: &Published, touch: &Touch) -> Result<Applied> {
+        let &Published { node, vtep, digest, overlay_mtu, externals } = published;
+        let mut commit = Commit {
+            vtep: Be32::new(vtep),
+            schema: SCHEMA,
+            node,
+            digest,
+            overlay_mtu,
+            externals,
+            ..self.commit
+        };
+        // Flows have the tunnels' room, and which networks this node reaches itself, built in.
+        let touch_all = *touch == Touch::All || overlay_mtu != self.commit.overlay_mtu;
+        let moved = moved(&self.commit.externals, &externals);
+        let unchanged = self.commit.epoch != 0
+            && *self.in_force() == wanted
+            && *touch == Touch::Changed
+            && !touch_all
+            && moved.is_empty();
         if unchanged {
             if commit != self.commit {
                 self.maps.commit.set(&0, &commit)?;
@@ -270,7 +305,15 @@ impl Banks {
             }
         };
         self.images[bank] = wanted;
-        let touched = touched(&self.images[bank ^ 1], &self.images[bank], touch_all);
+        let (old, new) = (&self.images[bank ^ 1], &self.images[bank]);
+        let mut touched = touched(old, new, touch_all);
+        if let Touch::Networks(networks) = touch {
+            touched.extend(networks);
+        }
+        for image in [old, new] {
+            touched
+                .extend(moved.iter().filter_map(|&vni| image.vnis.get(&VniKey { vni: Scoped::new(0, vni) })));
+        }
         for &network in &touched {
             self.maps.revisions.set(&network, &epoch)?;
         }
@@ -283,16 +326,25 @@ impl Banks {
     }
 }
 
-/// The networks whose flows a change may concern: those it names, and all that routers connect to them,
-/// before or after.
+/// The VNIs of the external networks whose interface came, went or is another.
+fn moved(old: &[External; EXTERNALS_MAX], new: &[External; EXTERNALS_MAX]) -> BTreeSet<u32> {
+    let missing_in =
+        |externals: &[External], external: &External| external.ifindex != 0 && !externals.contains(external);
+    let gone = old.iter().filter(|external| missing_in(new, external));
+    gone.chain(new.iter().filter(|external| missing_in(old, external))).map(|external| external.vni).collect()
+}
+
+/// The networks whose flows a change may concern. A flow is checked against the revisions of the network it
+/// comes in on and of the one it leaves on. So
+///
+/// - what is said of stations on a network touches that network;
+/// - rules touch the networks of this node's ports whose policies they are of;
+/// - what is said of a router touches every network it is on, and everything that is behind those: a packet
+///   may pass several routers, and neither end of its flow need be on the one that changed.
+///
+/// A flow through an external network ends there, or at a workload behind the next router, whose networks
+/// that router's changes touch: external networks are touched, but what else is on them is not.
 fn touched(old: &Image, new: &Image, all: bool) -> BTreeSet<u32> {
-    fn changed<'a, K: Ord, V: PartialEq>(
-        old: &'a BTreeMap<K, V>,
-        new: &'a BTreeMap<K, V>,
-    ) -> impl Iterator<Item = (&'a K, &'a V)> {
-        let gone = old.iter().filter(|(key, value)| new.get(key) != Some(value));
-        gone.chain(new.iter().filter(|(key, value)| old.get(key) != Some(value)))
-    }
     let mut touched = BTreeSet::new();
     let images = [old, new];
     let everything = || images.iter().flat_map(|image| image.networks.keys().map(|key| key.network.id()));
@@ -304,46 +356,100 @@ fn touched(old: &Image, new: &Image, all: bool) -> BTreeSet<u32> {
     touched.extend(changed(&old.vnis, &new.vnis).map(|(_, &network)| network));
     touched.extend(changed(&old.fdb, &new.fdb).map(|(key, _)| key.network.id()));
     touched.extend(changed(&old.addresses, &new.addresses).map(|(key, _)| key.network.id()));
-    touched.extend(changed(&old.router_legs, &new.router_legs).map(|(key, _)| key.network));
+    touched.extend(changed(&old.snat_owners, &new.snat_owners).map(|(key, _)| key.network.id()));
     let ports: BTreeSet<u32> = changed(&old.allowed, &new.allowed).map(|(key, _)| key.port.id()).collect();
-    let routers: BTreeSet<u32> = changed(&old.routes, &new.routes).map(|(key, _)| key.router.id()).collect();
+    let policies = touched_policies(old, new);
     for image in images {
-        touched.extend(
-            image
-                .bindings
-                .values()
-                .filter(|binding| ports.contains(&binding.port))
-                .map(|binding| binding.network),
-        );
-        touched.extend(
-            image.router_legs.keys().filter(|key| routers.contains(&key.router.id())).map(|key| key.network),
-        );
+        let bindings = image.bindings.values();
+        let concerned = bindings
+            .filter(|binding| ports.contains(&binding.port) || policies.contains(&binding.policy))
+            .map(|binding| binding.network);
+        touched.extend(concerned);
     }
+    touched.extend(changed(&old.nat, &new.nat).map(|(key, _)| key.network.id()));
+    let mut routers: BTreeSet<u32> = BTreeSet::new();
+    routers.extend(changed(&old.routes, &new.routes).map(|(key, _)| key.router.id()));
+    routers.extend(changed(&old.router_legs, &new.router_legs).map(|(key, _)| key.router.id()));
+    routers.extend(changed(&old.nat, &new.nat).map(|(_, nat)| nat.router));
+    routers.extend(changed(&old.floating, &new.floating).map(|(key, _)| key.router.id()));
+    routers.extend(changed(&old.snat_blocks, &new.snat_blocks).map(|(key, _)| key.router.id()));
+    touched.extend(behind(&images, routers));
     // What is flooded is not in the flow table: changes of the lists touch no flow.
-    if !touched.is_empty() {
-        let mut networks_of: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
-        for key in images.iter().flat_map(|image| image.router_legs.keys()) {
-            networks_of.entry(key.router.id()).or_default().insert(key.network);
-        }
-        loop {
-            let before = touched.len();
-            for networks in networks_of.values() {
-                if !networks.is_disjoint(&touched) {
-                    touched.extend(networks.iter().copied());
-                }
-            }
-            if touched.len() == before {
-                break;
-            }
-            // Each round adds at least one network, so this ends.
+    touched
+}
+
+/// The entries that only one of the two has, or that differ.
+fn changed<'a, K: Ord, V: PartialEq>(
+    old: &'a BTreeMap<K, V>,
+    new: &'a BTreeMap<K, V>,
+) -> impl Iterator<Item = (&'a K, &'a V)> {
+    let gone = old.iter().filter(|(key, value)| new.get(key) != Some(value));
+    gone.chain(new.iter().filter(|(key, value)| old.get(key) != Some(value)))
+}
+
+/// The policies of which a rule changed, or that have rules for a class that an address got or lost.
+fn touched_policies(old: &Image, new: &Image) -> BTreeSet<u32> {
+    let mut policies: BTreeSet<u32> =
+        changed(&old.rules, &new.rules).map(|(key, _)| key.policy.id()).collect();
+    let moved: BTreeSet<ClassKey> = changed(&old.classes, &new.classes).map(|(key, _)| *key).collect();
+    if moved.is_empty() {
+        return policies;
+    }
+    let mut classes: BTreeSet<u32> = BTreeSet::new();
+    for image in [old, new] {
+        let lens: BTreeSet<u32> = image.classes.keys().map(|key| key.prefix_len).collect();
+        for key in &moved {
+            // An entry that is not there leaves its addresses to the next shorter prefix.
+            let shorter = lens.range(..=key.prefix_len).rev();
+            let class = shorter.copied().find_map(|len| image.classes.get(&cut(key, len)));
+            classes.extend(class.filter(|&&class| class != 0).copied());
         }
     }
-    touched
+    for image in [old, new] {
+        let rules = image.rules.keys();
+        policies.extend(rules.filter(|key| classes.contains(&key.class)).map(|key| key.policy.id()));
+    }
+    policies
+}
+
+/// A prefix cut to a length.
+fn cut(key: &ClassKey, prefix_len: u32) -> ClassKey {
+    let mut ip = key.ip;
+    for (i, word) in ip.0.iter_mut().enumerate() {
+        let bits = (prefix_len - ClassKey::FIXED_BITS).saturating_sub(i as u32 * 32).min(32);
+        let mask = u32::MAX.checked_shl(32 - bits).unwrap_or(0);
+        *word &= mask.to_be();
+    }
+    ClassKey { prefix_len, ip, ..*key }
+}
+
+/// The networks that routers are on, and all that further routers connect to them, before or after.
+fn behind(images: &[&Image; 2], routers: BTreeSet<u32>) -> BTreeSet<u32> {
+    let is_external = |network: u32| {
+        let key = NetworkKey { network: Scoped::new(0, network) };
+        images.iter().any(|image| image.networks.get(&key).is_some_and(|n| n.flags & NETWORK_EXTERNAL != 0))
+    };
+    let (mut networks_of, mut routers_on) = (BTreeMap::new(), BTreeMap::new());
+    for key in images.iter().flat_map(|image| image.router_legs.keys()) {
+        networks_of.entry(key.router.id()).or_insert_with(BTreeSet::new).insert(key.network);
+        routers_on.entry(key.network).or_insert_with(BTreeSet::new).insert(key.router.id());
+    }
+    let mut found = BTreeSet::new();
+    let (mut seen, mut next) = (routers.clone(), Vec::from_iter(routers));
+    while let Some(router) = next.pop() {
+        for &network in networks_of.get(&router).into_iter().flatten() {
+            if found.insert(network) && !is_external(network) {
+                let joined = routers_on.get(&network).into_iter().flatten();
+                next.extend(joined.copied().filter(|&router| seen.insert(router)));
+            }
+        }
+    }
+    found
 }
 
 #[cfg(test)]
 mod tests {
-    use vrouter_common::addr::Ip;
+    use vrouter_common::addr::{Be16, Ip};
 
     use super::*;
 
@@ -356,22 +462,55 @@ mod tests {
             v4: Ip::default(),
             v6: Ip::default(),
             snat_blocks: 0,
+            tunnel_mac: [0; 6],
             zero: 0,
         };
         image.router_legs.insert(RouterLegKey { router: Scoped::new(0, router), network }, leg);
     }
 
-    /// Networks 1 and 2 on router 1, 3 and 4 on router 2, 5 alone.
+    /// Networks 1 and 2 on router 1, 3 and 4 on router 2, 5 alone; 9 is external, both have a gateway on it.
+    /// Ports 1 and 2 are on networks 1 and 5, with policies 1 and 2.
     fn image() -> Image {
         let mut image = Image::default();
-        for network in 1..=5 {
-            let value = Network { vni: network, mtu: 1450, flags: 0 };
+        for network in [1, 2, 3, 4, 5, 9] {
+            let flags = if network == 9 { NETWORK_EXTERNAL } else { 0 };
+            let value = Network { vni: network, mtu: 1450, flags };
             image.networks.insert(NetworkKey { network: Scoped::new(0, network) }, value);
+            image.vnis.insert(VniKey { vni: Scoped::new(0, network) }, network);
         }
-        for (router, network) in [(1, 1), (1, 2), (2, 3), (2, 4)] {
+        for (router, network) in [(1, 1), (1, 2), (2, 3), (2, 4), (1, 9), (2, 9)] {
             leg(&mut image, router, network);
         }
+        for (port, network) in [(1, 1), (2, 5)] {
+            let binding =
+                Binding { port, network, vni: network, mtu: 1450, mac: [0; 6], flags: 0, policy: port };
+            image.bindings.insert(BindingKey { ifindex: Scoped::new(0, port) }, binding);
+        }
         image
+    }
+
+    fn address(last: u8) -> Ip {
+        Ip::v4(Be32::new(0x0a00_0000 | u32::from(last)))
+    }
+
+    fn class(image: &mut Image, last: u8, len: u32, class: u32) {
+        let key = ClassKey { prefix_len: 32 + 96 + len, bank: Scoped::new(0, 0), ip: address(last) };
+        image.classes.insert(key, class);
+    }
+
+    fn rule(image: &mut Image, policy: u32, class: u32, rule: u32) {
+        let policy = Scoped::new(0, policy);
+        let prefix_len = RuleKey::ANY_BITS;
+        let key =
+            RuleKey { prefix_len, policy, class, direction: RULE_INGRESS, proto: 0, port: Be16::new(0) };
+        image.rules.insert(key, Rule { rule, flags: RULE_STATEFUL });
+    }
+
+    /// Both ways: a change touches the same as its undoing.
+    fn assert_touched(old: &Image, new: &Image, networks: &[u32]) {
+        let networks = networks.iter().copied().collect();
+        assert_eq!(touched(old, new, false), networks);
+        assert_eq!(touched(new, old, false), networks, "undone");
     }
 
     fn station() -> Station {
@@ -379,13 +518,20 @@ mod tests {
     }
 
     #[test]
-    fn a_change_touches_what_routers_connect_and_nothing_else() {
+    fn a_station_touches_its_network_alone() {
         let old = image();
         let mut new = image();
         new.addresses.insert(AddressKey::new(0, 1, Ip::default()), station());
-        assert_eq!(touched(&old, &new, false), BTreeSet::from([1, 2]));
-        assert_eq!(touched(&new, &old, false), BTreeSet::from([1, 2]), "removing touches the same");
-        assert_eq!(touched(&old, &old, false), BTreeSet::new());
+        assert_touched(&old, &new, &[1]);
+        new.fdb.insert(FdbKey::new(0, 5, [2; 6]), station());
+        assert_touched(&old, &new, &[1, 5]);
+        assert_touched(&old, &old, &[]);
+        let mut new = image();
+        new.allowed.insert(AllowedKey::lookup(0, 2, [2; 6], address(1)), 1);
+        assert_touched(&old, &new, &[5]);
+        let mut new = image();
+        new.bindings.values_mut().next().expect("a binding").policy = 7;
+        assert_touched(&old, &new, &[1]);
     }
 
     #[test]
@@ -393,17 +539,146 @@ mod tests {
         let old = image();
         let mut new = image();
         leg(&mut new, 2, 1);
-        assert_eq!(touched(&old, &new, false), BTreeSet::from([1, 2, 3, 4]));
-        assert_eq!(touched(&new, &old, false), BTreeSet::from([1, 2, 3, 4]));
+        assert_touched(&old, &new, &[1, 2, 3, 4, 9]);
     }
 
     #[test]
-    fn a_route_touches_its_routers_networks() {
+    fn a_router_touches_its_networks_and_what_is_behind_them() {
+        let route = |image: &mut Image, router| {
+            let route = Route { kind: ROUTE_BLACKHOLE, network: 0, nexthop: Ip::default() };
+            image.routes.insert(RouteKey::lookup(0, router, Ip::default()), route);
+        };
         let old = image();
         let mut new = image();
-        let route = Route { kind: ROUTE_BLACKHOLE, network: 0, nexthop: Ip::default() };
-        new.routes.insert(RouteKey::lookup(0, 2, Ip::default()), route);
-        assert_eq!(touched(&old, &new, false), BTreeSet::from([3, 4]));
+        route(&mut new, 2);
+        // Router 1 is on the external network, too, but what is behind it is not concerned.
+        assert_touched(&old, &new, &[3, 4, 9]);
+        // Network 2 joins router 1 with a third, which joins 5.
+        let mut old = image();
+        leg(&mut old, 3, 2);
+        leg(&mut old, 3, 5);
+        let mut new = old.clone();
+        route(&mut new, 3);
+        assert_touched(&old, &new, &[1, 2, 5, 9]);
+        let mut new = old.clone();
+        route(&mut new, 2);
+        assert_touched(&old, &new, &[3, 4, 9]);
+    }
+
+    #[test]
+    fn translation_touches_the_networks_of_its_routers() {
+        let old = image();
+        let nat = |image: &mut Image, last, router| {
+            let key = NatKey {
+                network: Scoped::new(0, 9),
+                ip: address(last),
+                port: Be16::new(0),
+                proto: 0,
+                zero: 0,
+            };
+            let inside_port = Be16::new(0);
+            let value = Nat {
+                inside: address(1),
+                router,
+                port: 1,
+                node: 0,
+                inside_network: 1,
+                inside_port,
+                mac: [0; 6],
+            };
+            image.nat.insert(key, value);
+        };
+        let mut new = image();
+        nat(&mut new, 7, 1);
+        assert_touched(&old, &new, &[1, 2, 9]);
+        // A floating IP that goes over to another router.
+        let mut other = image();
+        nat(&mut other, 7, 2);
+        assert_touched(&new, &other, &[1, 2, 3, 4, 9]);
+        let mut new = image();
+        new.floating
+            .insert(FloatingKey { router: Scoped::new(0, 2), ip: address(1) }, Floating { ip: address(7) });
+        assert_touched(&old, &new, &[3, 4, 9]);
+        let mut new = image();
+        let key = SnatBlockKey { router: Scoped::new(0, 1), network: 9, slot: 0 };
+        new.snat_blocks.insert(key, SnatBlock { first: 1024, last: 2047 });
+        assert_touched(&old, &new, &[1, 2, 9]);
+        let mut new = image();
+        let key = SnatOwnerKey { network: Scoped::new(0, 9), ip: Be32::new(7), block: 1 };
+        new.snat_owners.insert(key, SnatOwner { node: 2, mac: [0; 6], zero: 0 });
+        assert_touched(&old, &new, &[9]);
+    }
+
+    #[test]
+    fn a_rule_touches_the_networks_of_its_policys_ports() {
+        let old = image();
+        let mut new = image();
+        rule(&mut new, 2, 0, 1);
+        assert_touched(&old, &new, &[5]);
+        let mut other = image();
+        rule(&mut other, 2, 0, 2);
+        assert_touched(&new, &other, &[5]);
+        let mut new = image();
+        rule(&mut new, 3, 0, 1);
+        assert_touched(&old, &new, &[]);
+    }
+
+    #[test]
+    fn a_class_touches_the_policies_that_have_rules_for_it() {
+        // Policy 1 allows class 1, policy 2 class 2; 10.0.0.0/8 is class 1.
+        let mut old = image();
+        rule(&mut old, 1, 1, 1);
+        rule(&mut old, 2, 2, 1);
+        class(&mut old, 0, 8, 1);
+        // An address nobody asked for before.
+        let mut new = old.clone();
+        class(&mut new, 7, 32, 3);
+        assert_touched(&old, &new, &[1]);
+        // One that leaves class 1 for class 2.
+        let mut new = old.clone();
+        class(&mut new, 7, 32, 2);
+        assert_touched(&old, &new, &[1, 5]);
+        // One that leaves class 2 for class 3, within.
+        let mut before = new.clone();
+        class(&mut before, 8, 30, 2);
+        let mut after = before.clone();
+        class(&mut after, 8, 30, 3);
+        assert_touched(&before, &after, &[5]);
+        // Outside of all: from no class to one.
+        let mut old = image();
+        rule(&mut old, 2, 2, 1);
+        let mut new = old.clone();
+        class(&mut new, 7, 32, 2);
+        assert_touched(&old, &new, &[5]);
+    }
+
+    #[test]
+    fn prefixes_are_cut_where_they_should_be() {
+        let ip = Ip::from(std::net::IpAddr::from([0xffff_u16; 8]));
+        let key = ClassKey { prefix_len: 160, bank: Scoped::new(0, 0), ip };
+        for len in 0..=128 {
+            let bits = if len == 0 { 0 } else { u128::MAX << (128 - len) };
+            let expected = Ip::from(std::net::IpAddr::from(bits.to_be_bytes()));
+            assert_eq!(cut(&key, 32 + len), ClassKey { prefix_len: 32 + len, ip: expected, ..key });
+        }
+    }
+
+    #[test]
+    fn an_external_interface_that_changes_is_noticed() {
+        let none = [External::default(); EXTERNALS_MAX];
+        let with = |ifindex, flags| {
+            let mut externals = none;
+            externals[0] = External { ifindex, vni: 9, flags };
+            externals
+        };
+        assert_eq!(moved(&none, &none), BTreeSet::new());
+        assert_eq!(moved(&none, &with(4, 0)), BTreeSet::from([9]));
+        assert_eq!(moved(&with(4, 0), &none), BTreeSet::from([9]));
+        assert_eq!(moved(&with(4, 0), &with(5, 0)), BTreeSet::from([9]));
+        assert_eq!(moved(&with(4, 0), &with(4, EXTERNAL_FRAMES)), BTreeSet::from([9]));
+        let mut elsewhere = none;
+        elsewhere[3] = External { ifindex: 4, vni: 9, flags: 0 };
+        assert_eq!(moved(&with(4, 0), &elsewhere), BTreeSet::new(), "the place in the list says nothing");
     }
 
     #[test]
@@ -411,7 +686,7 @@ mod tests {
         let old = image();
         let mut new = image();
         new.vteps.insert(VtepKey { bank: Scoped::new(0, 0), addr: Be32::new(1) }, 1);
-        assert_eq!(touched(&old, &new, false).len(), 5);
+        assert_eq!(touched(&old, &new, false).len(), 6);
         let mut new = image();
         new.floods
             .insert(FloodKey { network: Scoped::new(0, 1), cursor: 0 }, Flood { next: FLOOD_END, at: 7 });

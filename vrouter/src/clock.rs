@@ -12,6 +12,30 @@ use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
 
 use crate::{data_path::Pins, kernel::Map};
 
+/// A reading of the tick counter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ticks {
+    /// The counter's low bits, as flow entries hold them.
+    pub now: u32,
+    /// How many there are in a second.
+    pub per_second: u32,
+}
+
+impl Ticks {
+    /// What is this little in the future was written while the counter was read.
+    const FUTURE_SECONDS: u32 = 3600;
+
+    /// How long ago `then` was: up to 49 days (at 1000 ticks per second), then it begins again.
+    pub fn age(self, then: u32) -> Duration {
+        let ticks = self.now.wrapping_sub(then);
+        let per_second = self.per_second.max(1);
+        if ticks > u32::MAX - per_second.saturating_mul(Self::FUTURE_SECONDS) {
+            return Duration::ZERO;
+        }
+        Duration::from_millis(u64::from(ticks) * 1000 / u64::from(per_second))
+    }
+}
+
 /// Reads ticks, and knows how long one is.
 pub struct Clock {
     program: SchedClassifier,
@@ -47,10 +71,14 @@ impl Clock {
         self.value.lookup(&0)?.context("the clock map has no entry")
     }
 
+    /// The same with the length of a tick.
+    pub fn read(&self) -> Result<Ticks> {
+        Ok(Ticks { now: self.now()?, per_second: self.ticks_per_second as u32 })
+    }
+
     /// How long ago `then` was, if it is not in the future.
     pub fn age(&self, now: u32, then: u32) -> Duration {
-        let ticks = now.wrapping_sub(then) as i32;
-        Duration::from_millis(u64::from(ticks.max(0).unsigned_abs()) * 1000 / self.ticks_per_second)
+        Ticks { now, per_second: self.ticks_per_second as u32 }.age(then)
     }
 
     fn measure(&self) -> Result<u64> {
@@ -75,4 +103,29 @@ fn configured_hz() -> Option<u64> {
         .read_to_string(&mut text)
         .ok()?;
     text.lines().find_map(|line| line.strip_prefix("CONFIG_HZ=")?.parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_age_survives_the_counter_beginning_again() {
+        let ticks = Ticks { now: 500, per_second: 250 };
+        for (then, seconds) in [
+            (500, 0),
+            (0, 2),
+            // Before the counter went past zero: five minutes after the boot.
+            (u32::MAX - 499, 4),
+            (500_u32.wrapping_sub(250 * 432_000), 432_000),
+            // Written after the counter was read.
+            (501, 0),
+            (500 + 250 * 3599, 0),
+        ] {
+            assert_eq!(ticks.age(then), Duration::from_secs(seconds), "then {then}");
+        }
+        let fast = Ticks { now: 7, per_second: 1000 };
+        let days = 86_400 * 30;
+        assert_eq!(fast.age(7_u32.wrapping_sub(days * 1000)), Duration::from_secs(u64::from(days)));
+    }
 }

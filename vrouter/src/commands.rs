@@ -1,7 +1,10 @@
 //! The commands, one file each: `Args` is what clap reads, `run` does it and says how it went.
 
 pub mod agent;
+mod columns;
 pub mod completions;
+pub mod conntrack;
+pub mod flows;
 pub mod map_dump;
 pub mod show;
 pub mod status;

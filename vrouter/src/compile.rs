@@ -1,15 +1,21 @@
 //! Compiles a topology for one node: a pure function from names to what the data path looks up.
 //!
-//! Only what this node needs is compiled: the networks its ports are on, and everything routers connect to
-//! them. Everything is in terms of [`Image`], the same structure the in-memory decision runs on.
+//! Only what this node needs is compiled (see `scope`): the networks its ports are on, everything routers
+//! connect to them, and what the node is to the outside. Everything is in terms of [`Image`], the same
+//! structure the in-memory decision runs on.
+
+mod external;
+mod policy;
+mod router;
+mod scope;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    net::{IpAddr, Ipv4Addr},
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::{Ipv4Addr, Ipv6Addr},
 };
 
 use anyhow::{Context, Result};
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 use vrouter_common::{
     addr::{Be32, Ip},
     memory::Image,
@@ -20,10 +26,12 @@ use vrouter_common::{
 use crate::{
     identities::Identities,
     topology::{
-        derive_router_mac,
-        model::{Hook, Network, Port, RouteTarget, Router, Topology},
+        Rendezvous, Translators,
+        model::{Hook, Network, Port, Topology},
     },
 };
+use policy::Policies;
+use scope::Scope;
 
 /// What the compiler must know of the node besides the topology.
 #[derive(Clone, Debug, Default)]
@@ -34,6 +42,17 @@ pub struct Surroundings {
     pub interfaces: HashMap<String, u32>,
     /// The underlay's MTU: the smallest of the uplinks'.
     pub underlay_mtu: u32,
+    /// This node's interfaces on external networks, by the network's name.
+    pub externals: BTreeMap<String, ExternalInterface>,
+}
+
+/// An interface on an external network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ExternalInterface {
+    /// `None`: the interface does not exist at the moment.
+    pub ifindex: Option<u32>,
+    /// Its MTU, as long as it exists.
+    pub mtu: Option<u32>,
 }
 
 /// A port of this node.
@@ -54,6 +73,12 @@ pub struct Compiled {
     /// This node's number.
     pub node: u32,
     pub vtep: Option<Ipv4Addr>,
+    /// Largest L3 packet the tunnels carry.
+    pub overlay_mtu: u32,
+    /// The external interfaces that exist; whether XDP is attached to them is for the agent to add.
+    pub externals: Vec<External>,
+    /// What the document asks of this node that it cannot give.
+    pub warnings: Vec<String>,
     /// The other nodes.
     pub peers: BTreeMap<u32, Ipv4Addr>,
     /// Every number in use, by kind.
@@ -62,18 +87,22 @@ pub struct Compiled {
 
 /// Compiles `topology`, which was validated, for the node of `around`.
 pub fn compile(topology: &Topology, around: &Surroundings, ids: &mut Identities) -> Result<Compiled> {
-    let mut compiler = Compiler::new(topology, around, ids)?;
+    let mut compiler = Compiler::new(topology, around, ids);
     compiler.nodes()?;
-    for network in compiler.needed.clone() {
+    for network in &topology.networks {
         compiler.network(network)?;
     }
     for router in &topology.routers {
         compiler.router(router)?;
     }
+    compiler.outside()?;
     for port in &topology.ports {
         compiler.port(port)?;
     }
+    compiler.hear_claims()?;
     compiler.floods();
+    compiler.rules()?;
+    compiler.warn();
     Ok(compiler.out)
 }
 
@@ -85,16 +114,30 @@ struct Compiler<'a> {
     /// Network of a subnet, and the subnet's range.
     subnets: HashMap<&'a str, (&'a Network, IpNet)>,
     nodes: HashMap<&'a str, u32>,
-    needed: Vec<&'a Network>,
-    needed_names: HashSet<&'a str>,
+    scope: Scope<'a>,
+    translators: Translators<'a>,
+    /// Who of all nodes has which ports for SNAT; positions are those in the topology.
+    sharing: Rendezvous,
+    policies: Policies<'a>,
+    /// Routers with SNAT for which this node has no ports.
+    without_ports: Vec<&'a str>,
     /// Receivers of broadcasts by network: interfaces by port number, and nodes.
     flood_ports: BTreeMap<u32, BTreeMap<u32, u32>>,
     flood_nodes: BTreeMap<u32, BTreeSet<u32>>,
     out: Compiled,
 }
 
+/// Where something is done that every node could do.
+#[derive(Clone, Copy)]
+enum Where<'a> {
+    Here,
+    /// On the node of this number and name.
+    There(u32, &'a str),
+    Nowhere,
+}
+
 impl<'a> Compiler<'a> {
-    fn new(topology: &'a Topology, around: &'a Surroundings, ids: &'a mut Identities) -> Result<Self> {
+    fn new(topology: &'a Topology, around: &'a Surroundings, ids: &'a mut Identities) -> Self {
         let networks: HashMap<_, _> =
             topology.networks.iter().map(|network| (network.name.as_str(), network)).collect();
         let subnets: HashMap<_, _> = topology
@@ -104,25 +147,23 @@ impl<'a> Compiler<'a> {
                 network.subnets.iter().map(move |subnet| (subnet.name.as_str(), (network, subnet.cidr)))
             })
             .collect();
-        let needed_names = reachable(topology, &subnets, &around.node);
-        let needed = topology
-            .networks
-            .iter()
-            .filter(|network| !network.external && needed_names.contains(network.name.as_str()))
-            .collect();
-        Ok(Self {
+        let scope = Scope::new(topology, &subnets, around);
+        Self {
             topology,
             around,
             ids,
             networks,
             subnets,
             nodes: HashMap::new(),
-            needed,
-            needed_names,
+            scope,
+            translators: Translators::of(topology),
+            sharing: Rendezvous::among(topology.nodes.iter().map(|node| node.name.as_str())),
+            policies: Policies::default(),
+            without_ports: Vec::new(),
             flood_ports: BTreeMap::new(),
             flood_nodes: BTreeMap::new(),
-            out: Compiled::default(),
-        })
+            out: Compiled { overlay_mtu: overlay_mtu(around), ..Compiled::default() },
+        }
     }
 
     fn id(&mut self, kind: u32, name: &str) -> Result<u32> {
@@ -147,126 +188,41 @@ impl<'a> Compiler<'a> {
         Ok(())
     }
 
+    /// The node of that name, as this one sees it.
+    fn node(&self, name: &'a str) -> Result<Where<'a>> {
+        if name == self.around.node {
+            return Ok(Where::Here);
+        }
+        let id = *self.nodes.get(name).with_context(|| format!("there is no node {name}"))?;
+        Ok(Where::There(id, name))
+    }
+
     fn mtu(&self, network: &Network) -> u32 {
-        let most =
-            self.around.underlay_mtu.saturating_sub(u32::from(OVERLAY_OVERHEAD)).min(u32::from(u16::MAX));
+        let most = if network.external {
+            let interface = self.around.externals.get(&network.name).and_then(|interface| interface.mtu);
+            interface.unwrap_or(ETHERNET_MTU).min(u32::from(u16::MAX))
+        } else {
+            self.out.overlay_mtu
+        };
         network.mtu.map_or(most, u32::from)
     }
 
     fn network(&mut self, network: &'a Network) -> Result<()> {
+        if !self.scope.has_network(network) {
+            return Ok(());
+        }
         let id = self.id(NAME_NETWORK, &network.name)?;
         let scoped = Scoped::new(0, id);
-        let value = vrouter_common::tables::Network { vni: network.vni, mtu: self.mtu(network), flags: 0 };
+        let flags = if network.external { NETWORK_EXTERNAL } else { 0 };
+        let value = vrouter_common::tables::Network { vni: network.vni, mtu: self.mtu(network), flags };
         self.out.image.networks.insert(NetworkKey { network: scoped }, value);
         self.out.image.vnis.insert(VniKey { vni: Scoped::new(0, network.vni) }, id);
         Ok(())
     }
 
-    fn router(&mut self, router: &Router) -> Result<()> {
-        let on_needed = |compiler: &Self, subnet: &str| {
-            compiler.subnets.get(subnet).is_some_and(|(network, _)| {
-                !network.external && compiler.needed_names.contains(network.name.as_str())
-            })
-        };
-        if !router.interfaces.iter().any(|interface| on_needed(self, &interface.subnet)) {
-            return Ok(());
-        }
-        let router_id = self.id(NAME_ROUTER, &router.name)?;
-        let mut connected = Vec::new();
-        for interface in &router.interfaces {
-            let Some(&(network, cidr)) = self.subnets.get(interface.subnet.as_str()) else { continue };
-            let network_id = self.id(NAME_NETWORK, &network.name)?;
-            connected.push((cidr, network_id));
-            self.router_interface(router, router_id, network, network_id, cidr, interface.address);
-        }
-        for route in &router.routes {
-            let (kind, nexthop) = match &route.target {
-                RouteTarget::Blackhole => (ROUTE_BLACKHOLE, None),
-                RouteTarget::Unreachable => (ROUTE_UNREACHABLE, None),
-                RouteTarget::Nexthops(nexthops) => (ROUTE_VIA, nexthops.first().copied()),
-            };
-            let network = match nexthop {
-                None => 0,
-                Some(nexthop) => match connected.iter().find(|(cidr, _)| cidr.contains(&nexthop)) {
-                    Some(&(_, network)) => network,
-                    // Through the router's gateway: external networks are not forwarded to yet.
-                    None => continue,
-                },
-            };
-            let nexthop = nexthop.map_or(Ip::UNSPECIFIED, Ip::from);
-            self.route(router_id, route.destination, Route { kind, network, nexthop });
-        }
-        Ok(())
-    }
-
-    fn router_interface(
-        &mut self,
-        router: &Router,
-        router_id: u32,
-        network: &Network,
-        network_id: u32,
-        cidr: IpNet,
-        address: IpAddr,
-    ) {
-        let mac = derive_router_mac(&router.name, &network.name).0;
-        let mtu = self.mtu(network);
-        let link_local = Ip::link_local_of(mac);
-        let key = RouterLegKey { router: Scoped::new(0, router_id), network: network_id };
-        let leg = self.out.image.router_legs.entry(key).or_insert(RouterLeg {
-            vni: network.vni,
-            mtu,
-            mac,
-            flags: 0,
-            v4: Ip::UNSPECIFIED,
-            v6: link_local,
-            snat_blocks: 0,
-            zero: 0,
-        });
-        let ip = Ip::from(address);
-        if ip.is_v4() {
-            if leg.v4 == Ip::UNSPECIFIED {
-                leg.v4 = ip;
-            }
-        } else if leg.v6 == link_local {
-            leg.v6 = ip;
-        }
-        let station = Station { mac, kind: STATION_ROUTER, place: PLACE_EVERYWHERE, at: 0, owner: router_id };
-        self.out.image.fdb.insert(FdbKey::new(0, network_id, mac), station);
-        for ip in [ip, link_local] {
-            self.out.image.addresses.insert(AddressKey::new(0, network_id, ip), station);
-            let key = RouteKey::lookup(0, router_id, ip);
-            self.out
-                .image
-                .routes
-                .insert(key, Route { kind: ROUTE_SELF, network: 0, nexthop: Ip::UNSPECIFIED });
-        }
-        let connected = Route { kind: ROUTE_CONNECTED, network: network_id, nexthop: Ip::UNSPECIFIED };
-        self.route(router_id, cidr, connected);
-        if let IpNet::V4(cidr) = cidr
-            && cidr.prefix_len() <= 30
-        {
-            for edge in [cidr.network(), cidr.broadcast()] {
-                let key = RouteKey::lookup(0, router_id, Ip::from(IpAddr::V4(edge)));
-                let broadcast =
-                    Route { kind: ROUTE_BROADCAST, network: network_id, nexthop: Ip::UNSPECIFIED };
-                self.out.image.routes.entry(key).or_insert(broadcast);
-            }
-        }
-    }
-
-    fn route(&mut self, router: u32, destination: IpNet, route: Route) {
-        let key = RouteKey {
-            prefix_len: RouteKey::FIXED_BITS + mapped_prefix_len(&destination),
-            router: Scoped::new(0, router),
-            dst: Ip::from(destination.network()),
-        };
-        // An address of the router's own wins over a static route to it.
-        self.out.image.routes.entry(key).or_insert(route);
-    }
-
     fn port(&mut self, port: &'a Port) -> Result<()> {
         let Some(&network) = self.networks.get(port.network.as_str()) else { return Ok(()) };
-        if network.external || !self.needed_names.contains(network.name.as_str()) {
+        if network.external || !self.scope.has_network(network) {
             return Ok(());
         }
         let network_id = self.id(NAME_NETWORK, &network.name)?;
@@ -285,7 +241,13 @@ impl<'a> Compiler<'a> {
     }
 
     /// Where a port is; binds it if it is here.
-    fn place(&mut self, port: &Port, port_id: u32, network: &Network, network_id: u32) -> Result<(u8, u32)> {
+    fn place(
+        &mut self,
+        port: &'a Port,
+        port_id: u32,
+        network: &Network,
+        network_id: u32,
+    ) -> Result<(u8, u32)> {
         let (Some(node), Some(interface)) = (&port.node, &port.interface) else {
             return Ok((PLACE_UNBOUND, 0));
         };
@@ -317,7 +279,7 @@ impl<'a> Compiler<'a> {
             mtu,
             mac: port.mac.0,
             flags,
-            policy: 0,
+            policy: self.policy(port)?,
         };
         self.out.image.bindings.insert(BindingKey { ifindex: Scoped::new(0, ifindex) }, binding);
         self.flood_ports.entry(network_id).or_default().insert(port_id, ifindex);
@@ -340,8 +302,37 @@ impl<'a> Compiler<'a> {
         }
         for pair in &port.allowed_address_pairs {
             let mac = pair.mac.unwrap_or(port.mac).0;
-            allow(mac, Ip::from(pair.ip.network()), mapped_prefix_len(&pair.ip));
+            for range in without_mapped(pair.ip) {
+                allow(mac, Ip::from(range.network()), mapped_prefix_len(&range));
+            }
         }
+    }
+
+    /// Addresses that whoever claims them has (of allowed address pairs, of ports bound nowhere) must be heard of
+    /// on every node that routes to them, also where the network has no port.
+    fn hear_claims(&mut self) -> Result<()> {
+        let topology = self.topology;
+        let mut hearers: BTreeSet<u32> = self.flood_nodes.values().flatten().copied().collect();
+        for router in &topology.routers {
+            if let Some(owner) = self.scope.owner(&router.name)
+                && self.scope.has_router(&router.name)
+                && let Where::There(node, _) = self.node(owner)?
+            {
+                hearers.insert(node);
+            }
+        }
+        for port in &topology.ports {
+            let claimed = !port.allowed_address_pairs.is_empty() || port.node.is_none();
+            if claimed
+                && let Some(&network) = self.networks.get(port.network.as_str())
+                && !network.external
+                && self.scope.has_network(network)
+            {
+                let network_id = self.id(NAME_NETWORK, &network.name)?;
+                self.flood_nodes.entry(network_id).or_default().extend(&hearers);
+            }
+        }
+        Ok(())
     }
 
     fn floods(&mut self) {
@@ -384,43 +375,33 @@ fn mapped_prefix_len(net: &IpNet) -> u32 {
     }
 }
 
-/// The networks `node`'s ports are on, and those that routers connect to them.
-fn reachable<'a>(
-    topology: &'a Topology,
-    subnets: &HashMap<&'a str, (&'a Network, IpNet)>,
-    node: &str,
-) -> HashSet<&'a str> {
-    let mut reached: HashSet<&str> = topology
-        .ports
-        .iter()
-        .filter(|port| port.node.as_deref() == Some(node))
-        .map(|port| port.network.as_str())
-        .collect();
-    let router_networks: Vec<Vec<&str>> = topology
-        .routers
-        .iter()
-        .map(|router| {
-            router
-                .interfaces
-                .iter()
-                .filter_map(|interface| subnets.get(interface.subnet.as_str()))
-                .filter(|(network, _)| !network.external)
-                .map(|(network, _)| network.name.as_str())
-                .collect()
-        })
-        .collect();
-    loop {
-        let before = reached.len();
-        for networks in &router_networks {
-            if networks.iter().any(|name| reached.contains(name)) {
-                reached.extend(networks.iter().copied());
-            }
-        }
-        if reached.len() == before {
-            return reached;
-        }
+/// The length of the prefix that holds IPv4 as mapped addresses.
+const ALL_V4_LEN: u32 = 96;
+
+/// The range without the IPv4-mapped addresses that an IPv6 one such as `::/0` holds: nobody means IPv4 by it.
+fn without_mapped(range: IpNet) -> Vec<IpNet> {
+    let IpNet::V6(range) = range else { return vec![range] };
+    let mapped = Ipv6Net::new_assert(Ipv4Addr::UNSPECIFIED.to_ipv6_mapped(), ALL_V4_LEN as u8);
+    if mapped.contains(&range) {
+        return Vec::new();
     }
+    if !range.contains(&mapped) {
+        return vec![IpNet::V6(range)];
+    }
+    // On the way down to the mapped ones, everything that branches off.
+    let branches = (range.prefix_len() + 1..=mapped.prefix_len()).map(|len| {
+        let beside = mapped.addr().to_bits() ^ 1 << (128 - u32::from(len));
+        IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::from_bits(beside), len).trunc())
+    });
+    branches.collect()
 }
+
+fn overlay_mtu(around: &Surroundings) -> u32 {
+    around.underlay_mtu.saturating_sub(u32::from(OVERLAY_OVERHEAD)).min(u32::from(u16::MAX))
+}
+
+/// Where nothing else is known.
+const ETHERNET_MTU: u32 = 1500;
 
 #[cfg(test)]
 mod tests;

@@ -38,6 +38,7 @@ pub const PINNED_MAPS: &[&str] = &[
     "FLOWS",
     "TRANSIENT",
     "FRAGMENTS",
+    "LEARNED",
     "BINDINGS",
     "NETWORKS",
     "VNIS",
@@ -356,6 +357,7 @@ fn check_pins(maps: &Path) -> Result<()> {
     check_pin::<FlowKey, Flow>(maps, "FLOWS", Hash)?;
     check_pin::<FlowKey, Flow>(maps, "TRANSIENT", LruHash)?;
     check_pin::<FragmentKey, Fragment>(maps, "FRAGMENTS", LruHash)?;
+    check_pin::<LearnedKey, Learned>(maps, "LEARNED", LruHash)?;
     check_pin::<NatKey, Nat>(maps, "NAT", Hash)?;
     check_pin::<FloatingKey, Floating>(maps, "FLOATING", Hash)?;
     check_pin::<SnatBlockKey, SnatBlock>(maps, "SNAT_BLOCKS", Hash)?;

@@ -13,6 +13,8 @@ use crate::kernel::Map;
 pub struct Identities {
     by_name: BTreeMap<(u32, String), u32>,
     by_id: BTreeMap<(u32, u32), String>,
+    /// By kind: no number below this is free.
+    taken_below: BTreeMap<u32, u32>,
 }
 
 impl Identities {
@@ -35,8 +37,8 @@ impl Identities {
         if let Some(&id) = self.by_name.get(&(kind, name.to_owned())) {
             return Ok(id);
         }
-        let mut id = 1;
-        for &(_, taken) in self.by_id.range((kind, 0)..=(kind, u32::MAX)).map(|(key, _)| key) {
+        let mut id = self.taken_below.get(&kind).copied().unwrap_or(1);
+        for &(_, taken) in self.by_id.range((kind, id)..=(kind, u32::MAX)).map(|(key, _)| key) {
             if taken != id {
                 break;
             }
@@ -51,6 +53,7 @@ impl Identities {
             bail!("{name}: an instance can hold at most {} {what}", limit - 1);
         }
         self.insert(kind, id, name.to_owned());
+        self.taken_below.insert(kind, id + 1);
         Ok(id)
     }
 
@@ -59,8 +62,20 @@ impl Identities {
         self.by_id.get(&(kind, id)).map(String::as_str)
     }
 
+    /// Gives a name a number of one's choice.
+    #[cfg(test)]
+    pub fn put(&mut self, kind: u32, id: u32, name: &str) {
+        self.insert(kind, id, name.to_owned());
+    }
+
+    /// The number of a name, if it has one.
+    pub fn number(&self, kind: u32, name: &str) -> Option<u32> {
+        self.by_name.get(&(kind, name.to_owned())).copied()
+    }
+
     /// Forgets what is not in `used` (kind and number).
     pub fn retain(&mut self, used: &BTreeSet<(u32, u32)>) {
+        self.taken_below.clear();
         self.by_id.retain(|key, _| used.contains(key));
         self.by_name.retain(|(kind, _), id| used.contains(&(*kind, *id)));
     }

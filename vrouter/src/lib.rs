@@ -11,6 +11,7 @@ pub mod clock;
 pub mod commands;
 pub mod compile;
 pub mod config;
+pub mod connections;
 pub mod counters;
 pub mod data_path;
 pub mod identities;

@@ -4,7 +4,7 @@ use std::{io::IsTerminal, process::ExitCode};
 
 use clap::{CommandFactory, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
-use vrouter::commands::{agent, completions, map_dump, show, status, validate};
+use vrouter::commands::{agent, completions, conntrack, flows, map_dump, show, status, validate};
 
 /// A distributed virtual router whose data path is eBPF
 #[derive(Parser)]
@@ -20,6 +20,8 @@ enum Command {
     Validate(validate::Args),
     Status(status::Args),
     Show(show::Args),
+    Flows(flows::Args),
+    Conntrack(conntrack::Args),
     MapDump(map_dump::Args),
     Completions(completions::Args),
     Man(completions::ManArgs),
@@ -33,6 +35,8 @@ fn main() -> ExitCode {
         Command::Validate(args) => validate::run(args),
         Command::Status(args) => status::run(&args),
         Command::Show(args) => show::run(&args),
+        Command::Flows(args) => flows::run(&args),
+        Command::Conntrack(args) => conntrack::run(&args),
         Command::MapDump(args) => map_dump::run(&args),
         Command::Completions(args) => completions::run(&args, Cli::command()),
         Command::Man(args) => completions::man(&args, Cli::command()),

@@ -11,6 +11,7 @@ mod object;
 mod problem;
 mod ranges;
 mod scalar;
+mod translator;
 mod validate;
 mod yaml;
 
@@ -18,9 +19,10 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-pub use identity::{derive_router_mac, derive_vni};
+pub use identity::{Rendezvous, derive_external_mac, derive_router_mac, derive_vni, digest128};
 use model::{AddressGroup, Network, Node, Port, Router, SecurityGroup, Subnet, Topology};
 pub use problem::{Problem, Problems};
+pub use translator::Translators;
 
 /// Reads and checks a document; `file_name` is what its problems call it.
 pub fn parse(file_name: &str, text: &str) -> Result<Topology, Problems> {

@@ -44,6 +44,10 @@ pub fn run(args: Args) -> Result<()> {
     demo.reach();
     demo.traceroute();
     demo.throughput();
+    demo.floating_ip();
+    demo.snat(&agents[0]);
+    demo.refused(&agents[0]);
+    demo.path_mtu(&agents[0]);
     demo.survive(&mut agents[0]);
     let is_proved = demo.sum_up(start.elapsed());
 
@@ -92,23 +96,45 @@ fn build_vrouter() -> Result<PathBuf> {
 }
 
 fn build_lab(vrouter: &Path) -> Result<Lab> {
-    say("Making the lab: two nodes, each with three workloads, joined by an underlay link.");
+    say("Making the lab: two nodes, each with three workloads, and a world outside.");
     println!(
         "
       node-a 192.0.2.1                         node-b 192.0.2.2
       vm1 web 10.0.1.11  fd00:1::b             vm4 web 10.0.1.14  fd00:1::e
       vm2 web 10.0.1.12  fd00:1::c             vm5 db  10.0.2.15  fd00:2::f
       vm3 db  10.0.2.13  fd00:2::d             vm6 db  10.0.2.16  fd00:2::10
-            |                                        |
-            +------------- underlay -----------------+
-      router r1: web 10.0.1.1 fd00:1::1, db 10.0.2.1 fd00:2::1, on both nodes
+          |           |                            |           |
+          |           +--------- underlay ---------+           |
+          +------------- external network 203.0.113.0/24 ------+
+                                  |
+      outside1 203.0.113.101      gw 203.0.113.1 --- server1 198.51.100.10
+                                                 --- narrow 198.51.101.10 (MTU 1300)
+
+      router r1, on both nodes: web 10.0.1.1 fd00:1::1, db 10.0.2.1 fd00:2::1, outside 203.0.113.10
+      floating IP 203.0.113.51: vm1, whose security group lets in TCP port 80 and pings
 
     Each of them is a network namespace: a network stack of its own, with veth pairs as wires.
-    Nothing but vrouter joins the workloads: no bridge, no address and no route on the nodes."
+    Nothing but vrouter joins the workloads to each other and to outside: no bridge, no address and no route
+    on the nodes."
     );
-    let lab = Lab::builder().prefix(PREFIX).topology(&topology::standard()).vrouter(vrouter).build()?;
+    let lab = Lab::builder().prefix(PREFIX).topology(&demo_topology()).vrouter(vrouter).build()?;
     println!("    The topology the agents read: {}", lab.topology_path().display());
     Ok(lab)
+}
+
+/// The standard lab with a way out, and policy for the port that has a floating IP.
+fn demo_topology() -> topology::Topology {
+    let mut topology = topology::with_outside();
+    topology.add_group(
+        "web-sg",
+        &[
+            "{ direction: ingress, protocol: tcp, ports: 80 }",
+            "{ direction: ingress, protocol: icmp }",
+            "{ direction: egress }",
+        ],
+    );
+    topology.put_into("vm1", &["web-sg"]);
+    topology
 }
 
 fn start_agents(lab: &Lab) -> Result<Vec<Agent>> {
@@ -123,7 +149,7 @@ fn start_agents(lab: &Lab) -> Result<Vec<Agent>> {
         type_in(
             node.name(),
             &format!(
-                "vrouter agent --node {} --instance {} --uplink eth0 --topology {}",
+                "vrouter agent --node {} --instance {} --uplink eth0 --external public=ext0 --topology {}",
                 node.name(),
                 agent.instance(),
                 topology.display()
@@ -192,6 +218,67 @@ impl<'lab> Demo<'lab> {
         self.prove("TCP, routed across nodes", stream_both(vm1, vm5));
     }
 
+    fn floating_ip(&mut self) {
+        let (vm1, outside1) = (self.workload("vm1"), self.lab.host("outside1"));
+        say(
+            "outside1 pings vm1's floating IP. vm1's own node answers for it, and outside sees nothing else.",
+        );
+        let found = watch(vm1, "icmp", || ping(outside1, "203.0.113.51")).map(|(found, seen)| {
+            let inside = seen.iter().filter(|line| line.contains("203.0.113.101 > 10.0.1.11")).count();
+            join(found, (inside > 0, "vm1 sees it arrive at 10.0.1.11".to_owned()))
+        });
+        self.prove("floating IP", found);
+        say("outside1 traces the route to it: the router, then vm1, by its floating IP.");
+        self.prove("traceroute through a floating IP", trace(outside1, "203.0.113.10", "203.0.113.51"));
+    }
+
+    fn snat(&mut self, agent: &Agent) {
+        let (vm2, server1) = (self.workload("vm2"), self.lab.host("server1"));
+        say("vm2 has no floating IP. It pings server1, which sees the router's address.");
+        let found = watch(server1, "icmp", || ping(vm2, "198.51.100.10")).and_then(|(found, seen)| {
+            let by_router = seen.iter().filter(|line| line.contains("203.0.113.10 > 198.51.100.10")).count();
+            let flows = show(agent, &["flows", "--address", "198.51.100.10"])?;
+            let known = flows.contains("203.0.113.10");
+            Ok(join(found, (by_router > 0 && known, "server1 sees 203.0.113.10".to_owned())))
+        });
+        self.prove("SNAT", found);
+    }
+
+    fn refused(&mut self, agent: &Agent) {
+        let outside1 = self.lab.host("outside1");
+        say(
+            "outside1 tries TCP port 22 of vm1, which no rule lets in, and asks node-a why nothing came back.",
+        );
+        let found = agent.drops("policy_ingress").and_then(|before| {
+            let line = "nc -z -w 2 203.0.113.51 22";
+            type_in(outside1.name(), line);
+            let connected = outside1.output(line)?.status.success();
+            println!("    {}", if connected { "connected" } else { "no answer within 2 seconds" });
+            show(agent, &["show", "drops"])?;
+            let dropped = agent.drops("policy_ingress")? - before;
+            let evidence = format!("policy_ingress counted {dropped}");
+            Ok((!connected && dropped > 0, evidence))
+        });
+        self.prove("a refused connection has a reason", found);
+    }
+
+    fn path_mtu(&mut self, agent: &Agent) {
+        let vm2 = self.workload("vm2");
+        say(
+            "vm2 sends 1400 bytes to narrow, whose link takes 1300. The router there says so to the router's \
+             address; vm2 must hear it, as if there were no translation.",
+        );
+        let line = "ping -M do -s 1372 -c 2 198.51.101.10";
+        type_in(vm2.name(), line);
+        let found = vm2.output(line).and_then(|output| {
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            text.lines().skip(1).take(2).for_each(|line| println!("    {line}"));
+            show(agent, &["show", "nat"])?;
+            Ok((text.contains("mtu = 1300") || text.contains("mtu=1300"), "vm2 hears: MTU 1300".to_owned()))
+        });
+        self.prove("path MTU discovery through SNAT", found);
+    }
+
     fn survive(&mut self, agent: &mut Agent) {
         say("The agent of node-a is killed while vm1 pings vm5 every 10 ms, and started again later.");
         let survived = ping_through_restart(self.workload("vm1"), self.workload("vm5").v4(), agent);
@@ -239,6 +326,39 @@ impl<'lab> Demo<'lab> {
     }
 }
 
+/// Runs a check while a host's packets are captured; what tcpdump would print of them.
+fn watch(
+    host: &Host,
+    filter: &str,
+    check: impl FnOnce() -> Result<Finding>,
+) -> Result<(Finding, Vec<String>)> {
+    type_in(host.name(), &format!("tcpdump -n {filter}"));
+    let capture = host.capture(filter)?;
+    let found = check()?;
+    let mut lines = Vec::new();
+    for frame in capture.stop()? {
+        // IPv4: source and destination behind the Ethernet header.
+        if frame.len() >= 34 && frame[12..14] == [8, 0] {
+            let address = |at: usize| {
+                std::net::Ipv4Addr::from(<[u8; 4]>::try_from(&frame[at..at + 4]).unwrap_or_default())
+            };
+            lines.push(format!("{} > {}", address(26), address(30)));
+        }
+    }
+    lines.dedup();
+    lines.iter().take(2).for_each(|line| println!("    {}: {line}", host.name()));
+    Ok((found, lines))
+}
+
+/// What the operator of a node would type, and read.
+fn show(agent: &Agent, arguments: &[&str]) -> Result<String> {
+    type_in(agent.node().name(), &format!("vrouter {} --instance {}", arguments.join(" "), agent.instance()));
+    let output = agent.vrouter(arguments)?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text.lines().take(12).for_each(|line| println!("    {line}"));
+    Ok(text)
+}
+
 /// Requests of each `ping`.
 const PINGS: u32 = 3;
 /// Requests and replies of one `ping` by IPv4 and one by IPv6.
@@ -251,7 +371,7 @@ fn ping_both(from: &Workload, v4: &str, v6: &str) -> Result<Finding> {
     Ok(join(ping(from, v4)?, ping(from, v6)?))
 }
 
-fn ping(from: &Workload, destination: &str) -> Result<Finding> {
+fn ping(from: &Host, destination: &str) -> Result<Finding> {
     type_in(from.name(), &format!("ping -c {PINGS} {destination}"));
     let ping = from.ping(destination, PINGS, &[])?;
     println!("    {}", ping.summary());
@@ -262,7 +382,7 @@ fn evidence(what: &str, ping: &Ping) -> String {
     format!("{what} {}/{}", ping.received, ping.sent)
 }
 
-fn trace(from: &Workload, router: &str, destination: &str) -> Result<Finding> {
+fn trace(from: &Host, router: &str, destination: &str) -> Result<Finding> {
     type_in(from.name(), &format!("traceroute -n {destination}"));
     let (hops, output) = tools::traceroute(from, destination)?;
     output.lines().skip(1).for_each(|line| println!("    {line}"));
@@ -327,6 +447,10 @@ fn explain(lab: &Lab, vrouter: &Path) {
         ("what is in force", format!("{vrouter} status --instance {instance}")),
         ("what the node compiled", format!("{vrouter} show ports --instance {instance}")),
         ("the maps themselves", format!("{vrouter} map-dump --instance {instance}")),
+        ("see connections", format!("{vrouter} flows --instance {instance}")),
+        ("the same as conntrack -L", format!("{vrouter} conntrack --instance {instance}")),
+        ("see translation", format!("{vrouter} show nat --instance {instance}")),
+        ("see policy", format!("{vrouter} show acl --instance {instance}")),
         ("change what runs", format!("editor {}", lab.topology_path().display())),
         ("the agent's log", format!("less {}", lab.directory().join("node-a.log").display())),
         ("remove it all", "cargo xtask demo --clean".to_owned()),

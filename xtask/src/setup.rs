@@ -47,13 +47,14 @@ const BUILD_PACKAGES: [Package; 3] = [
     package("ca-certificates", "/etc/ssl/certs/ca-certificates.crt"),
 ];
 
-const LAB_PACKAGES: [Package; 11] = [
+const LAB_PACKAGES: [Package; 12] = [
     package("iproute2", "ip"),
     package("util-linux", "nsenter"),
     package("iputils-ping", "ping"),
     package("iputils-arping", "arping"),
     package("traceroute", "traceroute"),
     package("iperf3", "iperf3"),
+    package("netcat-openbsd", "nc"),
     package("tcpdump", "tcpdump"),
     package("ethtool", "ethtool"),
     package("procps", "sysctl"),

@@ -6,9 +6,10 @@ use crate::{
     addr::{Be16, Be32, Ip, Macs},
     admit,
     deliver::deliver_frame,
+    learn,
     packet::{Packet, View},
     parse::Headers,
-    plan::{ARP_REPLY, Answer, Decision, Plan},
+    plan::{ARP_REPLY, Answer, Decision, Ingress, Plan},
     reason::DropReason,
     tables::*,
     wire::*,
@@ -23,6 +24,7 @@ const REPLY: u16 = 2;
 pub fn decide<P: Packet, T: Tables>(
     packet: &P,
     tables: &T,
+    ingress: &Ingress,
     headers: &Headers,
     plan: &mut Plan,
 ) -> Result<Decision, DropReason> {
@@ -39,8 +41,11 @@ pub fn decide<P: Packet, T: Tables>(
     let sender = Ip::v4(arp.be32(14));
     let target = Ip::v4(arp.be32(24));
     admit::arp(tables, bank, &binding, headers.macs.src(), arp.mac(8), sender)?;
+    learn::claim(tables, ingress, binding.network, sender, arp.mac(8), plan);
     if operation == REQUEST
         && let Some(station) = tables.address(&AddressKey::new(bank, binding.network, target))
+        // Whoever holds it answers.
+        && station.place != PLACE_UNBOUND
         // Asking for one's own address announces it, or probes for somebody else who has it.
         && !(station.kind == STATION_PORT && station.owner == binding.port)
     {
@@ -53,6 +58,25 @@ pub fn decide<P: Packet, T: Tables>(
         return Ok(Decision::Flood);
     }
     deliver_frame(tables, headers, plan)
+}
+
+/// Notes what ARP from another node claims.
+#[inline(always)]
+pub fn claims<P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
+    ingress: &Ingress,
+    network: u32,
+    headers: &Headers,
+    plan: &mut Plan,
+) {
+    if let Some(arp) = packet.view(ingress.at + ETH_LEN, ARP_LEN)
+        && arp.be32(0) == Be32::new(0x0001_0800)
+        && arp.be16(4) == Be16::new(0x0604)
+        && arp.mac(8) == headers.macs.src()
+    {
+        learn::claim(tables, ingress, network, Ip::v4(arp.be32(14)), arp.mac(8), plan);
+    }
 }
 
 /// Turns the request into the reply.

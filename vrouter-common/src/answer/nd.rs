@@ -4,10 +4,10 @@
 
 use crate::{
     addr::{Be16, Be32, Ip, Macs},
-    checksum,
+    checksum, learn,
     packet::{Packet, View},
     parse::Headers,
-    plan::{Answer, Decision, ND_ADVERT, Plan},
+    plan::{Answer, Decision, Ingress, ND_ADVERT, Plan},
     reason::DropReason,
     tables::*,
     wire::*,
@@ -40,7 +40,7 @@ pub fn decide<P: Packet, T: Tables>(
     let Some(station) = tables.address(&AddressKey::new(bank, binding.network, target)) else {
         return Ok(None);
     };
-    if station.kind == STATION_PORT && station.owner == binding.port {
+    if station.place == PLACE_UNBOUND || station.kind == STATION_PORT && station.owner == binding.port {
         return Ok(None);
     }
     plan.answer.kind = ND_ADVERT;
@@ -48,6 +48,25 @@ pub fn decide<P: Packet, T: Tables>(
     plan.answer.router = (station.kind == STATION_ROUTER) as u8;
     plan.answer.source = target;
     Ok(Some(Decision::Answer))
+}
+
+/// Notes what an advertisement claims.
+#[inline(always)]
+pub fn claims<P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
+    ingress: &Ingress,
+    network: u32,
+    headers: &Headers,
+    plan: &mut Plan,
+) {
+    if headers.ttl == 255
+        && !headers.fragment
+        && headers.l4_len() >= 24
+        && let Some(nd) = packet.view(headers.l4(), 24)
+    {
+        learn::claim(tables, ingress, network, nd.ip6(8), headers.macs.src(), plan);
+    }
 }
 
 /// Turns the solicitation into the advertisement.

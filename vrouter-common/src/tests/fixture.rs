@@ -166,7 +166,17 @@ impl Builder {
         let (v4, v6) = (ip(Family::V4, subnet, host), ip(Family::V6, subnet, host));
         self.image.router_legs.insert(
             RouterLegKey { router: Scoped::new(0, router), network },
-            RouterLeg { vni, mtu, mac, flags: 0, v4: v4.into(), v6: v6.into(), snat_blocks: 0, zero: 0 },
+            RouterLeg {
+                vni,
+                mtu,
+                mac,
+                flags: 0,
+                v4: v4.into(),
+                v6: v6.into(),
+                snat_blocks: 0,
+                tunnel_mac: [0; 6],
+                zero: 0,
+            },
         );
         let station = Station { mac, kind: STATION_ROUTER, place: PLACE_EVERYWHERE, at: 0, owner: router };
         self.image.fdb.insert(FdbKey::new(0, network, mac), station);

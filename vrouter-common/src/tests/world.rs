@@ -209,6 +209,7 @@ impl Builder {
                 v4: v4.into(),
                 v6: v6.into(),
                 snat_blocks: mine.len() as u32,
+                tunnel_mac: [2, 0xfd, 0, router as u8, 0, 0],
                 zero: 0,
             },
         );
@@ -217,7 +218,7 @@ impl Builder {
         for addr in [v4, v6] {
             let station = external_station(router, owner(router), node, STATION_ROUTER);
             self.image.addresses.insert(AddressKey::new(0, PUBLIC, addr.into()), station);
-            self.route(router, addr, full(addr), ROUTE_SELF, 0, None);
+            self.route(router, addr, full(addr), ROUTE_SELF, PUBLIC, None);
         }
         for f in BOTH {
             self.route(router, public(f, 0), subnet_len(f), ROUTE_CONNECTED, PUBLIC, None);
@@ -284,6 +285,7 @@ fn nat_to(host: Host, f: Family, inside_port: u16, node: usize) -> Nat {
         inside: host.ip(f).into(),
         router: host.router(),
         port: 0,
+        inside_network: host.network,
         node: number,
         inside_port: Be16::new(inside_port),
         mac,

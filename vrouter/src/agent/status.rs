@@ -4,7 +4,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
 
-use crate::{compile::LocalPort, config::AgentConfig, netlink::Link, topology::Problem};
+use super::{external::NextHopsStatus, flows::FlowsStatus};
+use crate::{
+    compile::LocalPort, config::AgentConfig, connections::Timeouts, netlink::Link, topology::Problem,
+};
 
 /// The agent's half of `vrouter status`.
 #[derive(Clone, Debug, Serialize)]
@@ -18,8 +21,16 @@ pub struct AgentStatus {
     /// Why the last apply failed.
     pub error: Option<String>,
     pub uplinks: Vec<UplinkStatus>,
+    pub externals: Vec<ExternalStatus>,
     pub ports: Vec<PortStatus>,
     pub peers: Vec<PeerStatus>,
+    /// Next hops on external networks, and the packets that wait for them.
+    pub next_hops: NextHopsStatus,
+    /// How long silent connections are kept, and remembered decisions.
+    pub timeouts: Timeouts,
+    pub flow_idle_seconds: u32,
+    /// What the last pass through the flow tables found.
+    pub flows: Option<FlowsStatus>,
 }
 
 /// The document as it was read last.
@@ -42,6 +53,15 @@ pub struct UplinkStatus {
     pub note: Option<String>,
     /// What could be better, but is in order.
     pub warning: Option<String>,
+}
+
+/// An interface on an external network.
+#[derive(Clone, Debug, Serialize)]
+pub struct ExternalStatus {
+    /// `None`: the topology does not say yet which.
+    pub network: Option<String>,
+    #[serde(flatten)]
+    pub interface: UplinkStatus,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -74,8 +94,13 @@ impl AgentStatus {
             wanted: None,
             error: None,
             uplinks: Vec::new(),
+            externals: Vec::new(),
             ports: Vec::new(),
             peers: Vec::new(),
+            next_hops: NextHopsStatus::default(),
+            timeouts: config.timeouts.clone(),
+            flow_idle_seconds: config.flow_idle_seconds,
+            flows: None,
         }
     }
 }

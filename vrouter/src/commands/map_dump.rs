@@ -1,23 +1,37 @@
 //! `vrouter map-dump`: every pinned map, decoded with names, from the pins alone.
 
-use std::{fmt::Write, net::Ipv4Addr, path::Path, process::ExitCode};
+mod banked;
+mod entry;
+mod flow;
+
+use std::{
+    io::Write,
+    net::{IpAddr, Ipv4Addr},
+    path::Path,
+    process::ExitCode,
+};
 
 use anyhow::{Result, bail};
-use serde::Serialize;
 use vrouter_common::{
-    flow::{EXIT_PORT, EXIT_TUNNEL, FROM_PORT, Flow, FlowKey},
+    flow::{Flow, FlowKey},
     reason::{DropReason, Event},
     tables::*,
 };
 
-use super::{
-    InstanceArgs,
-    show::{View, ip, prefix, route_kind},
-};
+use super::{InstanceArgs, flows::hung_up_is_fine, show::View};
 use crate::{
-    counters::Counters, data_path::PINNED_MAPS, identities::Identities, kernel::Map, output::OutputArgs,
+    counters::Counters,
+    data_path::PINNED_MAPS,
+    identities::Identities,
+    kernel::{Cursor, Map, PerCpu},
+    output::{Format, OutputArgs},
     topology::model::Mac,
 };
+use entry::{Entry, fields};
+
+/// Maps that hold nothing to read: a stack that only gives up what it is relieved of, a ring that only one may
+/// read, and the scratch of `vr_expire`.
+const NOT_DUMPED: &[&str] = &["FREE_HOPS", "UPCALLS", "EXPIRE"];
 
 /// Print pinned maps, decoded
 #[derive(clap::Args, Clone, Debug)]
@@ -30,29 +44,20 @@ pub struct Args {
     pub output: OutputArgs,
 }
 
-#[derive(Serialize)]
-struct Dump {
-    map: String,
-    entries: Vec<Entry>,
-}
-
-#[derive(Serialize)]
-struct Entry {
-    /// `in force`, or `other`: of the bank no packet reads. Empty where there are no banks.
-    #[serde(skip_serializing_if = "str::is_empty")]
-    bank: &'static str,
-    key: String,
-    value: String,
-}
+/// Where entries go, one by one: a flow table may hold millions.
+type Tell<'a> = &'a mut dyn FnMut(Entry) -> Result<()>;
 
 /// Prints them.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let maps = args.instance.pins()?.maps();
+    let known = || PINNED_MAPS.iter().filter(|name| !NOT_DUMPED.contains(name));
     let wanted: Vec<&str> = match &args.map {
-        None => PINNED_MAPS.to_vec(),
-        Some(name) => match PINNED_MAPS.iter().find(|known| known.eq_ignore_ascii_case(name)) {
+        None => known().copied().collect(),
+        Some(name) => match known().find(|known| known.eq_ignore_ascii_case(name)) {
             Some(known) => vec![known],
-            None => bail!("no map {name}; there are: {}", PINNED_MAPS.join(", ")),
+            None => {
+                bail!("no map {name}; there are: {}", known().copied().collect::<Vec<_>>().join(", "))
+            }
         },
     };
     let banks = crate::banks::Maps::open(&maps)?;
@@ -63,23 +68,42 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         .map(|bank| -> Result<View> { Ok(View { image: banks.read(bank)?, names: names.clone() }) });
     let [in_force, other] = views;
     let dumper = Dumper { maps: &maps, commit, views: [in_force?, other?] };
-    let mut dumps = Vec::new();
-    for name in wanted {
-        dumps.push(Dump { map: name.to_owned(), entries: dumper.entries(name)? });
-    }
-    args.output.print(&dumps, |dumps| {
-        let mut out = String::new();
-        for dump in dumps {
-            // Writing to a string cannot fail.
-            let _ = writeln!(out, "{} ({} entries)", dump.map, dump.entries.len());
-            for entry in &dump.entries {
-                let bank = if entry.bank == "other" { "(not in force) " } else { "" };
-                let _ = writeln!(out, "  {bank}{} -> {}", entry.key, entry.value);
-            }
-        }
-        out
-    })?;
+    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    let printed = match args.output.output {
+        Format::Table => print_text(&dumper, &wanted, &mut out),
+        Format::Json => print_json(&dumper, &wanted, &mut out),
+    };
+    hung_up_is_fine(printed.and_then(|()| Ok(out.flush()?)))?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn print_text(dumper: &Dumper, names: &[&str], out: &mut impl Write) -> Result<()> {
+    for name in names {
+        writeln!(out, "{name}")?;
+        let mut entries = 0_u64;
+        dumper.entries(name, &mut |entry| {
+            entries += 1;
+            Ok(writeln!(out, "  {entry}")?)
+        })?;
+        writeln!(out, "  ({entries} entries)")?;
+    }
+    Ok(())
+}
+
+/// An array of maps; an entry on each line.
+fn print_json(dumper: &Dumper, names: &[&str], out: &mut impl Write) -> Result<()> {
+    for (i, name) in names.iter().enumerate() {
+        write!(out, "{}{{\"map\": \"{name}\", \"entries\": [", if i == 0 { "[" } else { ",\n" })?;
+        let mut first = true;
+        dumper.entries(name, &mut |entry| {
+            write!(out, "{}\n  ", if first { "" } else { "," })?;
+            first = false;
+            Ok(serde_json::to_writer(&mut *out, &entry)?)
+        })?;
+        write!(out, "]}}")?;
+    }
+    writeln!(out, "]")?;
+    Ok(())
 }
 
 struct Dumper<'a> {
@@ -89,131 +113,156 @@ struct Dumper<'a> {
     views: [View; 2],
 }
 
-fn entry(key: impl ToString, value: impl ToString) -> Entry {
-    Entry { bank: "", key: key.to_string(), value: value.to_string() }
-}
-
 impl Dumper<'_> {
-    fn entries(&self, name: &str) -> Result<Vec<Entry>> {
-        Ok(match name {
-            "COMMIT" => vec![self.commit()],
-            "REVISIONS" => self.revisions()?,
-            "FLOWS" => self.flows()?,
-            "UNDERLAY" => self.underlay()?,
-            "DROPS" => self.drops()?,
-            "EVENTS" => self.events()?,
-            "NAMES" => self.names()?,
-            "CLOCK" => self.clock()?,
-            _ => self.banked(name),
-        })
+    fn entries(&self, name: &str, tell: Tell) -> Result<()> {
+        match name {
+            "COMMIT" => tell(self.commit()),
+            "REVISIONS" => self.each(name, tell, |&network, &revision: &u32| {
+                (revision != 0).then(|| {
+                    Entry::new(fields![network: self.name(NAME_NETWORK, network)], fields![epoch: revision])
+                })
+            }),
+            "FLOWS" | "TRANSIENT" => self
+                .each(name, tell, |key: &FlowKey, value: &Flow| Some(flow::entry(self.view(), key, value))),
+            "FRAGMENTS" => {
+                self.each(name, tell, |key: &FragmentKey, value: &Fragment| Some(flow::fragment(key, value)))
+            }
+            "HOP_INDEX" => self.each(name, tell, |key: &HopKey, &index: &u32| {
+                let key =
+                    fields![network: self.name(NAME_NETWORK, key.network), address: IpAddr::from(key.ip)];
+                Some(Entry::new(key, fields![hop: index]))
+            }),
+            "HOPS" => self.each(name, tell, |&index, hop: &Hop| self.hop(index, hop)),
+            "UNDERLAY" => self.each(name, tell, |&node, way: &Underlay| self.way(node, way)),
+            "NAT_TRIES" => self.tries(tell),
+            "DROPS" => self.drops(tell),
+            "EVENTS" => self.events(tell),
+            "NAMES" => self.names(tell),
+            "CLOCK" => self.each(name, tell, |_: &u32, &ticks: &u64| {
+                Some(Entry::new(fields![clock: "now"], fields![ticks: ticks]))
+            }),
+            _ => {
+                for (view, bank) in self.views.iter().zip(["in force", "other"]) {
+                    banked::entries(view, name, &mut |entry| tell(Entry { bank, ..entry }))?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn each<K: aya::Pod, V: aya::Pod>(
+        &self,
+        name: &str,
+        tell: Tell,
+        entry: impl Fn(&K, &V) -> Option<Entry>,
+    ) -> Result<()> {
+        let map: Map<K, V> = Map::open(self.maps, name)?;
+        let mut cursor = Cursor::new();
+        while let Some(batch) = map.next_batch(&mut cursor)? {
+            for entry in batch.filter_map(|(key, value)| entry(key, value)) {
+                tell(entry)?;
+            }
+        }
+        Ok(())
     }
 
     fn view(&self) -> &View {
         &self.views[0]
     }
 
+    fn name(&self, kind: u32, id: u32) -> String {
+        self.view().name(kind, id)
+    }
+
     fn commit(&self) -> Entry {
         let commit = &self.commit;
-        entry(
-            "state",
-            format!(
-                "epoch {} bank {} schema {} node {} vtep {} digest {:016x} applied at {}",
-                commit.epoch,
-                commit.bank(),
-                commit.schema,
-                self.view().name(NAME_NODE, commit.node),
-                Ipv4Addr::from_bits(commit.vtep.get()),
-                commit.digest,
-                commit.applied_at_seconds
-            ),
-        )
-    }
-
-    fn revisions(&self) -> Result<Vec<Entry>> {
-        let map: Map<u32, u32> = Map::open(self.maps, "REVISIONS")?;
-        let changed = map.entries()?.into_iter().filter(|&(_, revision)| revision != 0);
-        Ok(changed
-            .map(|(network, revision)| {
-                entry(
-                    format!("network {}", self.view().name(NAME_NETWORK, network)),
-                    format!("epoch {revision}"),
-                )
-            })
-            .collect())
-    }
-
-    fn flows(&self) -> Result<Vec<Entry>> {
-        let map: Map<FlowKey, Flow> = Map::open(self.maps, "FLOWS")?;
-        Ok(map.entries()?.iter().map(|(key, flow)| entry(self.flow_key(key), self.flow(flow))).collect())
-    }
-
-    fn flow_key(&self, key: &FlowKey) -> String {
-        let from =
-            if key.from == FROM_PORT { format!("ifindex {}", key.zone) } else { format!("vni {}", key.zone) };
-        format!(
-            "from {from} proto {} {}:{} > {}:{}",
-            key.proto,
-            ip(key.src),
-            key.sport.get(),
-            ip(key.dst),
-            key.dport.get()
-        )
-    }
-
-    fn flow(&self, flow: &Flow) -> String {
-        let exit = match flow.exit {
-            EXIT_PORT => format!("ifindex {}", flow.target),
-            EXIT_TUNNEL => format!("node {} vni {}", self.view().name(NAME_NODE, flow.target), flow.vni),
-            other => format!("exit {other}"),
-        };
-        format!(
-            "to {exit} hops {} as {} > {} epoch {} packets {} bytes {}",
-            flow.hops,
-            Mac(flow.out_macs.src()),
-            Mac(flow.out_macs.dst()),
-            flow.epoch,
-            flow.packets,
-            flow.bytes
-        )
-    }
-
-    fn underlay(&self) -> Result<Vec<Entry>> {
-        let map: Map<u32, Underlay> = Map::open(self.maps, "UNDERLAY")?;
-        let ways = map.entries()?.into_iter().filter(|(_, way)| way.dst.get() != 0);
-        Ok(ways
-            .map(|(node, way)| {
-                let value = format!(
-                    "vtep {} via {} ifindex {} {} > {} mtu {} flags {:#x}",
-                    Ipv4Addr::from_bits(way.dst.get()),
-                    Ipv4Addr::from_bits(way.nexthop.get()),
-                    way.ifindex,
-                    Mac(way.macs.src()),
-                    Mac(way.macs.dst()),
-                    way.mtu,
-                    way.flags
-                );
-                entry(format!("node {}", self.view().name(NAME_NODE, node)), value)
-            })
-            .collect())
-    }
-
-    fn drops(&self) -> Result<Vec<Entry>> {
-        let counters = Counters::open(self.maps)?;
-        DropReason::ALL
+        let externals: Vec<String> = commit
+            .externals
             .iter()
-            .map(|&reason| {
-                let tally = counters.drops(reason)?;
-                Ok(entry(reason.name(), format!("{} packets, {} bytes", tally.packets, tally.bytes)))
+            .filter(|external| external.ifindex != 0)
+            .map(|external| {
+                format!("ifindex {} vni {} flags {:#x}", external.ifindex, external.vni, external.flags)
             })
-            .collect()
+            .collect();
+        Entry::new(
+            fields![commit: "state"],
+            fields![
+                epoch: commit.epoch,
+                bank: commit.bank(),
+                schema: commit.schema,
+                node: self.name(NAME_NODE, commit.node),
+                vtep: Ipv4Addr::from_bits(commit.vtep.get()),
+                digest: format!("{:016x}", commit.digest),
+                applied_at_seconds: commit.applied_at_seconds,
+                overlay_mtu: commit.overlay_mtu,
+                externals: externals,
+            ],
+        )
     }
 
-    fn events(&self) -> Result<Vec<Entry>> {
+    fn hop(&self, index: u32, hop: &Hop) -> Option<Entry> {
+        (*hop != Hop::default()).then(|| {
+            let value = fields![
+                network: self.name(NAME_NETWORK, hop.network),
+                address: IpAddr::from(hop.ip),
+                state: super::show::hop_state(hop),
+                mac: Mac(hop.mac),
+                ifindex: hop.ifindex,
+                router: self.name(NAME_ROUTER, hop.router),
+                asked: hop.asked,
+                confirmed: hop.confirmed,
+                flags: hop.flags,
+            ];
+            Entry::new(fields![hop: index], value)
+        })
+    }
+
+    fn way(&self, node: u32, way: &Underlay) -> Option<Entry> {
+        (way.dst.get() != 0).then(|| {
+            let value = fields![
+                vtep: Ipv4Addr::from_bits(way.dst.get()),
+                src: Ipv4Addr::from_bits(way.src.get()),
+                nexthop: Ipv4Addr::from_bits(way.nexthop.get()),
+                ifindex: way.ifindex,
+                src_mac: Mac(way.macs.src()),
+                dst_mac: Mac(way.macs.dst()),
+                mtu: way.mtu,
+                flags: way.flags,
+            ];
+            Entry::new(fields![node: self.name(NAME_NODE, node)], value)
+        })
+    }
+
+    fn tries(&self, tell: Tell) -> Result<()> {
+        let map: PerCpu<u64> = PerCpu::open(self.maps, "NAT_TRIES")?;
+        (0..NAT_TRIES_BUCKETS).try_for_each(|bucket| {
+            let count: u64 = map.values(bucket)?.iter().sum();
+            tell(Entry::new(
+                fields![ports_tried: super::show::nat::tries_name(bucket)],
+                fields![count: count],
+            ))
+        })
+    }
+
+    fn drops(&self, tell: Tell) -> Result<()> {
         let counters = Counters::open(self.maps)?;
-        Event::ALL.iter().map(|&event| Ok(entry(event.name(), counters.event(event)?))).collect()
+        DropReason::ALL.iter().try_for_each(|&reason| {
+            let tally = counters.drops(reason)?;
+            tell(Entry::new(
+                fields![reason: reason.name()],
+                fields![packets: tally.packets, bytes: tally.bytes],
+            ))
+        })
     }
 
-    fn names(&self) -> Result<Vec<Entry>> {
+    fn events(&self, tell: Tell) -> Result<()> {
+        let counters = Counters::open(self.maps)?;
+        Event::ALL.iter().try_for_each(|&event| {
+            tell(Entry::new(fields![event: event.name()], fields![count: counters.event(event)?]))
+        })
+    }
+
+    fn names(&self, tell: Tell) -> Result<()> {
         let map: Map<NameKey, Name> = Map::open(self.maps, "NAMES")?;
         let mut keys = map.keys()?;
         keys.sort_unstable();
@@ -222,111 +271,16 @@ impl Dumper<'_> {
             NAME_ROUTER => "router",
             NAME_PORT => "port",
             NAME_NODE => "node",
+            NAME_POLICY => "policy",
+            NAME_CLASS => "class",
+            NAME_RULE => "rule",
             _ => "unknown",
         };
-        Ok(keys
-            .iter()
-            .map(|key| entry(format!("{} {}", kind(key.kind), key.id), self.view().name(key.kind, key.id)))
-            .collect())
-    }
-
-    fn clock(&self) -> Result<Vec<Entry>> {
-        let map: Map<u32, u64> = Map::open(self.maps, "CLOCK")?;
-        Ok(vec![entry("ticks", map.lookup(&0)?.unwrap_or(0))])
-    }
-
-    /// The tables of the compiled topology, both banks.
-    fn banked(&self, name: &str) -> Vec<Entry> {
-        let mut entries = Vec::new();
-        for (view, bank) in self.views.iter().zip(["in force", "other"]) {
-            let before = entries.len();
-            bank_entries(view, name, &mut entries);
-            for entry in &mut entries[before..] {
-                entry.bank = bank;
-            }
-        }
-        entries
-    }
-}
-
-fn bank_entries(view: &View, name: &str, out: &mut Vec<Entry>) {
-    let image = &view.image;
-    let network = |id: u32| format!("network {}", view.name(NAME_NETWORK, id));
-    let station = |station: &Station| {
-        let (kind, name) =
-            if station.kind == STATION_ROUTER { ("router", NAME_ROUTER) } else { ("port", NAME_PORT) };
-        format!(
-            "{kind} {} mac {} at {}",
-            view.name(name, station.owner),
-            Mac(station.mac),
-            view.place(station)
-        )
-    };
-    match name {
-        "BINDINGS" => out.extend(image.bindings.iter().map(|(key, binding)| {
-            let value = format!(
-                "port {} {} vni {} mtu {} mac {} flags {:#x}",
-                view.name(NAME_PORT, binding.port),
-                network(binding.network),
-                binding.vni,
-                binding.mtu,
-                Mac(binding.mac),
-                binding.flags
-            );
-            entry(format!("ifindex {}", key.ifindex.id()), value)
-        })),
-        "NETWORKS" => out.extend(image.networks.iter().map(|(key, value)| {
-            entry(network(key.network.id()), format!("vni {} mtu {}", value.vni, value.mtu))
-        })),
-        "VNIS" => {
-            out.extend(
-                image.vnis.iter().map(|(key, &value)| entry(format!("vni {}", key.vni.id()), network(value))),
-            );
-        }
-        "VTEPS" => out.extend(image.vteps.iter().map(|(key, &node)| {
-            entry(Ipv4Addr::from_bits(key.addr.get()), format!("node {}", view.name(NAME_NODE, node)))
-        })),
-        "FDB" => out.extend(image.fdb.iter().map(|(key, value)| {
-            entry(format!("{} {}", network(key.network.id()), Mac(key.mac)), station(value))
-        })),
-        "ADDRESSES" => out.extend(image.addresses.iter().map(|(key, value)| {
-            entry(format!("{} {}", network(key.network.id()), ip(key.ip)), station(value))
-        })),
-        "ALLOWED" => out.extend(image.allowed.keys().map(|key| {
-            let from = prefix(key.ip, key.prefix_len - AllowedKey::FIXED_BITS);
-            entry(format!("port {} {} {from}", view.name(NAME_PORT, key.port.id()), Mac(key.mac)), "allowed")
-        })),
-        "ROUTES" => out.extend(image.routes.iter().map(|(key, route)| {
-            let to = prefix(key.dst, key.prefix_len - RouteKey::FIXED_BITS);
-            let mut value = route_kind(route.kind).to_owned();
-            if route.kind == ROUTE_VIA {
-                value += &format!(" {}", ip(route.nexthop));
-            }
-            if route.network != 0 {
-                value += &format!(" {}", network(route.network));
-            }
-            entry(format!("router {} {to}", view.name(NAME_ROUTER, key.router.id())), value)
-        })),
-        "ROUTER_LEGS" => out.extend(image.router_legs.iter().map(|(key, leg)| {
-            let value =
-                format!("mac {} {} {} vni {} mtu {}", Mac(leg.mac), ip(leg.v4), ip(leg.v6), leg.vni, leg.mtu);
-            entry(
-                format!("router {} {}", view.name(NAME_ROUTER, key.router.id()), network(key.network)),
-                value,
-            )
-        })),
-        "FLOODS" => out.extend(image.floods.iter().map(|(key, flood)| {
-            let at = if key.cursor >= FLOOD_REMOTE {
-                format!("node {}", view.name(NAME_NODE, flood.at))
-            } else {
-                format!("ifindex {}", flood.at)
-            };
-            let next = if flood.next == FLOOD_END { "end".to_owned() } else { format!("{:#x}", flood.next) };
-            entry(
-                format!("{} cursor {:#x}", network(key.network.id()), key.cursor),
-                format!("{at} next {next}"),
-            )
-        })),
-        _ => {}
+        keys.iter().try_for_each(|key| {
+            tell(Entry::new(
+                fields![kind: kind(key.kind), number: key.id],
+                fields![name: self.name(key.kind, key.id)],
+            ))
+        })
     }
 }

@@ -1,6 +1,9 @@
 //! `vrouter show`: what this node compiled, in the topology's names, read from the pins.
 
-use std::{collections::BTreeMap, net::IpAddr, process::ExitCode};
+pub mod acl;
+pub mod nat;
+
+use std::{collections::BTreeMap, net::IpAddr, path::Path, process::ExitCode};
 
 use anyhow::Result;
 use serde::Serialize;
@@ -20,6 +23,8 @@ use crate::{
 pub struct Args {
     #[arg(value_enum)]
     pub what: What,
+    /// Of acl: one port
+    pub name: Option<String>,
     #[command(flatten)]
     pub instance: InstanceArgs,
     #[command(flatten)]
@@ -27,7 +32,7 @@ pub struct Args {
 }
 
 /// Kinds of things to show.
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum What {
     /// Routing tables of the routers
     Routes,
@@ -41,6 +46,12 @@ pub enum What {
     Fdb,
     /// Ways to the other nodes
     Underlay,
+    /// Floating IPs, port forwardings, shared addresses with this node's ports
+    Nat,
+    /// Rules of this node's ports
+    Acl,
+    /// Next hops on external networks
+    Hops,
     /// Dropped packets by reason
     Drops,
     /// Everything else that is counted
@@ -49,6 +60,10 @@ pub enum What {
 
 /// Prints it.
 pub fn run(args: &Args) -> Result<ExitCode> {
+    if let (Some(name), false) = (&args.name, args.what == What::Acl) {
+        eprintln!("vrouter: {name}: only `vrouter show acl` takes a name, that of a port");
+        return Ok(ExitCode::from(2));
+    }
     let maps = args.instance.pins()?.maps();
     let banks = crate::banks::Maps::open(&maps)?;
     let names = Identities::read(&Map::open(&maps, "NAMES")?)?;
@@ -109,6 +124,23 @@ pub fn run(args: &Args) -> Result<ExitCode> {
                 )
             })
         }
+        What::Nat => out.print(&nat::report(&view, &maps)?, nat::for_people),
+        What::Acl => out.print(&acl::acl(&view, args.name.as_deref())?, |acls| acl::for_people(acls)),
+        What::Hops => out.print(&hops(&view, &maps)?, |rows| {
+            table(
+                ["network", "address", "state", "mac", "ifindex", "asked by"],
+                rows.iter().map(|row| {
+                    [
+                        row.network.clone(),
+                        row.address.to_string(),
+                        row.state.to_owned(),
+                        row.mac.clone(),
+                        row.ifindex.to_string(),
+                        row.router.clone(),
+                    ]
+                }),
+            )
+        }),
         What::Drops => out.print(&drops(&Counters::open(&maps)?)?, |rows| {
             table(
                 ["reason", "packets", "bytes", "meaning"],
@@ -173,6 +205,45 @@ fn events(counters: &Counters) -> Result<Vec<EventRow>> {
             })
         })
         .collect()
+}
+
+#[derive(Serialize)]
+struct HopRow {
+    hop: u32,
+    network: String,
+    address: IpAddr,
+    state: &'static str,
+    mac: String,
+    ifindex: u32,
+    /// The router whose address it was asked from.
+    router: String,
+}
+
+/// What is known of a next hop on an external network.
+pub fn hop_state(hop: &Hop) -> &'static str {
+    match hop.flags {
+        flags if flags & HOP_RESOLVED != 0 => "resolved",
+        flags if flags & HOP_FAILED != 0 => "failed",
+        _ => "resolving",
+    }
+}
+
+fn hops(view: &View, maps: &Path) -> Result<Vec<HopRow>> {
+    let map: Map<u32, Hop> = Map::open(maps, "HOPS")?;
+    let used = map.entries()?.into_iter().filter(|(_, hop)| hop.flags & HOP_USED != 0);
+    let mut rows: Vec<_> = used
+        .map(|(index, hop)| HopRow {
+            hop: index,
+            network: view.name(NAME_NETWORK, hop.network),
+            address: hop.ip.into(),
+            state: hop_state(&hop),
+            mac: if hop.flags & HOP_RESOLVED != 0 { Mac(hop.mac).to_string() } else { String::new() },
+            ifindex: hop.ifindex,
+            router: view.name(NAME_ROUTER, hop.router),
+        })
+        .collect();
+    rows.sort_by(|a, b| (&a.network, a.address).cmp(&(&b.network, b.address)));
+    Ok(rows)
 }
 
 /// A compiled topology with its names.
@@ -243,6 +314,7 @@ pub fn route_kind(kind: u32) -> &'static str {
         ROUTE_BLACKHOLE => "blackhole",
         ROUTE_UNREACHABLE => "unreachable",
         ROUTE_BROADCAST => "broadcast",
+        ROUTE_NONE => "none",
         _ => "unknown",
     }
 }
@@ -256,6 +328,7 @@ impl View {
     fn owner(&self, station: &Station) -> String {
         match station.kind {
             STATION_ROUTER => format!("router {}", self.name(NAME_ROUTER, station.owner)),
+            STATION_FLOATING => format!("floating IP of router {}", self.name(NAME_ROUTER, station.owner)),
             _ => format!("port {}", self.name(NAME_PORT, station.owner)),
         }
     }

@@ -106,9 +106,18 @@ fn collect(args: &Args) -> Result<Status> {
                     text(&port["interface"])
                 ));
             }
-            for note in
-                agent["uplinks"].as_array().into_iter().flatten().filter_map(|uplink| uplink["note"].as_str())
-            {
+            let flows = &agent["flows"]["flows"];
+            if flows["pressure"] == "critical" {
+                complaints.push(format!(
+                    "the table of answered flows is nearly full ({} of {}): new connections will be refused. Raise \
+                     flow_entries (and start once with --discard-state), lower [timeouts], or see who has them \
+                     with vrouter flows --count --port NAME",
+                    flows["entries"], flows["entries_max"]
+                ));
+            }
+            let interfaces = [&agent["uplinks"], &agent["externals"]];
+            let interfaces = interfaces.into_iter().filter_map(Value::as_array).flatten();
+            for note in interfaces.filter_map(|interface| interface["note"].as_str()) {
                 complaints.push(note.to_owned());
             }
         }
@@ -146,6 +155,23 @@ fn text(value: &Value) -> &str {
     value.as_str().unwrap_or("?")
 }
 
+/// Next hops on external networks, if there are any.
+fn next_hops(told: &Value) -> Option<String> {
+    let count = |part: &str, name: &str| told[part][name].as_u64().unwrap_or(0);
+    let [resolved, waiting, failed] = ["resolved", "waiting", "failed"].map(|state| count("hops", state));
+    if resolved + waiting + failed == 0 {
+        return None;
+    }
+    Some(format!(
+        "{resolved} resolved, {waiting} asked for, {failed} silent; {} packets wait, {} waited and were sent, {} \
+         answered, {} lost",
+        count("packets", "waiting"),
+        count("packets", "sent"),
+        count("packets", "answered"),
+        count("packets", "lost"),
+    ))
+}
+
 fn for_people(status: &Status) -> String {
     let mut out = String::new();
     let mut line = |name: &str, value: String| {
@@ -171,10 +197,19 @@ fn for_people(status: &Status) -> String {
             epoch => format!("topology {}, epoch {epoch}", status.in_force.digest),
         },
     );
+    let interface = |interface: &Value| {
+        if interface["ifindex"].is_null() {
+            return format!("{} missing", text(&interface["name"]));
+        }
+        let hook = if interface["xdp"].as_bool() == Some(true) { "xdp and tc" } else { "tc" };
+        let state = if interface["up"].as_bool() == Some(true) { "up" } else { "down" };
+        format!("{} {state} mtu {} {hook}", text(&interface["name"]), interface["mtu"])
+    };
     for uplink in status.agent["uplinks"].as_array().into_iter().flatten() {
-        let hook = if uplink["xdp"].as_bool() == Some(true) { "xdp and tc" } else { "tc" };
-        let state = if uplink["up"].as_bool() == Some(true) { "up" } else { "down" };
-        line("uplink", format!("{} {state} mtu {} {hook}", text(&uplink["name"]), uplink["mtu"]));
+        line("uplink", interface(uplink));
+    }
+    for external in status.agent["externals"].as_array().into_iter().flatten() {
+        line("external", format!("{} on {}", interface(external), text(&external["network"])));
     }
     for peer in &status.peers {
         line(
@@ -186,17 +221,20 @@ fn for_people(status: &Status) -> String {
         let attached = ports.iter().filter(|port| !port["ifindex"].is_null()).count();
         line("ports", format!("{attached} of {} attached", ports.len()));
     }
-    line("flows", format!("at most {}", status.flow_entries_max));
+    if let Some(hops) = next_hops(&status.agent["next_hops"]) {
+        line("next hops", hops);
+    }
+    match &status.agent["flows"] {
+        Value::Null => line("flows", format!("at most {}", status.flow_entries_max)),
+        flows => flow_lines(flows, &mut line),
+    }
     line("dropped", format!("{} packets (vrouter show drops)", status.dropped_packets));
     for warning in status.wanted["warnings"].as_array().into_iter().flatten() {
         line("warning", text(warning).to_owned());
     }
-    for warning in status.agent["uplinks"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(|uplink| uplink["warning"].as_str())
-    {
+    let interfaces = [&status.agent["uplinks"], &status.agent["externals"]];
+    let interfaces = interfaces.into_iter().filter_map(Value::as_array).flatten();
+    for warning in interfaces.filter_map(|interface| interface["warning"].as_str()) {
         line("warning", warning.to_owned());
     }
     for complaint in &status.complaints {
@@ -204,4 +242,35 @@ fn for_people(status: &Status) -> String {
     }
     line("health", if status.healthy { "good" } else { "needs attention" }.to_owned());
     out
+}
+
+/// What the agent's last pass through the flow tables found.
+fn flow_lines(flows: &Value, line: &mut impl FnMut(&str, String)) {
+    let table = |table: &Value| {
+        let pressure = match table["pressure"].as_str() {
+            None | Some("normal") => String::new(),
+            Some(pressure) => format!(" ({pressure})"),
+        };
+        format!("{} of {}{pressure}", table["entries"], table["entries_max"])
+    };
+    line(
+        "flows",
+        format!(
+            "entries: answered {}, transient {}; expired {}",
+            table(&flows["flows"]),
+            table(&flows["transient"]),
+            flows["expired"]
+        ),
+    );
+    let states = flows["states"].as_object().into_iter().flatten();
+    let states: Vec<_> = states.map(|(state, count)| format!("{count} {state}")).collect();
+    if !states.is_empty() {
+        line("", states.join(", "));
+    }
+    for snat in flows["snat"].as_array().into_iter().flatten() {
+        line(
+            "snat",
+            format!("{} {}: {} flows", text(&snat["router"]), text(&snat["address"]), snat["flows"]),
+        );
+    }
 }

@@ -90,7 +90,8 @@ impl Counts {
             networks: topology.networks.len(),
             subnets: topology.networks.iter().map(|network| network.subnets.len()).sum(),
             routers: topology.routers.len(),
-            security_groups: topology.security_groups.len(),
+            // The group `default` may be there without being written.
+            security_groups: topology.security_groups.iter().filter(|group| group.line > 0).count(),
             address_groups: topology.address_groups.len(),
             ports: topology.ports.len(),
             floating_ips: topology.floating_ips.len(),

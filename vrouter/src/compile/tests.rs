@@ -1,9 +1,17 @@
 //! What a document becomes, and what a packet makes of it.
 
-use vrouter_common::memory::{Entry, MemoryPacket, MemoryTables, Verdict, run};
+mod external;
+mod policy;
+
+use std::net::IpAddr;
+
+use vrouter_common::{
+    memory::{Entry, MemoryPacket, MemoryTables, Verdict, run},
+    tables::Tables as _,
+};
 
 use super::*;
-use crate::topology;
+use crate::topology::{self, derive_router_mac};
 
 const DOCUMENT: &str = r#"
 networks:
@@ -42,6 +50,7 @@ fn around(interfaces: &[(&str, u32)]) -> Surroundings {
         node: "a".to_owned(),
         interfaces: interfaces.iter().map(|&(name, index)| (name.to_owned(), index)).collect(),
         underlay_mtu: 1500,
+        externals: BTreeMap::new(),
     }
 }
 
@@ -85,6 +94,54 @@ fn stations_are_where_the_document_says() {
 }
 
 #[test]
+fn an_ipv6_range_holds_no_ipv4() {
+    let ranges = |text: &str| without_mapped(text.parse().unwrap());
+    assert_eq!(ranges("10.0.0.0/8"), ["10.0.0.0/8".parse().unwrap()]);
+    assert_eq!(ranges("fd00::/8"), ["fd00::/8".parse().unwrap()]);
+    assert_eq!(ranges("::ffff:10.0.0.0/104"), []);
+    assert_eq!(ranges("::ffff:0:0/96"), []);
+    for (text, count) in [("::/0", 96), ("::/64", 32), ("::/80", 16), ("::fffe:0:0/95", 1)] {
+        let whole: IpNet = text.parse().unwrap();
+        let parts = ranges(text);
+        assert_eq!(parts.len(), count, "{text}: {parts:?}");
+        for address in
+            ["::", "::1", "8000::", "fd00::7", "::fffe:1:1", "::1:0:0:0", "::ffff:10.0.0.1", "::ffff:0:0"]
+        {
+            let address: IpAddr = address.parse().unwrap();
+            let IpAddr::V6(v6) = address else { unreachable!() };
+            let holding = parts.iter().filter(|part| part.contains(&address)).count();
+            let expected = whole.contains(&address) && v6.to_ipv4_mapped().is_none();
+            assert_eq!(holding, usize::from(expected), "{address} in {text}");
+        }
+    }
+    // A pair for all of IPv6 lets nobody send from any IPv4 address, and a default route leads no IPv4 anywhere.
+    let text = DOCUMENT
+        .replace("{ ip: 10.0.1.100 }", "{ ip: \"::/0\" }")
+        .replace("routes:\n", "routes:\n      - { destination: \"::/0\", nexthop: \"fd00:1::b\" }\n");
+    let mut ids = Identities::default();
+    let out = compiled(&text, &mut ids);
+    let mut tables = MemoryTables::default();
+    tables.image = out.image;
+    let vm1 = ids.id(NAME_PORT, "vm1").unwrap();
+    let allowed = |address: &str| {
+        let ip = Ip::from(address.parse::<IpAddr>().unwrap());
+        tables.allowed(&AllowedKey::lookup(0, vm1, [2, 0, 0, 0, 1, 0x0b], ip))
+    };
+    assert!(allowed("2001:db8::1") && allowed("10.0.1.11") && !allowed("10.0.1.12"));
+    let r1 = ids.id(NAME_ROUTER, "r1").unwrap();
+    let route = |address: &str| {
+        let ip = Ip::from(address.parse::<IpAddr>().unwrap());
+        tables.route(&RouteKey::lookup(0, r1, ip)).map(|route| route.kind)
+    };
+    assert_eq!(route("2001:db8::1"), Some(ROUTE_VIA));
+    assert_eq!(route("8.8.8.8"), Some(ROUTE_NONE));
+    assert_eq!(route("10.66.1.1"), Some(ROUTE_BLACKHOLE));
+    // Where nothing is around IPv4, nothing is said of it.
+    let out = compiled(DOCUMENT, &mut ids);
+    assert!(out.image.routes.values().all(|route| route.kind != ROUTE_NONE));
+}
+
+#[test]
 fn only_what_the_node_needs_is_compiled() {
     let mut ids = Identities::default();
     let out = compiled(DOCUMENT, &mut ids);
@@ -117,10 +174,13 @@ fn nothing_is_renumbered_when_objects_come_and_go() {
 #[test]
 fn flood_lists_are_chained_and_complete() {
     let mut ids = Identities::default();
-    let out = compiled(DOCUMENT, &mut ids);
+    // Without the pairs, whose claims nodes that only route to them must hear.
+    let start = DOCUMENT.find(",\n      allowed_address_pairs").unwrap();
+    let end = start + DOCUMENT[start..].find(" }\n").unwrap();
+    let out = compiled(&DOCUMENT.replace(&DOCUMENT[start..end], ""), &mut ids);
     let web = ids.id(NAME_NETWORK, "web").unwrap();
     let db = ids.id(NAME_NETWORK, "db").unwrap();
-    let walk = |network: u32, first: u32| {
+    let walk = |out: &Compiled, network: u32, first: u32| {
         let (mut cursor, mut found) = (first, Vec::new());
         while let Some(flood) = out.image.floods.get(&FloodKey { network: Scoped::new(0, network), cursor }) {
             found.push(flood.at);
@@ -129,9 +189,12 @@ fn flood_lists_are_chained_and_complete() {
         assert!(found.is_empty() || cursor == FLOOD_END);
         found
     };
-    assert_eq!(walk(web, FLOOD_LOCAL), [11, 12]);
-    assert_eq!(walk(web, FLOOD_REMOTE), [] as [u32; 0], "no port of web is elsewhere");
-    assert_eq!(walk(db, FLOOD_REMOTE), [ids.clone().id(NAME_NODE, "b").unwrap()]);
+    assert_eq!(walk(&out, web, FLOOD_LOCAL), [11, 12]);
+    assert_eq!(walk(&out, web, FLOOD_REMOTE), [] as [u32; 0], "no port of web is elsewhere");
+    let b = ids.id(NAME_NODE, "b").unwrap();
+    assert_eq!(walk(&out, db, FLOOD_REMOTE), [b]);
+    let out = compiled(DOCUMENT, &mut ids);
+    assert_eq!(walk(&out, web, FLOOD_REMOTE), [b], "node b routes to web");
 }
 
 fn udp(src_mac: [u8; 6], dst_mac: [u8; 6], src: [u8; 4], dst: [u8; 4]) -> MemoryPacket {

@@ -11,7 +11,7 @@ mod security;
 
 use std::collections::HashSet;
 
-use super::model::Topology;
+use super::model::{DEFAULT_GROUP, Remote, SecurityGroup, Topology};
 use super::object::Object;
 use super::problem::Problems;
 use super::scalar;
@@ -173,6 +173,25 @@ impl<'t> Decoded<'t> {
         self.topology.floating_ips =
             self.section(document, Kind::FloatingIp, port::FLOATING_IP_FIELDS, port::floating_ip);
         self.topology.nodes = self.section(document, Kind::Node, port::NODE_FIELDS, port::node);
+        self.add_default_group();
+    }
+
+    /// The group `default` is there even if the document does not define it, as soon as somebody refers to it.
+    fn add_default_group(&mut self) {
+        let topology = &self.topology;
+        let by_port = |group: &String| group == DEFAULT_GROUP;
+        let referred_to = topology.ports.iter().any(|port| port.security_groups.iter().any(by_port))
+            || topology
+                .security_groups
+                .iter()
+                .flat_map(|group| &group.rules)
+                .any(|rule| matches!(&rule.remote, Some(Remote::Group(name)) if name == DEFAULT_GROUP));
+        let defined = topology.security_groups.iter().any(|group| group.name == DEFAULT_GROUP)
+            || self.broken[Kind::SecurityGroup].may_be(DEFAULT_GROUP);
+        if referred_to && !defined {
+            // Last, so that the positions of the others stay those of their trees.
+            self.topology.security_groups.push(SecurityGroup::implicit_default());
+        }
     }
 
     /// Reads the objects of one kind, keeping those that are sound.

@@ -76,8 +76,12 @@ pub struct RouterInterface {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RouterGateway {
     pub network: String,
-    pub address: IpAddr,
+    /// At most one of each family, at least one.
+    pub addresses: Vec<IpAddr>,
+    /// What leaves and has no floating IP gets the IPv4 address.
     pub snat: bool,
+    /// The ports of the IPv4 address that may be used for it, inclusive.
+    pub snat_ports: (u16, u16),
     pub line: usize,
 }
 
@@ -103,6 +107,7 @@ pub struct SecurityGroup {
     pub name: String,
     pub stateful: bool,
     pub rules: Vec<Rule>,
+    /// 0: the document does not define it; it is the group `default` as everybody has it.
     pub line: usize,
 }
 
@@ -156,6 +161,7 @@ pub struct Port {
     pub network: String,
     pub mac: Mac,
     pub fixed_ips: Vec<IpAddr>,
+    /// Not given: the group `default`, or none without port security. Empty: nothing in, nothing out.
     pub security_groups: Vec<String>,
     /// False: neither anti-spoofing nor security groups on this port.
     pub port_security: bool,
@@ -191,6 +197,8 @@ pub struct AllowedAddressPair {
 pub struct FloatingIp {
     pub address: IpAddr,
     pub port: Option<String>,
+    /// Which of the port's addresses it stands for; `None`: the first of its family.
+    pub fixed_ip: Option<IpAddr>,
     pub port_forwardings: Vec<PortForwarding>,
     pub line: usize,
 }
@@ -212,6 +220,57 @@ pub struct Node {
     /// May carry external traffic for others.
     pub gateway: bool,
     pub line: usize,
+}
+
+/// The group of ports that name none.
+pub const DEFAULT_GROUP: &str = "default";
+
+impl SecurityGroup {
+    /// The group [`DEFAULT_GROUP`] of a document that does not define it: everything out, and in what its own
+    /// members send, as Neutron makes it for every project.
+    #[must_use]
+    pub fn implicit_default() -> Self {
+        let rule = |direction, remote| Rule {
+            direction,
+            protocol: None,
+            ports: None,
+            icmp_code: None,
+            ethertype: None,
+            remote,
+            line: 0,
+        };
+        let members = Remote::Group(DEFAULT_GROUP.to_owned());
+        Self {
+            name: DEFAULT_GROUP.to_owned(),
+            stateful: true,
+            rules: vec![rule(Direction::Egress, None), rule(Direction::Ingress, Some(members))],
+            line: 0,
+        }
+    }
+}
+
+impl RouterGateway {
+    /// The address of the family.
+    #[must_use]
+    pub fn address(&self, ipv6: bool) -> Option<IpAddr> {
+        self.addresses.iter().copied().find(|address| address.is_ipv6() == ipv6)
+    }
+}
+
+impl Port {
+    /// The first address of a family.
+    #[must_use]
+    pub fn first_ip(&self, ipv6: bool) -> Option<IpAddr> {
+        self.fixed_ips.iter().copied().find(|address| address.is_ipv6() == ipv6)
+    }
+}
+
+impl FloatingIp {
+    /// The address of `port` that it, or a forwarding of it, leads to.
+    #[must_use]
+    pub fn inside(&self, port: &Port) -> Option<IpAddr> {
+        self.fixed_ip.or_else(|| port.first_ip(self.address.is_ipv6()))
+    }
 }
 
 impl std::fmt::Display for Mac {

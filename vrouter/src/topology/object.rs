@@ -17,11 +17,12 @@ pub struct Object<'t, 'p> {
 
 /// Fields that no rule about another object looks at: a fault in one does not make the object unfit for
 /// those rules.
-const MINOR: [&str; 10] = [
+const MINOR: [&str; 11] = [
     "mtu",
     "vni",
     "dns",
     "snat",
+    "snat_ports",
     "stateful",
     "hook",
     "port_security",

@@ -182,10 +182,19 @@ pub fn host4(node: &Node) -> Result<Ipv4Addr, Fault> {
 /// A range as `ADDRESS/LENGTH`, or one address.
 pub fn range(node: &Node) -> Result<IpNet, Fault> {
     let text = text(node)?;
-    match text.parse::<IpAddr>() {
-        Ok(address) => Ok(IpNet::from(address)),
-        Err(_) => parse_cidr(text),
+    let range = match text.parse::<IpAddr>() {
+        Ok(address) => IpNet::from(address),
+        Err(_) => parse_cidr(text)?,
+    };
+    if let IpNet::V6(v6) = range
+        && let (Some(address), Some(length)) = (v6.addr().to_ipv4_mapped(), v6.prefix_len().checked_sub(96))
+    {
+        return Err(Fault::new(
+            format!("{range} is of IPv4-mapped addresses, which never travel"),
+            format!("write {address}/{length}"),
+        ));
     }
+    Ok(range)
 }
 
 /// A range that hosts may live in, as `ADDRESS/LENGTH`.

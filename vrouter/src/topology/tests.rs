@@ -32,7 +32,8 @@ fn the_example_means_what_it_says() {
     let addresses: Vec<String> = r1.interfaces.iter().map(|leg| leg.address.to_string()).collect();
     assert_eq!(addresses, ["10.0.1.1", "fd00:1::1", "10.0.2.1"]);
     let gateway = r1.gateway.as_ref().expect("gateway");
-    assert_eq!((gateway.address, gateway.snat), (IpAddr::from([203, 0, 113, 10]), true));
+    assert_eq!((&gateway.addresses[..], gateway.snat), (&[IpAddr::from([203, 0, 113, 10])][..], true));
+    assert_eq!(gateway.snat_ports, (1024, 65535));
     assert_eq!(r1.routes[0].target, RouteTarget::Nexthops(vec![IpAddr::from([10, 0, 2, 9])]));
 
     let rules = &topology.security_group("web-sg").expect("web-sg").rules;
@@ -62,6 +63,68 @@ fn the_base_is_in_order() {
         (echo.ports, echo.icmp_code, echo.ethertype),
         (Some((8, 8)), Some(0), Some(EtherFamily::Ipv4))
     );
+}
+
+#[test]
+fn a_gateway_may_have_an_address_of_each_family_and_a_range_of_ports() {
+    let text = BASE.replace("snat: true", "snat: false, snat_ports: 50000-50999");
+    let topology = accepted(&text);
+    let gateway = topology.router("r1").and_then(|router| router.gateway.as_ref()).expect("gateway");
+    assert_eq!((gateway.snat, gateway.snat_ports), (false, (50000, 50999)));
+    assert_eq!(gateway.address(false), Some(IpAddr::from([203, 0, 113, 10])));
+    assert_eq!(gateway.address(true), "2001:db8::a".parse().ok());
+    let topology = accepted(BASE);
+    assert_eq!(topology.router("r2").and_then(|router| router.gateway.as_ref()?.address(true)), None);
+    let text = BASE.replace("snat: true", "snat_ports: 7");
+    assert_eq!(accepted(&text).routers[0].gateway.as_ref().map(|gateway| gateway.snat_ports), Some((7, 7)));
+}
+
+#[test]
+fn ports_without_groups_are_in_the_default_group() {
+    let topology = accepted(BASE);
+    let groups = |name: &str| topology.port(name).map(|port| port.security_groups.clone());
+    assert_eq!(groups("vm1"), Some(vec!["web-sg".to_owned()]));
+    assert_eq!(groups("vm2"), Some(vec!["default".to_owned()]));
+    assert_eq!(groups("vm3"), Some(Vec::new()), "it has no port security");
+    let default = topology.security_group("default").expect("implicit");
+    assert_eq!(*default, model::SecurityGroup::implicit_default());
+    assert_eq!((default.line, default.stateful, default.rules.len()), (0, true, 2));
+
+    // No group at all is another thing than the default one.
+    let none = BASE.replace("fixed_ips: [10.0.1.11]", "fixed_ips: [10.0.1.11]\n    security_groups: []");
+    let topology = accepted(&none);
+    assert_eq!(topology.port("vm2").map(|port| port.security_groups.len()), Some(0));
+    assert_eq!(topology.security_group("default"), None, "nobody refers to it");
+    // A rule may refer to it, too.
+    let by_rule = none.replace("remote_group: web-sg", "remote_group: default");
+    assert!(accepted(&by_rule).security_group("default").is_some());
+    // One that is defined replaces it.
+    let own = BASE.replace("address_groups:", "  - { name: default, rules: [] }\naddress_groups:");
+    let topology = accepted(&own);
+    let defaults = topology.security_groups.iter().filter(|group| group.name == "default");
+    assert_eq!(defaults.map(|group| group.rules.len()).collect::<Vec<_>>(), [0]);
+}
+
+#[test]
+fn floating_ips_choose_an_address_of_their_family() {
+    let bound = |fields: &str, fixed_ips: &str| {
+        let text = BASE
+            .replace("{ address: 203.0.113.52 }", &format!("{{ {fields} }}"))
+            .replace("fixed_ips: [10.0.1.11]", fixed_ips);
+        let topology = accepted(&text);
+        let port = topology.port("vm2").expect("vm2");
+        topology.floating_ips[2].inside(port).map(|address| address.to_string())
+    };
+    let fixed_ips = "fixed_ips: [10.0.1.11, 10.0.1.12, \"fd00:1::b\", \"fd00:1::c\"]";
+    let chosen = |fields| bound(fields, fixed_ips).unwrap_or_default();
+    assert_eq!(chosen("address: 203.0.113.52, port: vm2"), "10.0.1.11");
+    assert_eq!(chosen("address: 203.0.113.52, port: vm2, fixed_ip: 10.0.1.12"), "10.0.1.12");
+    assert_eq!(chosen("address: \"2001:db8::52\", port: vm2"), "fd00:1::b");
+    assert_eq!(chosen("address: \"2001:db8::52\", port: vm2, fixed_ip: \"fd00:1::c\""), "fd00:1::c");
+    // Each address of a port may have one.
+    let two =
+        "address: 203.0.113.52, port: vm2 }\n  - { address: 203.0.113.53, port: vm2, fixed_ip: 10.0.1.12";
+    assert_eq!(chosen(two), "10.0.1.11");
 }
 
 #[test]

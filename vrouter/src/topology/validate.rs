@@ -10,7 +10,7 @@ mod port;
 mod router;
 mod security;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fmt::Display;
 use std::net::IpAddr;
 
@@ -35,7 +35,6 @@ pub fn validate(decoded: &Decoded<'_>, problems: &mut Problems) {
         external_ranges: RangeIndex::default(),
         router_addresses: HashMap::new(),
         gateway_addresses: HashMap::new(),
-        reaches: HashSet::new(),
         routers_are_known: false,
     };
     check.names();
@@ -66,8 +65,6 @@ struct Check<'a, 'p> {
     router_addresses: HashMap<(usize, IpAddr), usize>,
     /// Who holds an address on a network: router gateways.
     gateway_addresses: HashMap<(usize, IpAddr), usize>,
-    /// The subnets (by place) and the external networks that one router joins.
-    reaches: HashSet<(usize, usize)>,
     /// Every router and what it refers to could be read, so that what is not in `reaches` is not joined.
     routers_are_known: bool,
 }

@@ -3,7 +3,7 @@
 use std::fs;
 
 use vrouter::{
-    banks::{Applied, Banks},
+    banks::{Applied, Banks, Touch},
     data_path::DataPath,
     kernel::Map,
 };
@@ -164,7 +164,7 @@ fn an_identical_image_writes_nothing() {
 
         // A document that says the same in other words: its digest is noted, no flow is decided again.
         world.run(Via::Tc, "p11", &blue().build());
-        let applied = world.banks.apply(image.clone(), NODE, VTEP.to_bits(), 2, false).expect("apply");
+        let applied = world.banks.apply(image.clone(), &published(2), &Touch::Changed).expect("apply");
         assert_eq!(applied, Applied { epoch: 1, writes: 0, networks: 0 });
         let stored: Map<u32, Commit> = Map::open(&world.pins().maps(), "COMMIT").expect("COMMIT");
         assert_eq!(stored.lookup(&0).expect("COMMIT"), Some(Commit { digest: 2, ..commit }));
@@ -188,8 +188,10 @@ fn both_banks_are_whole() {
         small.fdb.retain(|key, _| key.network.id() != 2);
         for (epoch, image) in [(2, &small), (3, &image), (4, &image), (5, &small), (6, &image)] {
             let touch_all = world.banks.in_force() == image;
-            let applied =
-                world.banks.apply(image.clone(), NODE, VTEP.to_bits(), 1, touch_all).expect("apply");
+            let applied = world
+                .banks
+                .apply(image.clone(), &published(1), if touch_all { &Touch::All } else { &Touch::Changed })
+                .expect("apply");
             assert_eq!(applied.epoch, epoch);
             assert_eq!(world.banks.in_force(), image);
             assert_eq!(Banks::open(&world.pins().maps()).expect("banks").in_force(), image, "epoch {epoch}");

@@ -12,6 +12,8 @@ use vrouter_common::{
     tables::{Commit, SCHEMA},
 };
 
+use vrouter::banks::Touch;
+
 use crate::{
     generator::{self, Random},
     harness::*,
@@ -79,13 +81,14 @@ fn random_seed() -> u64 {
 fn next_epoch(world: &mut World, tables: &mut MemoryTables) {
     let image = tables.image.clone();
     while world.banks.commit().epoch < tables.commit.epoch + 2 {
-        world.banks.apply(image.clone(), NODE, VTEP.to_bits(), 1, true).expect("apply");
+        world.banks.apply(image.clone(), &published(1), &Touch::All).expect("apply");
     }
     tables.commit = Commit {
         epoch: tables.commit.epoch + 2,
         vtep: Be32::new(VTEP.to_bits()),
         schema: SCHEMA,
         node: NODE,
+        overlay_mtu: published(1).overlay_mtu,
         ..Commit::default()
     };
     tables.revisions = NETWORKS.iter().map(|&network| (network, tables.commit.epoch)).collect();

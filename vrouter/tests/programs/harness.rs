@@ -11,7 +11,7 @@ use std::{
 
 use aya::programs::{ProgramFd, ProgramInfo};
 use vrouter::{
-    banks::Banks,
+    banks::{Banks, Published, Touch},
     counters::Counters,
     data_path::{self, DataPath, Hook, Pins},
     kernel::Map,
@@ -226,6 +226,11 @@ pub fn with_world(test: impl FnOnce(&mut World) + Send + 'static) {
     });
 }
 
+/// What every test publishes with a topology: the digest of its document.
+pub fn published(digest: u64) -> Published {
+    Published { node: NODE, vtep: VTEP.to_bits(), digest, overlay_mtu: topology::MTU, ..Published::default() }
+}
+
 /// Enough for every test that does not ask for less.
 pub const FLOW_ENTRIES: u32 = 8192;
 
@@ -333,7 +338,7 @@ impl World {
 
     /// Puts a topology in force.
     pub fn apply(&mut self, image: Image) -> vrouter::banks::Applied {
-        self.banks.apply(image, NODE, VTEP.to_bits(), 1, false).expect("apply")
+        self.banks.apply(image, &published(1), &Touch::Changed).expect("apply")
     }
 
     /// The interface of this name.

@@ -9,6 +9,8 @@
 //! | [`drops`] | every reason to drop, counted exactly once |
 //! | [`commits`] | what an apply, a restart and a foreign pin do |
 //! | [`differential`] | random frames through the kernel's programs and through user space's |
+//! | [`expiry`] | connections in the tables: walked, expired, deleted |
+//! | [`next_hops`] | the agent's half: slots, requests, what waits, what is cut, announcements |
 //! | [`verifier`] | the programs' size as the verifier sees it |
 //!
 //! Every test has a network namespace and pins of its own ([`harness`]), so they run at the same time as
@@ -19,10 +21,12 @@ mod answers;
 mod commits;
 mod differential;
 mod drops;
+mod expiry;
 mod flooding;
 mod forwarding;
 mod frames;
 mod generator;
 mod harness;
+mod next_hops;
 mod topology;
 mod verifier;

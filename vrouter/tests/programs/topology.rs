@@ -236,6 +236,7 @@ impl Builder<'_> {
                 v4,
                 v6,
                 snat_blocks: 0,
+                tunnel_mac: [0; 6],
                 zero: 0,
             },
         );

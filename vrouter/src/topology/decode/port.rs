@@ -1,8 +1,6 @@
 //! Ports, floating IPs and nodes.
 
-use std::net::IpAddr;
-
-use crate::topology::model::{AllowedAddressPair, FloatingIp, Node, Port, PortForwarding};
+use crate::topology::model::{AllowedAddressPair, DEFAULT_GROUP, FloatingIp, Node, Port, PortForwarding};
 use crate::topology::object::Object;
 use crate::topology::scalar;
 
@@ -18,7 +16,7 @@ pub const PORT_FIELDS: &[&str] = &[
     "interface",
     "hook",
 ];
-pub const FLOATING_IP_FIELDS: &[&str] = &["address", "port", "port_forwardings"];
+pub const FLOATING_IP_FIELDS: &[&str] = &["address", "port", "fixed_ip", "port_forwardings"];
 pub const NODE_FIELDS: &[&str] = &["name", "vtep", "gateway"];
 const PAIR_FIELDS: &[&str] = &["ip", "mac"];
 const FORWARDING_FIELDS: &[&str] = &["protocol", "external_port", "port", "internal_port"];
@@ -28,8 +26,11 @@ pub fn port(object: &mut Object<'_, '_>) -> Option<Port> {
     let network = object.required("network", scalar::name);
     let mac = object.required("mac", scalar::mac);
     let fixed_ips = object.list("fixed_ips", scalar::host);
-    let security_groups = object.list("security_groups", scalar::name);
     let port_security = object.optional("port_security", scalar::boolean).unwrap_or(true);
+    let security_groups = match object.value("security_groups") {
+        None if port_security => vec![DEFAULT_GROUP.to_owned()],
+        _ => object.list("security_groups", scalar::name),
+    };
     let allowed_address_pairs = object.children("allowed_address_pairs", PAIR_FIELDS, pair);
     let node = object.optional("node", scalar::name);
     let interface = object.optional("interface", scalar::interface_name);
@@ -71,8 +72,9 @@ fn pair(object: &mut Object<'_, '_>) -> Option<AllowedAddressPair> {
 }
 
 pub fn floating_ip(object: &mut Object<'_, '_>) -> Option<FloatingIp> {
-    let address = object.required("address", scalar::host4).map(IpAddr::V4);
+    let address = object.required("address", scalar::host);
     let port = object.optional("port", scalar::name);
+    let fixed_ip = object.optional("fixed_ip", scalar::host);
     let port_forwardings = object.children("port_forwardings", FORWARDING_FIELDS, forwarding);
     if object.value("port").is_some()
         && let Some(forwardings) = object.value("port_forwardings")
@@ -83,7 +85,11 @@ pub fn floating_ip(object: &mut Object<'_, '_>) -> Option<FloatingIp> {
             "keep `port` to give it the whole address, or `port_forwardings` to share it",
         );
     }
-    Some(FloatingIp { address: address?, port, port_forwardings, line: object.node.line })
+    if let (Some(given), None) = (object.value("fixed_ip"), object.value("port")) {
+        let remedy = "add `port: …`, whose address it is, or leave fixed_ip out";
+        object.problem(given.line, "fixed_ip is given without port", remedy);
+    }
+    Some(FloatingIp { address: address?, port, fixed_ip, port_forwardings, line: object.node.line })
 }
 
 fn forwarding(object: &mut Object<'_, '_>) -> Option<PortForwarding> {

@@ -10,7 +10,9 @@ use crate::topology::yaml::{Node, NodeKind};
 
 pub const FIELDS: &[&str] = &["name", "interfaces", "gateway", "routes"];
 const INTERFACE_FIELDS: &[&str] = &["subnet", "address"];
-const GATEWAY_FIELDS: &[&str] = &["network", "address", "snat"];
+const GATEWAY_FIELDS: &[&str] = &["network", "address", "snat", "snat_ports"];
+/// Below are the ports of well-known services (RFC 6335).
+const SNAT_PORTS: (u16, u16) = (1024, 65535);
 const ROUTE_FIELDS: &[&str] = &["destination", "nexthop", "nexthops"];
 
 /// The gateway address of every subnet, for interfaces that state none.
@@ -82,9 +84,46 @@ fn interface(
 
 fn gateway(object: &mut Object<'_, '_>) -> Option<RouterGateway> {
     let network = object.required("network", scalar::name);
-    let address = object.required("address", scalar::host);
+    let addresses = gateway_addresses(object);
     let snat = object.optional("snat", scalar::boolean).unwrap_or(true);
-    Some(RouterGateway { network: network?, address: address?, snat, line: object.node.line })
+    let snat_ports = object.optional("snat_ports", snat_range).unwrap_or(SNAT_PORTS);
+    Some(RouterGateway { network: network?, addresses: addresses?, snat, snat_ports, line: object.node.line })
+}
+
+/// Reads `203.0.113.10` or `[203.0.113.10, "2001:db8::10"]`.
+fn gateway_addresses(object: &mut Object<'_, '_>) -> Option<Vec<IpAddr>> {
+    let Some(node @ Node { kind: NodeKind::Sequence(items), .. }) = object.value("address") else {
+        return object.required("address", scalar::host).map(|address| vec![address]);
+    };
+    if items.is_empty() {
+        object.fault(node, "address", Fault::new("is an empty list", "write at least one address"));
+        return None;
+    }
+    let addresses = object.list("address", scalar::host);
+    for ipv6 in [false, true] {
+        let second = addresses.iter().enumerate().filter(|(_, address)| address.is_ipv6() == ipv6).nth(1);
+        // With an item that could not be read, positions say nothing.
+        if let Some((i, address)) = second
+            && addresses.len() == items.len()
+        {
+            let family = if ipv6 { "IPv6" } else { "IPv4" };
+            object.problem(
+                items[i].line,
+                format!("{address} is a second {family} gateway address"),
+                "keep one address of each family; floating ips give ports further ones",
+            );
+            return None;
+        }
+    }
+    Some(addresses)
+}
+
+fn snat_range(node: &Node) -> Result<(u16, u16), Fault> {
+    let range = scalar::port_range(node)?;
+    if range.0 == 0 {
+        return Err(Fault::new("starts at 0, which is no port", "start at 1 or above, like 1024-65535"));
+    }
+    Ok(range)
 }
 
 fn route(object: &mut Object<'_, '_>) -> Option<StaticRoute> {

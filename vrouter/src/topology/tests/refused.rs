@@ -116,6 +116,12 @@ fn values() {
         ("interface: tap-vm2", "interface: §tap-vm2-too-long", "port vm2", &["kernel interface", "15 bytes"]),
         ("interface: tap-vm2", "interface: §..", "port vm2", &["kernel interface"]),
         ("interface: tap-vm2", "interface: §a/b", "port vm2", &["kernel interface"]),
+        (
+            "{ ip: 10.0.1.100 }",
+            "{ ip: §\"::ffff:10.0.0.0/104\" }",
+            "port vm1 allowed_address_pairs[0]",
+            &["IPv4-mapped", "write 10.0.0.0/8"],
+        ),
         ("{ ip: 10.0.1.100 }", "{ ip: §10.0.1.100/24 }", "port vm1 allowed_address_pairs[0]", &["host bits"]),
         (
             "{ ip: 10.0.1.100 }",
@@ -250,6 +256,57 @@ fn gateways() {
         ("address: 203.0.113.11", "address: §203.0.113.1", "router r2", &["next router's address"]),
         ("address: 203.0.113.11", "address: §203.0.113.255", "router r2", &["broadcast address"]),
         (", address: 203.0.113.11", "§", "router r2 gateway", &["address is missing"]),
+        ("address: 203.0.113.11", "address: §[]", "router r2 gateway", &["empty list", "at least one"]),
+        (
+            "address: 203.0.113.11",
+            "address: [203.0.113.11,\n      §203.0.113.12]",
+            "router r2 gateway",
+            &["203.0.113.12 is a second IPv4 gateway address", "floating ips"],
+        ),
+        (
+            "address: 203.0.113.11",
+            "address: [\"2001:db8::b\",\n      §\"2001:db8::c\"]",
+            "router r2 gateway",
+            &["second IPv6 gateway address"],
+        ),
+        (
+            "address: 203.0.113.11",
+            "address: [203.0.113.11,\n      §\"2001:db8::a\"]",
+            "router r2",
+            &["2001:db8::a is router r1's already"],
+        ),
+        (
+            "address: 203.0.113.11",
+            "address: [203.0.113.11,\n      §\"2001:db9::a\"]",
+            "router r2",
+            &["2001:db9::a is outside every subnet of network public"],
+        ),
+        (
+            "address: 203.0.113.11",
+            "address: [203.0.113.11,\n      §\"2001:db8::1\"]",
+            "router r2",
+            &["next router's address of subnet public6"],
+        ),
+        (
+            "address: 203.0.113.11",
+            "address: [§203.0.113]",
+            "router r2 gateway",
+            &["address[0]", "IP address"],
+        ),
+        (
+            "snat: true",
+            "snat: true, snat_ports: §0-1023",
+            "router r1 gateway",
+            &["snat_ports starts at 0", "1024-65535"],
+        ),
+        (
+            "snat: true",
+            "snat: true, snat_ports: §5000-4000",
+            "router r1 gateway",
+            &["snat_ports 5000-4000 is reversed", "4000-5000"],
+        ),
+        ("snat: true", "snat: true, snat_ports: §60000-70000", "router r1 gateway", &["0 to 65535"]),
+        ("snat: true", "snat: true, §snat_port: 1", "router r1 gateway", &["did you mean `snat_ports`?"]),
         ("snat: true", "snat: §on", "router r1 gateway", &["neither true nor false"]),
     ]);
 }
@@ -305,6 +362,12 @@ fn routes() {
             &["line 20 already", "[a, b]"],
         ),
         ("destination: 10.98.0.0/16", "destination: §10.0.2.0/24", "router r1", &["connected subnet db4"]),
+        (
+            "destination: 10.98.0.0/16",
+            "destination: §203.0.113.0/24",
+            "router r1",
+            &["connected subnet public4"],
+        ),
         ("destination: 10.98.0.0/16", "destination: §10.98.0.1/16", "router r1 routes[1]", &["host bits"]),
     ]);
 }
@@ -442,7 +505,44 @@ fn floating_ips_and_nodes() {
         ("203.0.113.52", "§203.0.113.0", "floating ip 203.0.113.0", &["network address"]),
         ("203.0.113.52", "§203.0.113.10", "floating ip 203.0.113.10", &["gateway address of router r1"]),
         ("203.0.113.51", "§203.0.113.10", "floating ip 203.0.113.10", &["gateway address of router r1"]),
-        ("203.0.113.52", "§\"2001:db8::1\"", "floating ip 2001:db8::1", &["IPv6", "IPv4"]),
+        ("203.0.113.52", "§\"2001:db8::1\"", "floating ip 2001:db8::1", &["next router's address"]),
+        ("203.0.113.52", "§\"2001:db8::a\"", "floating ip 2001:db8::a", &["gateway address of router r1"]),
+        (
+            "203.0.113.52",
+            "§\"2001:db9::1\"",
+            "floating ip 2001:db9::1",
+            &["outside every subnet of every external"],
+        ),
+        (
+            "203.0.113.52 }",
+            "\"2001:db8::52\", port: §vm2 }",
+            "floating ip 2001:db8::52",
+            &["vm2 has no IPv6 address", "give the port an IPv6 fixed ip"],
+        ),
+        (
+            "203.0.113.52 }",
+            "203.0.113.52, port: vm1, fixed_ip: §\"fd00:1::a\" }",
+            "floating ip 203.0.113.52",
+            &["fd00:1::a is not of the family of 203.0.113.52", "like 10.0.1.10"],
+        ),
+        (
+            "203.0.113.52 }",
+            "203.0.113.52, port: vm1, fixed_ip: §10.0.1.11 }",
+            "floating ip 203.0.113.52",
+            &["10.0.1.11 is no fixed ip of port vm1", "like 10.0.1.10"],
+        ),
+        (
+            "203.0.113.52 }",
+            "203.0.113.52, fixed_ip: §10.0.1.11 }",
+            "floating ip 203.0.113.52",
+            &["fixed_ip is given without port"],
+        ),
+        (
+            "203.0.113.52 }",
+            "\"2001:db8::52\", port_forwardings: [{ protocol: tcp, external_port: 80, port: §vm2, internal_port: 80 }] }",
+            "floating ip 2001:db8::52 port_forwardings[0]",
+            &["vm2 has no IPv6 address"],
+        ),
         ("203.0.113.52 }", "203.0.113.52, port: §vm9 }", "floating ip 203.0.113.52", &["no port vm9"]),
         (
             "203.0.113.52 }",
@@ -481,6 +581,12 @@ fn floating_ips_and_nodes() {
             &["1 to 65535"],
         ),
         (
+            "port: vm2, internal_port: 22 }",
+            "port: vm2, internal_port: §0 }",
+            "floating ip 203.0.113.51 port_forwardings[1]",
+            &["internal_port \"0\" is not from 1 to 65535"],
+        ),
+        (
             "external_port: 2222, port: vm2",
             "external_port: 2222, port: §vm9",
             "floating ip 203.0.113.51 port_forwardings[1]",
@@ -494,6 +600,26 @@ fn floating_ips_and_nodes() {
         ),
         ("vtep: 192.0.2.2", "vtep: §192.0.2.1", "node node-b", &["node node-a's too"]),
     ]);
+}
+
+#[test]
+fn one_router_answers_for_an_address() {
+    // lab gets a router of its own.
+    let with = |gateway: &str, floating_ip: &str| {
+        let router = format!(
+            "  - {{ name: r3, interfaces: [{{ subnet: lab4, address: 10.0.3.1 }}], gateway: {{ network: public, address: {gateway} }} }}\n"
+        );
+        BASE.replace("security_groups:\n  -", &format!("{router}security_groups:\n  -"))
+            .replace("{ address: 203.0.113.52 }", floating_ip)
+    };
+    accepted(&with("203.0.113.13", "{ address: 203.0.113.52, port: vm3 }"));
+    let text = with("203.0.113.13", "{ address: 203.0.113.52 }")
+        .replace("port: vm2, internal", "port: vm3, internal");
+    let words = &["port vm3 is behind router r3, port vm1 behind r1", "one router answers"];
+    assert_one("two routers", &text, 63, "floating ip 203.0.113.51 port_forwardings[1]", words);
+    let text = with("\"2001:db8::b\"", "{ address: 203.0.113.52, port: vm3 }");
+    let words = &["router r3 has no IPv4 address on public", "add an IPv4 address to its gateway"];
+    assert_one("no address", &text, 64, "floating ip 203.0.113.52", words);
 }
 
 #[test]

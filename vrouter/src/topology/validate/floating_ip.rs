@@ -4,15 +4,17 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
 use super::Check;
+use crate::topology::Translators;
 use crate::topology::decode::{Kind, label_of};
-use crate::topology::model::FloatingIp;
-use crate::topology::ranges::{Overlapping, edge};
+use crate::topology::model::{FloatingIp, Port};
+use crate::topology::ranges::{Overlapping, edge, same_family};
 use crate::topology::yaml::Step;
 
-impl Check<'_, '_> {
+impl<'a> Check<'a, '_> {
     pub(super) fn floating_ips(&mut self) {
+        let translators = Translators::of(self.topology);
         let mut lines: HashMap<IpAddr, usize> = HashMap::new();
-        let mut bound: HashMap<&str, IpAddr> = HashMap::new();
+        let mut bound: HashMap<(&str, IpAddr), IpAddr> = HashMap::new();
         for (i, floating_ip) in self.topology.floating_ips.iter().enumerate() {
             let address = floating_ip.address;
             let object = label_of(Kind::FloatingIp, address);
@@ -27,25 +29,30 @@ impl Check<'_, '_> {
             let external = self.external_network(address, line, &object);
             if let Some(name) = &floating_ip.port {
                 let line = self.line(Kind::FloatingIp, i, &[Step::Field("port")]);
-                if let Some(other) = bound.get(name.as_str()) {
-                    let message = format!("port {name} has the floating ip {other} already");
-                    self.report(
-                        line,
-                        object,
-                        message,
-                        "bind one address to a port; share by port_forwardings",
-                    );
+                let Some((port, inside)) = self.target(i, name, line, &object) else { continue };
+                if let Some(other) = bound.get(&(name.as_str(), inside)) {
+                    let message = format!("{inside} of port {name} has the floating ip {other} already");
+                    let remedy = "bind one address to each fixed ip; share by port_forwardings";
+                    self.report(line, object, message, remedy);
                     continue;
                 }
-                bound.insert(name, address);
-                self.target(name, external, line, &object);
+                bound.insert((name, inside), address);
+                self.translator(&translators, port, inside, external, line, &object);
             }
-            self.forwardings(i, floating_ip, external, &object);
+            self.forwardings(i, floating_ip, external, &translators, &object);
         }
     }
 
-    fn forwardings(&mut self, index: usize, floating_ip: &FloatingIp, external: Option<usize>, object: &str) {
+    fn forwardings(
+        &mut self,
+        index: usize,
+        floating_ip: &FloatingIp,
+        external: Option<usize>,
+        translators: &Translators<'_>,
+        object: &str,
+    ) {
         let mut seen = HashSet::new();
+        let mut first: Option<(&str, &str)> = None;
         for (i, forwarding) in floating_ip.port_forwardings.iter().enumerate() {
             let object = format!("{object} port_forwardings[{i}]");
             let line_of = |key| [Step::Field("port_forwardings"), Step::Item(i), Step::Field(key)];
@@ -56,8 +63,21 @@ impl Check<'_, '_> {
                 self.report(line, object, message, "use another external_port");
                 continue;
             }
+            let name = forwarding.port.as_str();
             let line = self.line(Kind::FloatingIp, index, &line_of("port"));
-            self.target(&forwarding.port, external, line, &object);
+            let Some((port, inside)) = self.target(index, name, line, &object) else { continue };
+            let router = self.translator(translators, port, inside, external, line, &object);
+            match (router, first) {
+                (Some(router), Some((other_port, other))) if router != other => {
+                    let message =
+                        format!("port {name} is behind router {router}, port {other_port} behind {other}");
+                    let remedy =
+                        "use an address of its own for each router: one router answers for an address";
+                    self.report(line, object, message, remedy);
+                }
+                (Some(router), None) => first = Some((name, router)),
+                _ => {}
+            }
         }
     }
 
@@ -94,40 +114,68 @@ impl Check<'_, '_> {
         None
     }
 
-    /// Checks the port that traffic to a floating IP ends at.
-    fn target(&mut self, name: &str, external: Option<usize>, line: usize, object: &str) {
-        let Some(port) = self.resolve(Kind::Port, name, line, &object) else { return };
-        let port = &self.topology.ports[port];
-        if !port.fixed_ips.iter().any(IpAddr::is_ipv4) {
-            let message = format!("port {name} has no IPv4 address to translate to");
-            self.report(line, object, message, "give the port an IPv4 fixed ip");
-            return;
+    /// The port that traffic to a floating IP ends at, and which of its addresses.
+    fn target(&mut self, index: usize, name: &str, line: usize, object: &str) -> Option<(&'a Port, IpAddr)> {
+        let port = self.resolve(Kind::Port, name, line, &object)?;
+        let (port, floating_ip) = (&self.topology.ports[port], &self.topology.floating_ips[index]);
+        let family = if floating_ip.address.is_ipv6() { "IPv6" } else { "IPv4" };
+        if let Some(fixed_ip) = floating_ip.fixed_ip {
+            let wrong = if !same_family(fixed_ip, floating_ip.address) {
+                format!("{fixed_ip} is not of the family of {}", floating_ip.address)
+            } else if !port.fixed_ips.contains(&fixed_ip) {
+                format!("{fixed_ip} is no fixed ip of port {name}")
+            } else {
+                return Some((port, fixed_ip));
+            };
+            let line = self.line(Kind::FloatingIp, index, &[Step::Field("fixed_ip")]);
+            let remedy = match port.first_ip(floating_ip.address.is_ipv6()) {
+                Some(first) => format!("write one of the port's {family} addresses, like {first}"),
+                None => format!("give the port an {family} fixed ip"),
+            };
+            self.report(line, object, wrong, remedy);
+            return None;
         }
-        let (Some(external), Some(network)) =
-            (external, self.names[Kind::Network].get(port.network.as_str()).copied())
-        else {
-            return;
-        };
+        let inside = floating_ip.inside(port);
+        if inside.is_none() {
+            let message = format!("port {name} has no {family} address to translate to");
+            self.report(line, object, message, format!("give the port an {family} fixed ip"));
+        }
+        inside.map(|inside| (port, inside))
+    }
+
+    /// The router between a port's address and an external network; its absence is reported.
+    fn translator<'t>(
+        &mut self,
+        translators: &Translators<'t>,
+        port: &Port,
+        inside: IpAddr,
+        external: Option<usize>,
+        line: usize,
+        object: &str,
+    ) -> Option<&'t str> {
+        let network = self.names[Kind::Network].get(port.network.as_str()).copied()?;
+        let external = self.network(external?);
         // Not to be blamed: a port on an external network, an address in no subnet, a router nobody could read.
-        let mut places = Vec::new();
-        for address in port.fixed_ips.iter().filter(|address| address.is_ipv4()) {
-            match self.ranges[network].find(*address) {
-                Ok(Some((_, place))) => places.push(place),
-                Ok(None) | Err(Overlapping) => return,
-            }
+        if self.network(network).external || !self.routers_are_known {
+            return None;
         }
-        if self.network(network).external
-            || !self.routers_are_known
-            || places.iter().any(|place| self.reaches.contains(&(*place, external)))
-        {
-            return;
-        }
-        let external = &self.network(external).name;
-        self.report(
-            line,
-            object,
-            format!("port {name}'s network {} has no router with a gateway on {external}", port.network),
-            format!("give a router an interface on it and a gateway on {external}"),
-        );
+        let subnet = translators.subnet(&port.network, inside)?;
+        let family = if inside.is_ipv6() { "IPv6" } else { "IPv4" };
+        let (message, remedy) = match translators.between(&subnet.name, &external.name) {
+            None => (
+                format!(
+                    "port {}'s network {} has no router with a gateway on {}",
+                    port.name, port.network, external.name
+                ),
+                format!("give a router an interface on it and a gateway on {}", external.name),
+            ),
+            Some(router) if router.gateway.as_ref()?.address(inside.is_ipv6()).is_none() => (
+                format!("router {} has no {family} address on {}", router.name, external.name),
+                format!("add an {family} address to its gateway: `address: [ …, … ]`"),
+            ),
+            Some(router) => return Some(&router.name),
+        };
+        self.report(line, object, message, remedy);
+        None
     }
 }

@@ -17,8 +17,8 @@ use crate::topology::yaml::Step;
 struct Legs {
     /// Places of the subnets of its interfaces.
     subnets: Vec<usize>,
-    /// Its external network.
-    external: Option<usize>,
+    /// Places of the subnets of its external network that are of a family it has an address of there.
+    outside: Vec<usize>,
     own_addresses: HashSet<IpAddr>,
     /// All subnets it has a leg on, those of the external network first.
     connected: RangeIndex,
@@ -41,9 +41,6 @@ impl Check<'_, '_> {
             self.router_overlaps(i, router, &legs.connected);
             self.routes(i, router, &legs);
             self.routers_are_known &= legs.complete;
-            if let Some(external) = legs.external {
-                self.reaches.extend(legs.subnets.iter().map(|place| (*place, external)));
-            }
         }
     }
 
@@ -121,47 +118,46 @@ impl Check<'_, '_> {
             );
             return;
         }
-        legs.external = Some(network_index);
-        let address = gateway.address;
-        legs.own_addresses.insert(address);
-        let line = self.line(Kind::Router, index, &line_of("address"));
-        match self.ranges[network_index].find(address) {
-            Err(Overlapping) => return,
-            Ok(None) => {
-                let (message, remedy) = self.outside(address, network_index);
-                self.report(line, object, message, remedy);
-                return;
-            }
-            Ok(Some((_, place))) => {
-                let subnet = self.subnet(place);
-                let taken = edge(subnet.cidr, address)
-                    .or_else(|| (subnet.gateway == Some(address)).then_some("next router's address"));
-                if let Some(what) = taken {
-                    let message =
-                        format!("the gateway address {address} is the {what} of subnet {}", subnet.name);
-                    self.report(line, object, message, format!("use another address of {}", subnet.cidr));
-                    return;
-                }
+        let places = self.ranges[network_index].places();
+        let is_spoken = |place: &usize| gateway.address(self.subnet(*place).cidr.addr().is_ipv6()).is_some();
+        legs.outside = places.filter(is_spoken).collect();
+        for (i, address) in gateway.addresses.iter().copied().enumerate() {
+            legs.own_addresses.insert(address);
+            let path = [Step::Field("gateway"), Step::Field("address"), Step::Item(i)];
+            let line = self.line(Kind::Router, index, &path);
+            if let Some((message, remedy)) = self.gateway_address(index, network_index, address) {
+                self.report(line, object.clone(), message, remedy);
             }
         }
-        match self.gateway_addresses.entry((network_index, address)) {
+    }
+
+    /// What is wrong with a router's address on its external network.
+    fn gateway_address(&mut self, index: usize, network: usize, address: IpAddr) -> Option<(String, String)> {
+        let Some((_, place)) = self.ranges[network].find(address).ok()? else {
+            return Some(self.outside(address, network));
+        };
+        let subnet = self.subnet(place);
+        let taken = edge(subnet.cidr, address)
+            .or_else(|| (subnet.gateway == Some(address)).then_some("next router's address"));
+        if let Some(what) = taken {
+            let message = format!("the gateway address {address} is the {what} of subnet {}", subnet.name);
+            return Some((message, format!("use another address of {}", subnet.cidr)));
+        }
+        match self.gateway_addresses.entry((network, address)) {
             Entry::Vacant(free) => {
                 free.insert(index);
+                None
             }
             Entry::Occupied(taken) => {
                 let other = &self.topology.routers[*taken.get()].name;
                 let message = format!("the gateway address {address} is router {other}'s already");
-                self.report(line, object, message, "give each router an address of its own");
+                Some((message, "give each router an address of its own".to_owned()))
             }
         }
     }
 
     fn connected(&self, legs: &Legs) -> RangeIndex {
-        let external: Vec<usize> = match legs.external {
-            Some(network) => self.ranges[network].places().collect(),
-            None => Vec::new(),
-        };
-        self.index_of(external.into_iter().chain(legs.subnets.iter().copied()))
+        self.index_of(legs.outside.iter().chain(&legs.subnets).copied())
     }
 
     /// Looks for overlaps between the networks a router joins; those within one are the network's own.
@@ -191,8 +187,12 @@ impl Check<'_, '_> {
 
     fn routes(&mut self, index: usize, router: &Router, legs: &Legs) {
         let mut destinations: HashMap<IpNet, usize> = HashMap::new();
-        let connected: HashMap<IpNet, usize> =
-            legs.subnets.iter().map(|place| (self.subnet(*place).cidr, *place)).collect();
+        let connected: HashMap<IpNet, usize> = legs
+            .subnets
+            .iter()
+            .chain(&legs.outside)
+            .map(|place| (self.subnet(*place).cidr, *place))
+            .collect();
         for (i, route) in router.routes.iter().enumerate() {
             let object = label_of(Kind::Router, &router.name);
             let destination = route.destination;

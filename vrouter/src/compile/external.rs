@@ -1,0 +1,353 @@
+//! What routers are to the outside: their gateways, floating IPs, port forwardings, and who has which ports of
+//! their addresses.
+//!
+//! Every node works out by itself which node does what, from names alone, and all come to the same result:
+//!
+//! - a router's own addresses, and addresses with port forwardings, are answered for by the router's owner;
+//! - a floating IP by the node of its port;
+//! - each block of ports of a router's IPv4 address belongs to one node, which uses it for SNAT.
+
+use std::collections::HashMap;
+
+use anyhow::Result;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use vrouter_common::{
+    addr::{Be16, Be32, Ip},
+    tables::*,
+};
+
+use super::{Compiler, Where};
+use crate::topology::{
+    derive_external_mac, derive_router_mac,
+    model::{FloatingIp, Network, Port, Router, RouterGateway},
+};
+
+/// What translates for a port, as seen from one external network.
+struct Inside<'a> {
+    router: &'a Router,
+    router_id: u32,
+    port_id: u32,
+    network_id: u32,
+    address: Ip,
+    place: Where<'a>,
+}
+
+impl<'a> Compiler<'a> {
+    /// A router's leg on its external network, with the routes to its subnets.
+    pub(super) fn gateway_leg(
+        &mut self,
+        router: &'a Router,
+        router_id: u32,
+        gateway: &RouterGateway,
+        connected: &mut Vec<(IpNet, u32)>,
+    ) -> Result<()> {
+        let Some(&network) = self.networks.get(gateway.network.as_str()) else { return Ok(()) };
+        let network_id = self.id(NAME_NETWORK, &network.name)?;
+        let mac = derive_external_mac(&router.name, &network.name, &self.around.node).0;
+        let link_local = Ip::link_local_of(mac);
+        let address = |ipv6| gateway.address(ipv6).map(Ip::from);
+        let blocks = self.snat_blocks(router, router_id, network_id, gateway)?;
+        let snat = gateway.snat && address(false).is_some();
+        let owned = self.scope.owner(&router.name) == Some(self.around.node.as_str());
+        let leg = RouterLeg {
+            vni: network.vni,
+            mtu: self.mtu(network),
+            mac,
+            flags: LEG_EXTERNAL | if snat { LEG_SNAT } else { 0 } | if owned { LEG_OWNED } else { 0 },
+            v4: address(false).unwrap_or(Ip::UNSPECIFIED),
+            v6: address(true).unwrap_or(link_local),
+            snat_blocks: blocks,
+            tunnel_mac: derive_router_mac(&router.name, &network.name).0,
+            zero: 0,
+        };
+        self.out
+            .image
+            .router_legs
+            .insert(RouterLegKey { router: Scoped::new(0, router_id), network: network_id }, leg);
+        let station = here(mac, STATION_ROUTER, router_id);
+        for mac in [mac, leg.tunnel_mac] {
+            self.out.image.fdb.insert(FdbKey::new(0, network_id, mac), station);
+        }
+        self.out.image.addresses.insert(AddressKey::new(0, network_id, link_local), station);
+        self.own_address(router_id, link_local, 0);
+        for address in &gateway.addresses {
+            self.own_address(router_id, Ip::from(*address), network_id);
+        }
+        for subnet in &network.subnets {
+            if gateway.address(subnet.cidr.addr().is_ipv6()).is_some() {
+                connected.push((subnet.cidr, network_id));
+                self.connected(router_id, network_id, subnet.cidr);
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything else is behind the gateways of the subnets that the router has an address of.
+    pub(super) fn default_routes(&mut self, router_id: u32, gateway: &RouterGateway) -> Result<()> {
+        let Some(&network) = self.networks.get(gateway.network.as_str()) else { return Ok(()) };
+        let network_id = self.id(NAME_NETWORK, &network.name)?;
+        for address in &gateway.addresses {
+            let subnet = network.subnets.iter().find(|subnet| subnet.cidr.contains(address));
+            if let Some(nexthop) = subnet.and_then(|subnet| subnet.gateway) {
+                let everything = match address.is_ipv6() {
+                    true => IpNet::from(Ipv6Net::default()),
+                    false => IpNet::from(Ipv4Net::default()),
+                };
+                let via = Route { kind: ROUTE_VIA, network: network_id, nexthop: Ip::from(nexthop) };
+                self.route(router_id, everything, via);
+            }
+        }
+        Ok(())
+    }
+
+    /// Shares the ports of a router's address out; returns how many slots this node has.
+    fn snat_blocks(
+        &mut self,
+        router: &'a Router,
+        router_id: u32,
+        network_id: u32,
+        gateway: &RouterGateway,
+    ) -> Result<u32> {
+        let mut slot = 0;
+        for (block, owner) in self.block_owners(router, gateway)? {
+            if let Where::Here = owner {
+                let (first, last) = gateway.snat_ports;
+                let start = (block * SNAT_BLOCK) as u16;
+                let end = start + (SNAT_BLOCK - 1) as u16;
+                let key = SnatBlockKey { router: Scoped::new(0, router_id), network: network_id, slot };
+                let block = SnatBlock { first: start.max(first), last: end.min(last) };
+                self.out.image.snat_blocks.insert(key, block);
+                slot += 1;
+            }
+        }
+        if gateway.snat && gateway.address(false).is_some() && slot == 0 {
+            self.without_ports.push(&router.name);
+        }
+        Ok(slot)
+    }
+
+    /// Says which routers are of no use to this node's ports.
+    pub(super) fn warn(&mut self) {
+        const LISTED: usize = 4;
+        let names = &self.without_ports;
+        let (routers, more) = match names[..] {
+            [] => return,
+            [_] => ("router", String::new()),
+            _ if names.len() <= LISTED => ("routers", String::new()),
+            _ => ("routers", format!(" and {} more", names.len() - LISTED)),
+        };
+        self.out.warnings.push(format!(
+            "{routers} {}{more}: of the ports of the external address no block of {SNAT_BLOCK} is this node's, so that its \
+             workloads reach outside by floating ips alone; widen snat_ports, or use more routers",
+            names[..names.len().min(LISTED)].join(", ")
+        ));
+    }
+
+    /// The blocks of ports that SNAT may use, and whose they are.
+    fn block_owners(&self, router: &Router, gateway: &RouterGateway) -> Result<Vec<(u32, Where<'a>)>> {
+        if !gateway.snat || gateway.address(false).is_none() {
+            return Ok(Vec::new());
+        }
+        let (first, last) = gateway.snat_ports;
+        let blocks = u32::from(first) / SNAT_BLOCK..u32::from(last) / SNAT_BLOCK + 1;
+        // Part 0 of a router is its ownership.
+        let owners = self.sharing.shares(&router.name, blocks.start + 1..blocks.end + 1);
+        blocks.zip(owners).map(|(block, at)| Ok((block, self.node(&self.topology.nodes[at].name)?))).collect()
+    }
+
+    /// What is to be known of addresses on the external networks, whoever's they are.
+    pub(super) fn outside(&mut self) -> Result<()> {
+        let topology = self.topology;
+        for (name, interface) in &self.around.externals {
+            let Some(&network) = self.networks.get(name.as_str()) else { continue };
+            if let Some(ifindex) = interface.ifindex.filter(|_| network.external) {
+                self.out.externals.push(External { ifindex, vni: network.vni, flags: 0 });
+            }
+        }
+        for router in &topology.routers {
+            if let Some(gateway) = &router.gateway {
+                self.gateway_addresses(router, gateway)?;
+            }
+        }
+        if topology.floating_ips.is_empty() {
+            return Ok(());
+        }
+        let ports: HashMap<&str, &Port> =
+            topology.ports.iter().map(|port| (port.name.as_str(), port)).collect();
+        for floating_ip in &topology.floating_ips {
+            let Some(network) = self.translators.external(floating_ip.address) else { continue };
+            if !self.scope.has_network(network) {
+                continue;
+            }
+            let network_id = self.id(NAME_NETWORK, &network.name)?;
+            match floating_ip.port.as_ref().and_then(|name| ports.get(name.as_str())) {
+                Some(port) => self.floating_ip(floating_ip, port, network, network_id)?,
+                None => self.port_forwardings(floating_ip, &ports, network, network_id)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn gateway_addresses(&mut self, router: &'a Router, gateway: &RouterGateway) -> Result<()> {
+        let Some(&network) = self.networks.get(gateway.network.as_str()) else { return Ok(()) };
+        let Some(owner) = self.scope.owner(&router.name) else { return Ok(()) };
+        if !self.scope.has_network(network) {
+            return Ok(());
+        }
+        let network_id = self.id(NAME_NETWORK, &network.name)?;
+        let router_id = self.id(NAME_ROUTER, &router.name)?;
+        let owner = self.node(owner)?;
+        for address in &gateway.addresses {
+            let station = self.station(STATION_ROUTER, router, router_id, network, owner);
+            self.out.image.addresses.insert(AddressKey::new(0, network_id, Ip::from(*address)), station);
+        }
+        let Some(address) = gateway.address(false) else { return Ok(()) };
+        for (block, owner) in self.block_owners(router, gateway)? {
+            if let Where::There(node, name) = owner {
+                let mac = derive_external_mac(&router.name, &network.name, name).0;
+                let key = SnatOwnerKey {
+                    network: Scoped::new(0, network_id),
+                    ip: Be32::from_memory(Ip::from(address).0[3]),
+                    block,
+                };
+                self.out.image.snat_owners.insert(key, SnatOwner { node, mac, zero: 0 });
+            }
+        }
+        Ok(())
+    }
+
+    /// Somebody of a router's on an external network, as seen from here.
+    fn station(
+        &self,
+        kind: u8,
+        router: &Router,
+        router_id: u32,
+        network: &Network,
+        place: Where<'a>,
+    ) -> Station {
+        let mac_of = |node: &str| derive_external_mac(&router.name, &network.name, node).0;
+        match place {
+            Where::Here => here(mac_of(&self.around.node), kind, router_id),
+            Where::There(at, node) => {
+                Station { mac: mac_of(node), kind, place: PLACE_REMOTE, at, owner: router_id }
+            }
+            Where::Nowhere => Station { mac: [0; 6], kind, place: PLACE_UNBOUND, at: 0, owner: router_id },
+        }
+    }
+
+    fn floating_ip(
+        &mut self,
+        floating_ip: &FloatingIp,
+        port: &'a Port,
+        network: &'a Network,
+        network_id: u32,
+    ) -> Result<()> {
+        let Some(inside) = self.inside(floating_ip, port, network)? else { return Ok(()) };
+        let outside = Ip::from(floating_ip.address);
+        let mut station =
+            self.station(STATION_FLOATING, inside.router, inside.router_id, network, inside.place);
+        if station.place == PLACE_UNBOUND {
+            // Whoever holds the fixed ip: this node, if that is here.
+            let here = self.station(STATION_FLOATING, inside.router, inside.router_id, network, Where::Here);
+            station = Station { place: PLACE_LEARNED, ..here };
+        }
+        self.out.image.addresses.insert(AddressKey::new(0, network_id, outside), station);
+        if self.scope.has_router(&inside.router.name) {
+            let key = FloatingKey { router: Scoped::new(0, inside.router_id), ip: inside.address };
+            self.out.image.floating.insert(key, Floating { ip: outside });
+        }
+        self.nat(network, network_id, outside, (0, 0), &inside, 0);
+        Ok(())
+    }
+
+    fn port_forwardings(
+        &mut self,
+        floating_ip: &FloatingIp,
+        ports: &HashMap<&str, &'a Port>,
+        network: &'a Network,
+        network_id: u32,
+    ) -> Result<()> {
+        let outside = Ip::from(floating_ip.address);
+        let mut router = None;
+        for forwarding in &floating_ip.port_forwardings {
+            let Some(port) = ports.get(forwarding.port.as_str()) else { continue };
+            let Some(inside) = self.inside(floating_ip, port, network)? else { continue };
+            router = router.or(Some((inside.router, inside.router_id)));
+            let at = (forwarding.external_port, forwarding.protocol);
+            self.nat(network, network_id, outside, at, &inside, forwarding.internal_port);
+        }
+        // Without forwardings the address is nobody's.
+        let Some((router, router_id)) = router else { return Ok(()) };
+        let Some(owner) = self.scope.owner(&router.name) else { return Ok(()) };
+        let station = self.station(STATION_FLOATING, router, router_id, network, self.node(owner)?);
+        self.out.image.addresses.insert(AddressKey::new(0, network_id, outside), station);
+        if self.scope.has_router(&router.name) {
+            self.own_address(router_id, outside, network_id);
+        }
+        Ok(())
+    }
+
+    /// Who translates between a port and an external network.
+    fn inside(
+        &mut self,
+        floating_ip: &FloatingIp,
+        port: &'a Port,
+        network: &Network,
+    ) -> Result<Option<Inside<'a>>> {
+        let Some(address) = floating_ip.inside(port) else { return Ok(None) };
+        let Some(subnet) = self.translators.subnet(&port.network, address) else { return Ok(None) };
+        let Some(router) = self.translators.between(&subnet.name, &network.name) else { return Ok(None) };
+        let place = match (&port.node, &port.interface) {
+            (Some(node), Some(_)) => self.node(node)?,
+            _ => Where::Nowhere,
+        };
+        Ok(Some(Inside {
+            router,
+            router_id: self.id(NAME_ROUTER, &router.name)?,
+            port_id: self.id(NAME_PORT, &port.name)?,
+            network_id: self.id(NAME_NETWORK, &port.network)?,
+            address: Ip::from(address),
+            place,
+        }))
+    }
+
+    /// Leads an address outside, or a port and protocol of it, to a workload: one that is bound nowhere, to
+    /// whoever claims its address.
+    fn nat(
+        &mut self,
+        network: &Network,
+        network_id: u32,
+        outside: Ip,
+        (port, proto): (u16, u8),
+        inside: &Inside<'a>,
+        inside_port: u16,
+    ) {
+        let mac_on = |node: &str| derive_external_mac(&inside.router.name, &network.name, node).0;
+        let (node, mac) = match inside.place {
+            Where::Here => (0, mac_on(&self.around.node)),
+            Where::There(node, name) => (node, mac_on(name)),
+            Where::Nowhere => (NODE_LEARNED, derive_router_mac(&inside.router.name, &network.name).0),
+        };
+        let key = NatKey {
+            network: Scoped::new(0, network_id),
+            ip: outside,
+            port: Be16::new(port),
+            proto,
+            zero: 0,
+        };
+        let value = Nat {
+            inside: inside.address,
+            router: inside.router_id,
+            port: inside.port_id,
+            node,
+            inside_port: Be16::new(inside_port),
+            inside_network: inside.network_id,
+            mac,
+        };
+        self.out.image.nat.insert(key, value);
+    }
+}
+
+fn here(mac: [u8; 6], kind: u8, owner: u32) -> Station {
+    Station { mac, kind, place: PLACE_EVERYWHERE, at: 0, owner }
+}
