@@ -549,3 +549,34 @@ fn n1_two_ports_with_one_source_port_do_not_clash() {
     }
     assert_eq!(connections(&world.nodes[0]), (6, 0));
 }
+
+#[test]
+fn n6_a_udp_checksum_that_comes_out_as_zero_is_never_written_as_none() {
+    for f in BOTH {
+        let world = World::new(0);
+        let l4 = if f == Family::V4 { ETH_LEN + IPV4_LEN } else { ETH_LEN + IPV6_LEN };
+        let checksum = |frame: &[u8]| u16::from_be_bytes([frame[l4 + 6], frame[l4 + 7]]);
+        let pkt = from(f, End::Inside(A1), remote(f));
+        let ask = |word: u16| {
+            let payload = word.to_be_bytes().to_vec();
+            pkt.clone().l4(L4::Udp { sport: 1500, dport: 53, payload }).frame()
+        };
+        let send = |frame: &[u8]| at(world.send(End::Inside(A1), frame), End::Outside);
+        // The words that make the sum come out as zero outside, and inside.
+        let after = (0..=u16::MAX).find(|&word| {
+            let outside = pkt.clone().from(A1.floating(f)).l4(L4::Udp {
+                sport: 1500,
+                dport: 53,
+                payload: word.to_be_bytes().to_vec(),
+            });
+            checksum(&outside.frame()) == 0xffff
+        });
+        assert_eq!(checksum(&send(&ask(after.unwrap()))), 0xffff);
+        let question = (0..=u16::MAX).map(ask).find(|frame| checksum(frame) == 0xffff).unwrap();
+        let arrived = send(&question);
+        assert_ne!(checksum(&arrived), 0);
+        // An error has the quote as it was sent.
+        let run = Run { world, case: cases(f)[0], kind: Kind::Udp, f };
+        run.error(End::Outside, End::Inside(A1), &arrived, &question, None);
+    }
+}

@@ -285,6 +285,20 @@ fn n1_a_port_whose_reply_half_was_evicted_may_be_another_connections() {
 }
 
 #[test]
+fn n2_an_answer_whose_own_half_was_evicted_is_no_clash() {
+    let world = World::new(0);
+    let tables = &world.nodes[0];
+    let to = (A1.floating(V4), 1500);
+    assert_eq!(back(&world, remote(V4), to, TCP_SYN), Ok((A1, 1500)));
+    tables.remove(FlowTable::Transient, &transient(tables, ROLE_REPLY));
+    for _ in 0..2 {
+        assert_eq!(out(&world, A1, 1500, remote(V4), TCP_SYN | TCP_ACK), Ok(to));
+        assert_eq!(back(&world, remote(V4), to, TCP_ACK), Ok((A1, 1500)));
+    }
+    assert_eq!(legs(tables).1.len() + legs(tables).0.len(), 2, "one connection, of two legs");
+}
+
+#[test]
 fn n1_a_connection_that_ended_begins_anew() {
     for end in [TCP_FIN | TCP_ACK, TCP_RST] {
         let world = World::new(0);
