@@ -12,11 +12,11 @@ use crate::{
     addr::{Be16, Be32, Ip, Macs},
     answer::{self, Refusal},
     deliver::tunnel_to,
-    flow::{EXIT_EXTERNAL, FLOW_FRAMES, Tuple},
+    flow::{EXIT_EXTERNAL, FLOW_FRAMES, ROLE_NONE, Tuple},
     nat,
     packet::{Packet, View},
     parse::{Headers, Quoted},
-    plan::{self, Decision, Ingress, Plan},
+    plan::{self, Decision, Ingress, KNOWN_NOWHERE, Plan},
     reason::{DropReason, Event},
     route,
     tables::*,
@@ -51,6 +51,11 @@ pub fn enter<P: Packet, T: Tables>(
     plan.flow.in_macs = headers.macs;
     plan.flow.in_vtep = ingress.vtep;
     let mut router = station.owner;
+    if !nat::holds(tables, network, plan) {
+        // Decided as if nothing were known of it.
+        plan.role = ROLE_NONE;
+        plan.known_in = KNOWN_NOWHERE;
+    }
     if plan.follows() {
         plan.tuple.dst = plan.known.dst;
         plan.tuple.dport = plan.known.dport;
@@ -118,14 +123,16 @@ fn answers<T: Tables>(tables: &T, bank: u32, network: u32, station: &Station, ip
 /// port that another node has.
 #[inline(always)]
 pub fn leads_on<T: Tables>(tables: &T, network: u32, plan: &Plan) -> bool {
-    !plan.follows() && nat::inside(tables, plan.bank, network, &plan.tuple).is_some()
-        || owner(tables, plan.bank, network, &outside(plan)).is_some()
+    let outside = towards(plan);
+    !plan.follows() && nat::inside(tables, plan.bank, network, &outside).is_some()
+        || owner(tables, plan.bank, network, &outside).is_some()
 }
 
-/// The packet's tuple outside; of an ICMP error, that of the connection it is about, in its direction.
+/// The tuple that says where on an external network a packet goes: of what follows a connection, an ICMP error
+/// included, that of the packets it follows.
 #[inline(always)]
-fn outside(plan: &Plan) -> Tuple {
-    if plan.role == plan::ROLE_RELATED { plan.known.translated(&plan.known_key) } else { plan.tuple }
+fn towards(plan: &Plan) -> Tuple {
+    if plan.follows() { plan.known.translated(&plan.known_key) } else { plan.tuple }
 }
 
 /// The other node that has the port of a router's address.
@@ -210,24 +217,30 @@ pub fn way<T: Tables>(tables: &T, network: u32, nexthop: Ip, plan: &mut Plan) ->
     plan.way_node = station.at;
     plan.way_mac = station.mac;
     if nexthop == plan.tuple.dst {
-        // What follows a connection is translated already, but goes to who has the port all the same.
-        if !plan.follows()
-            && let Some(nat) = nat::inside(tables, plan.bank, network, &plan.tuple)
-        {
-            plan.at_router = nat.router;
-            let node = holder(tables, nat);
-            if node != 0 {
-                plan.way_node = node;
-                plan.way_mac = nat.mac;
-                return Way::Node;
+        let outside = towards(plan);
+        match nat::inside(tables, plan.bank, network, &outside) {
+            Some(nat) => {
+                let node = holder(tables, nat);
+                if node != 0 {
+                    plan.at_router = nat.router;
+                    plan.way_node = node;
+                    plan.way_mac = nat.mac;
+                    return Way::Node;
+                }
+                // What follows a connection is translated already.
+                if !plan.follows() {
+                    plan.at_router = nat.router;
+                    nat::destination(nat, plan);
+                    return Way::Router;
+                }
             }
-            nat::destination(nat, plan);
-            return Way::Router;
-        }
-        if let Some(owner) = owner(tables, plan.bank, network, &outside(plan)) {
-            plan.way_node = owner.node;
-            plan.way_mac = owner.mac;
-            return Way::Node;
+            None => {
+                if let Some(owner) = owner(tables, plan.bank, network, &outside) {
+                    plan.way_node = owner.node;
+                    plan.way_mac = owner.mac;
+                    return Way::Node;
+                }
+            }
         }
     }
     match station.place {

@@ -26,12 +26,15 @@ pub struct MemoryPacket {
     bytes: Vec<Cell<u8>>,
     /// Set for a super-packet.
     pub gso_size: u32,
+    /// The transport checksum is not complete yet: its field holds the pseudo-header's sum, not complemented,
+    /// and whoever sends the packet out finishes it (the kernel's `CHECKSUM_PARTIAL`).
+    pub partial: bool,
 }
 
 impl MemoryPacket {
     /// A copy of a frame.
     pub fn new(frame: &[u8]) -> Self {
-        Self { bytes: frame.iter().map(|&byte| Cell::new(byte)).collect(), gso_size: 0 }
+        Self { bytes: frame.iter().map(|&byte| Cell::new(byte)).collect(), ..Self::default() }
     }
 
     /// The frame as it is now.
@@ -74,6 +77,31 @@ impl Packet for MemoryPacket {
 
     fn resize(&mut self, len: usize) -> Result<(), NoRoom> {
         self.bytes.resize(len, Cell::new(0));
+        Ok(())
+    }
+
+    fn adjust_checksum(
+        &mut self,
+        at: usize,
+        addresses: u16,
+        own: u16,
+        _v6: bool,
+        optional: bool,
+    ) -> Result<(), NoRoom> {
+        // As `bpf_l4_csum_replace` does it, once for each.
+        for (delta, pseudo) in [(addresses, true), (own, false)] {
+            let field = self.view(at, 2).ok_or(NoRoom)?;
+            let old = field.be16(0);
+            if delta == 0 || optional && old == Be16::new(0) || self.partial && !pseudo {
+                continue;
+            }
+            let new = if self.partial {
+                Be16::from_memory(checksum::fold(u32::from(old.memory()) + u32::from(delta)))
+            } else {
+                checksum::adjust(old, delta)
+            };
+            field.put_be16(0, if optional && new == Be16::new(0) { Be16::new(0xffff) } else { new });
+        }
         Ok(())
     }
 

@@ -8,7 +8,7 @@
 //! packet. Nothing else is translated (N4).
 
 use crate::{
-    flow::{FLOW_SNAT, ROLE_ORIGINAL, Tuple},
+    flow::{FLOW_SNAT, ROLE_ORIGINAL, ROLE_REPLY, Tuple},
     plan::{KNOWN_NOWHERE, Plan, ROLE_RELATED},
     reason::DropReason,
     tables::*,
@@ -63,6 +63,22 @@ pub fn source<T: Tables>(
         plan.tuple.sport = plan.known.sport;
     }
     Ok(())
+}
+
+/// Whether the translation that replies follow may still be made: the topology may have changed since.
+#[inline(always)]
+pub fn holds<T: Tables>(tables: &T, network: u32, plan: &Plan) -> bool {
+    let outside = plan.known_key.dst;
+    if plan.role != ROLE_REPLY || plan.known.dst == outside {
+        return true;
+    }
+    let router = Scoped::new(plan.bank, plan.known.router);
+    let floating = tables.floating(&FloatingKey { router, ip: plan.known.dst });
+    if plan.known.flags & FLOW_SNAT == 0 {
+        return floating.is_some_and(|floating| floating.ip == outside);
+    }
+    let leg = tables.router_leg(&RouterLegKey { router, network });
+    floating.is_none() && leg.is_some_and(|leg| leg.flags & LEG_SNAT != 0 && leg.v4 == outside)
 }
 
 /// Where an address of an external network leads: a forwarded port, or a floating IP.

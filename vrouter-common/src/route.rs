@@ -73,6 +73,7 @@ pub fn pass<P: Packet, T: Tables>(
     let Some(route) = tables.route(&RouteKey::lookup(bank, router, plan.tuple.dst)) else {
         return answer::refuse(headers, came_in, Refusal::NoRoute, DropReason::NoRoute, plan);
     };
+    let network = route.network;
     match route.kind {
         ROUTE_CONNECTED | ROUTE_VIA => {}
         ROUTE_SELF if plan.follows() && plan.tuple.dst != plan.known.dst => {
@@ -106,7 +107,7 @@ pub fn pass<P: Packet, T: Tables>(
     plan.paid = false;
     plan.flow.hops = plan.hops;
     let goes_out = tables
-        .router_leg(&RouterLegKey { router: Scoped::new(bank, router), network: route.network })
+        .router_leg(&RouterLegKey { router: Scoped::new(bank, router), network })
         .ok_or(DropReason::RouterDetached)?;
     let len = plan::segment_len(packet, headers);
     // What is stored holds for every packet of the flow, so it is the narrowest network's.
@@ -120,14 +121,14 @@ pub fn pass<P: Packet, T: Tables>(
     }
     let nexthop = if route.kind == ROUTE_VIA { route.nexthop } else { plan.tuple.dst };
     if goes_out.flags & LEG_EXTERNAL != 0 {
-        return outwards(tables, route.network, router, came_in, goes_out, nexthop, headers, len, plan);
+        return outwards(tables, network, router, came_in, goes_out, nexthop, headers, len, plan);
     }
-    let Some(station) = who_has(tables, bank, route.network, nexthop) else {
+    let Some(station) = who_has(tables, bank, network, nexthop) else {
         return answer::refuse(headers, came_in, Refusal::Host, DropReason::NextHopUnknown, plan);
     };
     if station.kind == STATION_ROUTER {
         plan.at_router = station.owner;
-        plan.at_network = route.network;
+        plan.at_network = network;
         return Ok(Decision::Route);
     }
     if station.place == PLACE_UNPLUGGED || station.place == PLACE_UNBOUND {
@@ -138,7 +139,7 @@ pub fn pass<P: Packet, T: Tables>(
     }
     plan.flow.out_macs = Macs::new(station.mac, goes_out.mac);
     let mtu = plan.flow.mtu as u32;
-    deliver(tables, headers.tuple_hash(), station, route.network, goes_out.vni, mtu, plan)?;
+    deliver(tables, headers.tuple_hash(), station, network, goes_out.vni, mtu, plan)?;
     Ok(plan::remember(headers))
 }
 
@@ -180,10 +181,13 @@ fn outwards<T: Tables>(
     plan.flow.network_out = network;
     plan.at_network = network;
     if plan.follows() && plan.tuple.dst != plan.known.dst {
-        // The connection began on this node, behind that router.
+        // Translated on this node, by the router that has the address.
+        let Some(station) = tables.address(&AddressKey::new(plan.bank, network, plan.tuple.dst)) else {
+            return answer::refuse(headers, came_in, Refusal::Host, DropReason::NextHopUnknown, plan);
+        };
+        plan.at_router = station.owner;
         plan.tuple.dst = plan.known.dst;
         plan.tuple.dport = plan.known.dport;
-        plan.at_router = plan.known.router;
         return Ok(Decision::Route);
     }
     match external::way(tables, network, nexthop, plan) {

@@ -2,10 +2,16 @@
 
 mod cache;
 mod fixture;
+mod fragments;
 mod l2;
+mod nat;
+mod outside;
+mod policy;
 mod property;
 mod router;
 mod routing;
 mod spoof;
+mod track;
 mod tunnel;
 mod unusual;
+mod world;

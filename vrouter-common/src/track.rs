@@ -90,8 +90,16 @@ fn look<T: Tables>(tables: &T, plan: &mut Plan) {
 fn forget<T: Tables>(tables: &T, plan: &mut Plan) {
     let peer = plan.known.peer_key(&plan.known_key);
     let table = table_of(plan.known_in);
+    let there = match table {
+        FlowTable::Flows => tables.flow(&peer),
+        FlowTable::Transient => tables.transient(&peer),
+    };
+    // If the other leg was evicted, its key may be another connection's by now.
+    let its_own = there.is_some_and(|there| there.peer_key(&peer) == plan.known_key);
     tables.remove(table, &plan.known_key);
-    tables.remove(table, &peer);
+    if its_own {
+        tables.remove(table, &peer);
+    }
     plan.known_in = KNOWN_NOWHERE;
 }
 
@@ -272,6 +280,11 @@ fn reply<T: Tables>(tables: &T, headers: &Headers, plan: &mut Plan) -> Result<()
         // Evicted; its next packet makes it again, and finds this leg.
         return Ok(());
     };
+    if original.peer_key(&plan.reply_key) != plan.key {
+        // Evicted and made again with another port: this leg is of the one before, and not answered by its
+        // replies.
+        return Ok(());
+    }
     plan.peer = *original;
     if !both(tables, plan) {
         return Err(DropReason::FlowTableFull);
@@ -541,8 +554,9 @@ fn claim_in<T: Tables>(tables: &T, table: FlowTable, key: &FlowKey, leg: &Flow) 
 }
 
 /// The reply's key is taken, and there is no port to choose. A remembered stateless decision gives way. What
-/// is left of this very connection (its own half was evicted) is taken over. Between two that both sent
-/// first there is nothing to reserve. Anything else is refused.
+/// is left of this very connection (its own half was evicted) is taken over, or stays if it is that of the
+/// other side, which spoke first. Between two that both sent first there is nothing to reserve. Anything else
+/// is refused.
 #[inline(always)]
 fn clash<T: Tables>(tables: &T, table: FlowTable, plan: &Plan) -> Result<bool, DropReason> {
     let there = match tables.flow(&plan.reply_key) {
@@ -552,7 +566,12 @@ fn clash<T: Tables>(tables: &T, table: FlowTable, plan: &Plan) -> Result<bool, D
     let replace = match there {
         None => true,
         Some(there) if there.role == ROLE_NONE => true,
-        Some(there) if there.role == ROLE_REPLY => there.peer_key(&plan.reply_key) == plan.key,
+        Some(there) if there.peer_key(&plan.reply_key) == plan.key => {
+            if there.role != ROLE_REPLY {
+                return Ok(true);
+            }
+            true
+        }
         Some(_) if plan.tuple == plan.key.tuple() => return Ok(true),
         Some(_) => false,
     };

@@ -241,7 +241,7 @@ impl Builder {
     }
 }
 
-fn full(addr: IpAddr) -> u32 {
+pub fn full(addr: IpAddr) -> u32 {
     if addr.is_ipv4() { 32 } else { 128 }
 }
 
@@ -389,6 +389,8 @@ pub struct Pkt {
     pub l4: L4,
     /// IPv4: flags and fragment offset.
     pub fragment: u16,
+    /// IPv4: identification.
+    pub id: u16,
     /// IPv4 options, a multiple of four bytes.
     pub options: Vec<u8>,
     /// IPv6 extension headers: number and bytes, whose first is filled in.
@@ -419,6 +421,7 @@ impl Pkt {
             ttl: 64,
             l4: L4::Udp { sport: 40000, dport: 53, payload: b"a payload of odd length".to_vec() },
             fragment: DF,
+            id: 0x1234,
             options: vec![],
             extensions: vec![],
         }
@@ -467,6 +470,20 @@ impl Pkt {
 
     pub fn icmp(self, kind: u8, code: u8, payload: &[u8]) -> Self {
         self.l4(L4::Icmp { kind, code, rest: [0; 4], payload: payload.to_vec() })
+    }
+
+    /// As a fragment, `at` bytes into the datagram `id`, of whatever the transport is.
+    pub fn piece(mut self, id: u16, at: u16, more: bool) -> Self {
+        assert_eq!(at % 8, 0);
+        if self.src.is_ipv4() {
+            self.fragment = if more { at / 8 + MF } else { at / 8 };
+            self.id = id;
+        } else {
+            let word = (at | u16::from(more)).to_be_bytes();
+            let id = id.to_be_bytes();
+            self.extensions.push((PROTO_FRAGMENT, vec![0, 0, word[0], word[1], 0, 0, id[0], id[1]]));
+        }
+        self
     }
 
     pub fn proto(&self) -> u8 {
@@ -526,7 +543,7 @@ impl Pkt {
                     dst.octets(),
                 )
                 .unwrap();
-                header.identification = 0x1234;
+                header.identification = self.id;
                 header.dont_fragment = self.fragment & DF != 0;
                 header.more_fragments = self.fragment & MF != 0;
                 header.fragment_offset = (self.fragment & 0x1fff).try_into().unwrap();
@@ -608,6 +625,7 @@ pub fn nd(
         ttl: 255,
         l4: L4::Icmp { kind, code: 0, rest: [0; 4], payload },
         fragment: 0,
+        id: 0x1234,
         options: vec![],
         extensions: vec![],
     }

@@ -515,6 +515,13 @@ proptest! {
                 Verdict::Flooded { network: flooded } => {
                     prop_assert_eq!((*flooded as usize, pkt.dst_mac[0] & 1), (network, 1));
                 }
+                Verdict::Fragmented(flow) => {
+                    let (reached, l3_len) = (flow.network_out as usize, read(&frame).l3_len);
+                    prop_assert_eq!(components[reached], components[network]);
+                    prop_assert!(routed && pkt.src.is_ipv4() && pkt.fragment & DF == 0);
+                    prop_assert!(flow.hops >= 1.max(distances[&reached]) && pkt.ttl > flow.hops);
+                    prop_assert!(u32::from(flow.mtu) <= plan.mtus[reached] && l3_len > flow.mtu.into());
+                }
                 Verdict::Dropped(_) => {}
                 other => prop_assert!(false, "{:?}", other),
             }

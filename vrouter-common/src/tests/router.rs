@@ -175,29 +175,30 @@ fn r3_what_must_not_be_answered_is_not() {
     for f in BOTH {
         let tables = tables();
         let pkt = to(f, ip(f, 1, 1));
-        let fragment = |pkt: &Pkt, offset: u16, more: bool| {
-            let mut pkt = pkt.clone();
-            pkt.fragment = offset | if more { MF } else { 0 };
-            if f == Family::V6 {
-                let word = (offset << 3 | u16::from(more)).to_be_bytes();
-                pkt.extensions = vec![(PROTO_FRAGMENT, vec![0, 0, word[0], word[1], 0, 0, 0, 9])];
-            }
-            pkt
-        };
         let kinds = [
             pkt.clone(),
             pkt.clone().ping(1, b"x"),
             pkt.clone().tcp(1, 0, TCP_SYN, b""),
             pkt.clone().l4(L4::Raw(47, vec![0; 16])),
         ];
-        for kind in &kinds {
-            ignored(&tables, &fragment(kind, 100, true));
-            ignored(&tables, &fragment(kind, 100, false));
-        }
         // Echo and TCP are not answered by pieces; an error about a first fragment is right.
-        ignored(&tables, &fragment(&kinds[1], 0, true));
-        ignored(&tables, &fragment(&kinds[2], 0, true));
-        answered(run(&tables, Entry::Port(WEB1), &fragment(&kinds[0], 0, true).frame()));
+        for (id, kind) in kinds.iter().enumerate() {
+            let piece = |at, len, more| {
+                let mut bytes = vec![0; len];
+                if let L4::Icmp { kind, .. } = kind.l4 {
+                    bytes[0] = kind;
+                }
+                kind.clone().l4(L4::Raw(kind.proto(), bytes)).piece(id as u16, at, more)
+            };
+            match kind.proto() {
+                PROTO_UDP | 47 => {
+                    answered(run(&tables, Entry::Port(WEB1), &piece(0, 24, true).frame()));
+                }
+                _ => ignored(&tables, &piece(0, 24, true)),
+            }
+            ignored(&tables, &piece(24, 16, true));
+            ignored(&tables, &piece(40, 5, false));
+        }
 
         let errors: &[u8] = if f == Family::V4 { &[3, 4, 5, 11, 12] } else { &[1, 2, 3, 4, 127] };
         let others: &[u8] = if f == Family::V4 { &[0, 13, 17, 40] } else { &[129, 139, 200] };

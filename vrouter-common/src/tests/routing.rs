@@ -4,6 +4,8 @@ use core::net::IpAddr;
 
 use super::fixture::*;
 use crate::{
+    addr::Macs,
+    flow::EXIT_PORT,
     memory::{Entry, MemoryPacket, MemoryTables, Verdict},
     reason::DropReason,
     tables::*,
@@ -197,12 +199,15 @@ fn r4_an_error_quotes_what_fits_and_answers_no_error() {
             let error = pkt.clone().icmp(kind, 0, &[0x45; 28]);
             dropped(&tables, &error, DropReason::TtlExceeded);
         }
-        let mut later = pkt.clone();
-        later.fragment = 100;
-        if f == Family::V6 {
-            later.extensions = vec![(PROTO_FRAGMENT, vec![0, 0, 1, 0, 0, 0, 0, 9])];
+        // A later fragment whose first was seen.
+        let first = pkt.clone().l4(L4::Raw(PROTO_UDP, vec![0; 16])).piece(9, 0, true);
+        answered(run(&tables, Entry::Port(WEB1), &first.frame()));
+        for _ in 0..2 {
+            let later = pkt.clone().l4(L4::Raw(PROTO_UDP, vec![0; 8])).piece(9, 16, false).frame();
+            let verdict = run(&tables, Entry::Port(WEB1), &later);
+            assert_eq!(verdict, Verdict::Dropped(DropReason::TtlExceeded));
+            answered(run(&tables, Entry::Port(WEB1), &first.frame()));
         }
-        dropped(&tables, &later, DropReason::TtlExceeded);
     }
 }
 
@@ -356,10 +361,24 @@ fn r6_the_smallest_mtu_on_the_way_holds_for_a_stored_flow() {
 }
 
 #[test]
-fn r6_a_packet_over_the_mtu_that_may_be_cut_is_named_as_too_big() {
+fn r6_a_packet_over_the_mtu_that_may_be_cut_is_cut() {
+    let tables = tables();
     let mut pkt = Pkt::udp(Family::V4, (1, 11), (2, 11)).sized(1401);
     pkt.fragment = 0;
-    dropped(&tables(), &pkt, DropReason::TooBig);
+    for _ in 0..2 {
+        let Verdict::Fragmented(flow) = run(&tables, Entry::Port(WEB1), &pkt.frame()) else {
+            panic!("not cut");
+        };
+        assert_eq!((flow.exit, flow.target, flow.mtu, flow.hops), (EXIT_PORT, DB1, 1400, 1));
+        assert_eq!(flow.out_macs, Macs::new(port_mac(2, 11), router_mac(2, 1)));
+    }
+    assert!(tables.transients().is_empty(), "each is cut by the agent");
+    // What fits is not; a super-packet is cut by nobody.
+    sent(run(&tables, Entry::Port(WEB1), &pkt.clone().sized(1400).frame()));
+    let mut packet = MemoryPacket::new(&pkt.sized(1500).frame());
+    packet.gso_size = 1400;
+    let verdict = run_packet(&tables, Entry::Port(WEB1), packet);
+    assert_eq!(verdict, Verdict::Dropped(DropReason::TooBig));
 }
 
 #[test]

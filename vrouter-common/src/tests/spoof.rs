@@ -151,11 +151,8 @@ fn l3_a_port_is_no_dhcp_server() {
         dropped(&tables, &offer, DropReason::RogueDhcp);
         dropped(&tables, &offer.clone().via(BROADCAST), DropReason::RogueDhcp);
         // Cut into fragments it is the same offer.
-        let mut first = offer.clone();
-        first.fragment = MF;
-        if f == Family::V6 {
-            first.extensions = vec![(PROTO_FRAGMENT, vec![0, 0, 0, 1, 0, 0, 0, 9])];
-        }
+        let payload = vec![0; 16];
+        let first = offer.clone().l4(L4::Udp { sport, dport, payload }).piece(9, 0, true);
         dropped(&tables, &first, DropReason::RogueDhcp);
         let ask = offer.ports(dport, sport);
         sent(run(&tables, Entry::Port(WEB1), &ask.frame()));
@@ -235,8 +232,8 @@ fn l3_the_unspecified_source_is_for_dhcp_and_address_detection_alone() {
     assert_eq!(run(&tables, Entry::Port(WEB1), &discover.frame()), Verdict::Flooded { network: WEB });
     dropped(&tables, &discover.clone().ports(68, 68), DropReason::SpoofedIp);
     dropped(&tables, &discover.clone().ping(1, b""), DropReason::SpoofedIp);
-    let mut fragment = discover.clone();
-    fragment.fragment = MF;
+    let payload = vec![0; 16];
+    let fragment = discover.clone().l4(L4::Udp { sport: 68, dport: 67, payload }).piece(9, 0, true);
     dropped(&tables, &fragment, DropReason::SpoofedIp);
     let mut foreign = discover;
     foreign.src_mac = port_mac(1, 12);

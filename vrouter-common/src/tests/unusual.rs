@@ -320,13 +320,9 @@ fn r7_fragments_are_routed_and_never_stored() {
         let tables = tables();
         sent(run(&tables, Entry::Port(WEB1), &Pkt::udp(f, (1, 11), (2, 11)).frame()));
         let stored = tables.transients();
-        for (offset, more) in [(0_u16, true), (100, true), (100, false)] {
-            let mut pkt = Pkt::udp(f, (1, 11), (2, 11));
-            pkt.fragment = offset | if more { MF } else { 0 };
-            if f == Family::V6 {
-                let word = (offset << 3 | u16::from(more)).to_be_bytes();
-                pkt.extensions = vec![(PROTO_FRAGMENT, vec![0, 0, word[0], word[1], 0, 0, 0, 9])];
-            }
+        for (at, len, more) in [(0, 24, true), (24, 16, true), (40, 3, false)] {
+            let bytes = (0..len).map(|i| i as u8 + 7).collect();
+            let pkt = Pkt::udp(f, (1, 11), (2, 11)).l4(L4::Raw(PROTO_UDP, bytes)).piece(9, at, more);
             let frame = pkt.frame();
             let (ifindex, out) = sent(run(&tables, Entry::Port(WEB1), &frame));
             assert_eq!((ifindex, &out[26..]), (DB1, &frame[26..]));
