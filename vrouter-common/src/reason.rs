@@ -7,11 +7,20 @@ macro_rules! counted {
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum $name { $($(#[doc = $doc])+ $variant = $number,)+ }
 
+        const _: () = $name::ASCENDING;
+
         impl $name {
             /// Every variant, in ascending order of numbers.
             pub const ALL: &[Self] = &[$(Self::$variant,)+];
             /// One more than the largest number: the length of an array of counters.
             pub const COUNT: u32 = Self::ALL[Self::ALL.len() - 1] as u32 + 1;
+            const ASCENDING: () = {
+                let mut i = 1;
+                while i < Self::ALL.len() {
+                    assert!((Self::ALL[i - 1] as u32) < Self::ALL[i] as u32);
+                    i += 1;
+                }
+            };
 
             /// The name in output and metrics.
             pub const fn name(self) -> &'static str {
@@ -120,6 +129,11 @@ counted! {
         /// No way over the underlay to the other node at the moment.
         UnderlayUnreachable = 84 => "underlay_unreachable",
 
+        /// The kernel would not make room for a header.
+        NoRoom = 96 => "no_room",
+        /// A map that must have an entry has none: a defect.
+        Internal = 97 => "internal",
+
         /// No rule of the sending port's security groups allows it.
         PolicyEgress = 112 => "policy_egress",
         /// No rule of the receiving port's security groups allows it.
@@ -157,11 +171,6 @@ counted! {
         FragmentUnmatched = 138 => "fragment_unmatched",
         /// Fragments of more than 65535 bytes.
         FragmentTooLong = 139 => "fragment_too_long",
-
-        /// The kernel would not make room for a header.
-        NoRoom = 96 => "no_room",
-        /// A map that must have an entry has none: a defect.
-        Internal = 97 => "internal",
     }
 }
 
