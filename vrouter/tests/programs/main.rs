@@ -7,6 +7,8 @@
 //! | [`flooding`] | who gets copies, and what they look like |
 //! | [`answers`] | ARP, ND, echo, ICMP errors and resets, and that XDP leaves them to TC |
 //! | [`drops`] | every reason to drop, counted exactly once |
+//! | [`connections`] | translation, waiting for next hops, expiry, byte for byte |
+//! | [`reservation`] | two CPUs never hand out one tuple |
 //! | [`commits`] | what an apply, a restart and a foreign pin do |
 //! | [`differential`] | random frames through the kernel's programs and through user space's |
 //! | [`verifier`] | the programs' size as the verifier sees it |
@@ -17,6 +19,7 @@
 
 mod answers;
 mod commits;
+mod connections;
 mod differential;
 mod drops;
 mod flooding;
@@ -24,5 +27,6 @@ mod forwarding;
 mod frames;
 mod generator;
 mod harness;
+mod reservation;
 mod topology;
 mod verifier;
