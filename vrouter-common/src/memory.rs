@@ -617,7 +617,11 @@ fn try_run(tables: &MemoryTables, entry: Entry, mut packet: MemoryPacket) -> Res
             Ok(Verdict::Flooded { network: plan.flood_network })
         }
         Decision::Wait => {
-            tables.count(Event::HopQueued);
+            if packet.len() > UPCALL_FRAME_MAX {
+                tables.count_drop(DropReason::HopPending, packet.len() as u64);
+            } else {
+                tables.count(Event::HopQueued);
+            }
             let hop = plan.flow.target;
             let mut request = None;
             // As in the kernel: what still has outer headers cannot become a request.
@@ -630,7 +634,11 @@ fn try_run(tables: &MemoryTables, entry: Entry, mut packet: MemoryPacket) -> Res
             Ok(Verdict::Waiting { hop, request })
         }
         Decision::Route => Err(DropReason::Internal),
-        Decision::Fragment => Ok(Verdict::Fragmented(Box::new(plan.flow))),
+        Decision::Fragment if packet.len() > UPCALL_FRAME_MAX => Err(DropReason::TooBig),
+        Decision::Fragment => {
+            tables.count(Event::FragmentQueued);
+            Ok(Verdict::Fragmented(Box::new(plan.flow)))
+        }
         Decision::Pass => {
             tables.count(Event::ToKernel);
             Ok(Verdict::Passed)
