@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use vrouter_tests::{Host, tools};
 
 use super::{
@@ -187,7 +187,8 @@ impl<'a> Rows<'a, '_> {
             })?;
             let path = Rc::new(path);
             for (id, name, flows) in rows {
-                let what = format!("XDP: one lookup in a hash of {entries} entries, redirect; {name} flow(s)");
+                let what =
+                    format!("XDP: one lookup in a hash of {entries} entries, redirect; {}", count(name));
                 self.frames(&id, &[], &what, &path, flows);
             }
         }
@@ -214,7 +215,7 @@ impl<'a> Rows<'a, '_> {
                     ("xdp_snat" | "xdp_fip", _) => &[(&hash, None), (&nft, None)],
                     _ => &[(&nft, None)],
                 };
-                let what = format!("vrouter, {}, stateful policy; {name} flows", kind.what);
+                let what = format!("vrouter, {}, stateful policy; {}", kind.what, count(name));
                 self.frames(&id, peers, &what, &path, flows);
             }
         }
@@ -256,7 +257,7 @@ impl<'a> Rows<'a, '_> {
         self.establish("linux_nft", &path, most, || lane.connections())?;
         let path = Rc::new(path);
         for (id, name, flows) in rows {
-            let what = format!("Linux, conntrack, nftables: SNAT, stateful filter; {name} flow(s)");
+            let what = format!("Linux, conntrack, nftables: SNAT, stateful filter; {}", count(name));
             self.frames(&id, &[], &what, &path, flows);
         }
         Ok(())
@@ -269,7 +270,12 @@ impl<'a> Rows<'a, '_> {
             path.take(0, NEW)?;
             let peers: Peers<'_> = &[("linux_new_flows", Some(3.0))];
             let what = "vrouter: first packets, SNAT, stateful policy, XDP, one core";
-            self.add("new_flows", "M/s", peers, what, move |length| path.measure(length));
+            let vrouter = self.vrouter;
+            self.add("new_flows", "M/s", peers, what, move |length| {
+                let before = vrouter.misses("node-a")?;
+                let rate = path.measure(length)?;
+                all_new(rate, length, vrouter.misses("node-a")? - before)
+            });
         }
         if self.wants("linux_new_flows") {
             let lane = self.linux.lane("nft-new");
@@ -280,7 +286,8 @@ impl<'a> Rows<'a, '_> {
             self.add("linux_new_flows", "M/s", &[], what, move |length| {
                 // What it remembers of earlier rounds is no part of this one.
                 lane.forget()?;
-                path.measure(length)
+                let rate = path.measure(length)?;
+                all_new(rate, length, lane.connections()?)
             });
         }
         Ok(())
@@ -388,4 +395,18 @@ impl<'a> Rows<'a, '_> {
             })
             .collect())
     }
+}
+
+/// A rate of new flows, if there were as many as it says.
+fn all_new(rate: f64, length: Duration, flows: u64) -> Result<f64> {
+    let least = rate * 1e6 * length.as_secs_f64() * 0.99;
+    if (flows as f64) < least {
+        bail!("of {least:.0} packets that came out only {flows} were first ones");
+    }
+    Ok(rate)
+}
+
+/// A number of flows in words.
+fn count(name: &str) -> String {
+    if name == "1" { "1 flow".to_owned() } else { format!("{name} flows") }
 }

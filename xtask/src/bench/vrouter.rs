@@ -69,7 +69,7 @@ impl Vrouter {
             agent.wait_ready(Duration::from_secs(20))?;
             agents.push(agent);
         }
-        Ok(Self { lab, agents: agents })
+        Ok(Self { lab, agents })
     }
 
     /// An agent's instance.
