@@ -181,15 +181,19 @@ impl Agent {
         row.and_then(|row| row["packets"].as_u64()).with_context(|| format!("no drop reason {reason}"))
     }
 
-    /// Keys and values of the flow table, as `vrouter map-dump` words them.
+    /// Keys and values of both flow tables, as `vrouter map-dump` words them.
     pub fn flows(&self) -> Result<BTreeMap<String, String>> {
-        let output = self.vrouter(&["map-dump", "FLOWS"])?;
-        if !output.status.success() {
-            bail!("`vrouter map-dump FLOWS`: {}", String::from_utf8_lossy(&output.stderr).trim());
+        let mut flows = BTreeMap::new();
+        for table in ["FLOWS", "TRANSIENT"] {
+            let output = self.vrouter(&["map-dump", table])?;
+            if !output.status.success() {
+                bail!("`vrouter map-dump {table}`: {}", String::from_utf8_lossy(&output.stderr).trim());
+            }
+            let text = String::from_utf8_lossy(&output.stdout);
+            let entries = text.lines().filter_map(|line| line.trim().split_once(" -> "));
+            flows.extend(entries.map(|(key, value)| (key.to_owned(), value.to_owned())));
         }
-        let text = String::from_utf8_lossy(&output.stdout);
-        let entries = text.lines().filter_map(|line| line.trim().split_once(" -> "));
-        Ok(entries.map(|(key, value)| (key.to_owned(), value.to_owned())).collect())
+        Ok(flows)
     }
 
     /// Runs another subcommand on this instance, in the node's namespace.

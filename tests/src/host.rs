@@ -121,7 +121,7 @@ impl Host {
     }
 
     /// Asks by ARP or ND who has an address, and returns every answer that comes in time: nobody, one, or, if
-    /// something is wrong, several. `own` is the asker's address of the same family.
+    /// something is wrong, several. Announcements that nobody asked for do not count. `own` is the asker's address of the same family.
     pub fn who_has(&self, own: IpAddr, target: IpAddr, time: Duration) -> Result<Vec<Mac>> {
         let (mac, sniffer) = (self.mac()?, self.sniff()?);
         match (own, target) {
@@ -129,7 +129,8 @@ impl Host {
                 self.raw_send(&Arp::request(mac, own, target).frame(mac, BROADCAST))?;
                 let frames = sniffer.collect(time, |_| true)?;
                 let answers = frames.iter().filter_map(|frame| Arp::read(frame));
-                let answers = answers.filter(|arp| arp.operation == 2 && arp.sender_ip == target);
+                let answers =
+                    answers.filter(|arp| (arp.operation, arp.sender_ip, arp.target_ip) == (2, target, own));
                 Ok(answers.map(|arp| arp.sender).collect())
             }
             (IpAddr::V6(_), IpAddr::V6(target)) => {
@@ -137,10 +138,11 @@ impl Host {
                 let to = multicast_mac(group);
                 let asking = Addressing { from: mac, to, source: own, destination: group.into(), ttl: 255 };
                 self.raw_send(&asking.neighbour(135, target, 1, mac))?;
-                // An advertisement of it, with its link-layer address behind it.
+                // A solicited advertisement of it, with its link-layer address behind it.
                 let is_answer = |frame: &[u8]| {
                     frame.get(12..14) == Some(&[0x86, 0xdd])
                         && frame.get(54) == Some(&136)
+                        && frame.get(58).is_some_and(|flags| flags & 0x40 != 0)
                         && frame.get(62..78) == Some(&target.octets()[..])
                 };
                 let frames = sniffer.collect(time, is_answer)?;

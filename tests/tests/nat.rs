@@ -314,8 +314,9 @@ fn n4_inside_addresses_stay(lab: &Lab) {
         reaches_as(lab, "outside1", lab.workload(to).v6(), "2001:db8:ff::101");
         reaches_as(lab, "server1", lab.workload(to).v6(), "2001:db8:aa::10");
     }
-    // Direct and through the floating IP at once, from the same port: each keeps its way.
+    // Direct and through the floating IP at once: each keeps its way.
     let direct = Probe::udp(lab.workload("vm1").ip(false), 7).from_port(45_000);
+    // Even from the same port, though inside it would be one connection.
     let floating = Probe::udp(ip(OF_VM1), 7).from_port(45_000);
     for _ in 0..3 {
         seen(lab, "outside1", lab.workload("vm1").v4(), &direct);
@@ -474,7 +475,7 @@ fn n2_only_the_owner_answers(system: &System) {
         assert!(a.contains(&OF_VM1.to_owned()) && !a.contains(&OF_VM5.to_owned()), "{a:?}");
         assert!(b.contains(&OF_VM5.to_owned()) && !b.contains(&OF_VM1.to_owned()), "{b:?}");
     }
-    for address in ["203.0.113.77", "10.0.1.1", "10.0.1.11", "203.0.113.255", "198.51.100.1"] {
+    for address in ["203.0.113.77", "10.0.1.1", "10.0.1.11", "203.0.113.255"] {
         let answers = outside1.who_has(ip(OUTSIDE1), ip(address), MOMENT).unwrap();
         assert_eq!(answers.len(), 0, "answers for {address}");
     }
@@ -726,9 +727,9 @@ fn n5_n7_changes_apply_to_live_traffic() {
 /// N8: no port left is refused and counted; what has one keeps it; as flows end there are ports again.
 #[test]
 fn n8_running_out_of_ports() {
-    let mut topology = with_outside();
-    // One block of 1024 for each of the two nodes.
-    topology.router_mut("r1").gateway.as_mut().unwrap().snat_ports = Some("2048-4095".to_owned());
+    let mut topology = with_outside().on_one_node();
+    // One block.
+    topology.router_mut("r1").gateway.as_mut().unwrap().snat_ports = Some("2048-3071".to_owned());
     let options = vrouter_tests::AgentOptions {
         extra: vec!["--flow-idle-seconds".to_owned(), "10".to_owned()],
         ..vrouter_tests::AgentOptions::default()
@@ -737,7 +738,7 @@ fn n8_running_out_of_ports() {
     let _services = Services::everywhere(&system, &SERVED).unwrap();
     let vm2 = system.host("vm2");
     let mut talk = Talk::open(vm2, at(SERVER1, 7), None, PATIENCE).unwrap();
-    assert!((2048..=4095).contains(&talk.seen().port()), "{}", talk.seen());
+    assert!((2048..=3071).contains(&talk.seen().port()), "{}", talk.seen());
 
     // One flow to one server for each port, and a hundred more than there are; all answered, so that none
     // gives way to another.
@@ -761,9 +762,9 @@ fn n8_running_out_of_ports() {
     let dropped = system.dropped("node-a", "snat_exhausted").unwrap() - before;
     assert_eq!(dropped, 1124 - got as u64, "each that was refused is counted, and nothing else");
     talk.exchange(10_000).unwrap();
-    // To another server the same ports are free, and so are the other node's.
+    // To another server the same ports are free, and so they are for TCP.
     seen(&system, "vm2", SERVER2, &Probe::udp(ip(SERVER2), 53));
-    seen(&system, "vm4", SERVER1, &Probe::udp(ip(SERVER1), 53));
+    Talk::open(system.host("vm4"), at(SERVER1, 80), None, PATIENCE).unwrap().exchange(1000).unwrap();
     // Those with floating IPs do not need any.
     seen(&system, "vm1", SERVER1, &Probe::udp(ip(SERVER1), 53));
 

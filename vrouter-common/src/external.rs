@@ -114,6 +114,14 @@ fn answers<T: Tables>(tables: &T, bank: u32, network: u32, station: &Station, ip
     }
 }
 
+/// Whether the packet's destination, an address of a router on an external network, is a forwarded port, or a
+/// port that another node has.
+#[inline(always)]
+pub fn leads_on<T: Tables>(tables: &T, network: u32, plan: &Plan) -> bool {
+    !plan.follows() && nat::inside(tables, plan.bank, network, &plan.tuple).is_some()
+        || owner(tables, plan.bank, network, &plan.tuple).is_some()
+}
+
 /// The other node that has the port of a router's address.
 #[inline(always)]
 fn owner<T: Tables>(tables: &T, bank: u32, network: u32, outside: &Tuple) -> Option<SnatOwner> {
@@ -195,8 +203,11 @@ pub fn way<T: Tables>(tables: &T, network: u32, nexthop: Ip, plan: &mut Plan) ->
     plan.at_router = station.owner;
     plan.way_node = station.at;
     plan.way_mac = station.mac;
-    if nexthop == plan.tuple.dst && !plan.follows() {
-        if let Some(nat) = nat::inside(tables, plan.bank, network, &plan.tuple) {
+    if nexthop == plan.tuple.dst {
+        // What follows a connection is translated already, but goes to who has the port all the same.
+        if !plan.follows()
+            && let Some(nat) = nat::inside(tables, plan.bank, network, &plan.tuple)
+        {
             plan.at_router = nat.router;
             let node = holder(tables, nat);
             if node != 0 {

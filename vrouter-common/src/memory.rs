@@ -621,8 +621,8 @@ fn settle(
         Settled::Done => return Ok(()),
         Settled::Finish => {}
         Settled::Reserve => {
-            let search = track::chooses(plan).then(|| Search::new(tables, headers, plan));
-            pipeline::reserve(tables, search, |port| track::claim(tables, plan, port))?;
+            let (choice, search) = (track::choice(plan), Search::new(tables, headers, plan));
+            pipeline::reserve(tables, choice, search, |port| track::claim(tables, plan, port))?;
         }
     }
     track::finish(tables, headers, plan);

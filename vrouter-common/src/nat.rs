@@ -85,5 +85,8 @@ pub fn destination(nat: &Nat, plan: &mut Plan) {
     if nat.inside_port.get() != 0 {
         plan.tuple.dport = nat.inside_port;
     }
-    plan.flow.router = nat.router;
+    // The router that translated the source, if one did, is where replies have to go through.
+    if plan.flow.router == 0 {
+        plan.flow.router = nat.router;
+    }
 }

@@ -10,7 +10,7 @@ use crate::{
     reason::{DropReason, Event},
     route,
     tables::Tables,
-    track::{self, Search, Settled, TRIES_MAX},
+    track::{self, Choice, Search, Settled, TRIES_MAX},
     wire::*,
 };
 
@@ -160,12 +160,16 @@ pub fn settle<T: Tables>(
 #[inline(always)]
 pub fn reserve<T: Tables>(
     tables: &T,
-    mut search: Option<Search>,
+    choice: Choice,
+    mut search: Search,
     mut claim: impl FnMut(u16) -> Result<bool, DropReason>,
 ) -> Result<(), DropReason> {
-    let Some(search) = &mut search else {
-        return claim(0).map(|_| ());
-    };
+    if choice != Choice::Always {
+        match claim(0) {
+            Err(DropReason::NatClash) if choice == Choice::IfTaken => {}
+            claimed => return claimed.map(|_| ()),
+        }
+    }
     let mut tried = 0;
     while tried < TRIES_MAX {
         tried += 1;

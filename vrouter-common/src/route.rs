@@ -81,7 +81,12 @@ pub fn pass<P: Packet, T: Tables>(
             plan.hops += 1;
             return Ok(Decision::Route);
         }
+        // A port of the address may be somebody else's: then it is outside, for this router, too.
+        ROUTE_SELF if route.network != 0 && external::leads_on(tables, route.network, plan) => {}
         ROUTE_SELF => return to_router(headers, plan),
+        ROUTE_NONE => {
+            return answer::refuse(headers, came_in, Refusal::NoRoute, DropReason::NoRoute, plan);
+        }
         ROUTE_BLACKHOLE => return Err(DropReason::RouteBlackhole),
         ROUTE_BROADCAST => return Err(DropReason::MulticastRouted),
         _ => {

@@ -370,7 +370,8 @@ impl RouteKey {
 pub struct Route {
     /// `ROUTE_*`.
     pub kind: u32,
-    /// Number of the network it leads to ([`ROUTE_CONNECTED`], [`ROUTE_VIA`]), else 0.
+    /// Number of the network it leads to ([`ROUTE_CONNECTED`], [`ROUTE_VIA`]); of an address outside
+    /// ([`ROUTE_SELF`]), the external network's; else 0.
     pub network: u32,
     /// The next hop ([`ROUTE_VIA`]), else zero.
     pub nexthop: Ip,

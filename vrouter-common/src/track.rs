@@ -391,6 +391,8 @@ pub struct Search {
     own: u16,
     block: SnatBlock,
     tried: u32,
+    /// The ports are the other side's: any will do.
+    any: bool,
 }
 
 impl Search {
@@ -408,6 +410,7 @@ impl Search {
             own: plan.tuple.sport.get(),
             block: SnatBlock { first: 1, last: 0 },
             tried: 0,
+            any: !plan.snat,
         }
     }
 
@@ -416,7 +419,9 @@ impl Search {
     pub fn next<T: Tables>(&mut self, tables: &T) -> u16 {
         let tried = self.tried;
         self.tried += 1;
-        if tried == 0 || tried & (TRIES_PER_BLOCK - 1) == 1 {
+        if self.any {
+            self.block = SnatBlock { first: 1024, last: u16::MAX };
+        } else if tried == 0 || tried & (TRIES_PER_BLOCK - 1) == 1 {
             self.key.slot = if tried == 0 {
                 let own = (self.own as u32 / SNAT_BLOCK).saturating_sub(1);
                 if own < self.blocks { own } else { 0 }
@@ -441,10 +446,26 @@ impl Search {
     }
 }
 
-/// Whether a port is to be chosen for the packet.
+/// When a port is chosen for the packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// Never: it is as it is.
+    Never,
+    /// If the connection would else be the same as another, as can be where a workload is reached by more
+    /// than one address: then its peer's port changes, as Linux does it.
+    IfTaken,
+    /// Always: the address is shared.
+    Always,
+}
+
+/// When one is chosen for the plan's packet.
 #[inline(always)]
-pub const fn chooses(plan: &Plan) -> bool {
-    plan.snat && matches!(plan.key.proto, PROTO_TCP | PROTO_UDP | PROTO_ICMP)
+pub fn choice(plan: &Plan) -> Choice {
+    match plan.key.proto {
+        PROTO_TCP | PROTO_UDP | PROTO_ICMP if plan.snat => Choice::Always,
+        PROTO_TCP | PROTO_UDP if plan.tuple.dst != plan.key.dst => Choice::IfTaken,
+        _ => Choice::Never,
+    }
 }
 
 /// Counts a search that ended.
@@ -479,6 +500,9 @@ pub fn claim<T: Tables>(tables: &T, plan: &mut Plan, port: u16) -> Result<bool, 
     }
     plan.peer.tag = plan.reply_key.tag();
     plan.peer.tag_end = plan.peer.tag;
+    // An ICMP error may be translated by it before the first reply is.
+    let to = plan.peer.translated(&plan.reply_key);
+    translate_to(&mut plan.peer, &plan.reply_key.tuple(), &to);
     let table = if plan.known_in == KNOWN_ANSWERED { FlowTable::Flows } else { FlowTable::Transient };
     match claim_in(tables, table, &plan.reply_key, &plan.peer) {
         Ok(()) => {

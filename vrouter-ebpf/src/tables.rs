@@ -87,7 +87,11 @@ impl Tables for Maps {
         let flow = core::ptr::from_ref(flow).cast_mut();
         // SAFETY: a live map value; a byte that only this direction's packets write, a bit lost to a race is
         // seen again or belongs to a connection that ends anyway.
-        unsafe { (*flow).tcp_flags |= flags };
+        // Volatile for the reason below.
+        unsafe {
+            let seen = &raw mut (*flow).tcp_flags;
+            core::ptr::write_volatile(seen, core::ptr::read_volatile(seen) | flags);
+        }
     }
 
     #[inline(always)]
@@ -97,8 +101,10 @@ impl Tables for Maps {
         // SAFETY: `flow` is a live map value; its counters are changed only atomically, `seen` by plain
         // stores of a word that any CPU may write with the same meaning.
         unsafe {
-            if (*flow).seen != now {
-                (*flow).seen = now;
+            // Volatile: the compiler takes what is behind a shared reference for constant, and drops the store.
+            let seen = &raw mut (*flow).seen;
+            if core::ptr::read_volatile(seen) != now {
+                core::ptr::write_volatile(seen, now);
             }
             add64(&raw mut (*flow).packets, 1);
             add64(&raw mut (*flow).bytes, bytes);

@@ -595,12 +595,12 @@ pub extern "C" fn vr_tc_reserve(skb: *mut __sk_buff) -> i32 {
         return dropped(DropReason::Internal, bytes);
     };
     // SAFETY: as in `vr_tc_first`; the reference ends before another function has its own.
-    let search = unsafe {
+    let (choice, search) = unsafe {
         let work = &*work;
-        track::chooses(&work.plan).then(|| Search::new(&Maps, &work.headers, &work.plan))
+        (track::choice(&work.plan), Search::new(&Maps, &work.headers, &work.plan))
     };
     let claim = |port| crate::claim::result(crate::claim::vr_claim(port));
-    match pipeline::reserve(&Maps, search, claim) {
+    match pipeline::reserve(&Maps, choice, search, claim) {
         Ok(()) => TO_FINISH,
         Err(reason) => dropped(reason, bytes),
     }

@@ -178,9 +178,11 @@ impl Agent {
         let flows = flows::Sweeper::open(&pins, config.timeouts.clone(), config.flow_idle_seconds)?;
         let learned = Map::open(&maps, "LEARNED")?;
         let found = Outside::of(banks.in_force(), banks.commit(), &held(&learned)?);
-        let external = External::start(&pins, found)?;
         let source = FileSource::new(config.topology.clone());
         let status = Arc::new(Mutex::new(AgentStatus::new(&config)));
+        let told = status.clone();
+        let tell = Arc::new(move |next_hops: &_| status::lock(&told).next_hops = Clone::clone(next_hops));
+        let external = External::start(&pins, found, tell)?;
         let commit = banks.commit();
         tracing::info!(
             node = %config.node, instance = %config.instance, epoch = commit.epoch, pins = %pins.root().display(),
@@ -352,6 +354,9 @@ impl Agent {
             Err(error) => self.complain("underlay", format!("cannot follow the underlay: {error:#}")),
         }
         status::lock(&self.status).peers = self.underlays.status(&self.identities);
+        if let Err(error) = self.external.ensure() {
+            self.complain("next hops", format!("cannot look after next hops: {error:#}"));
+        }
     }
 
     /// Attaches, then compiles and commits.
@@ -410,7 +415,6 @@ impl Agent {
                 "topology in force"
             );
         }
-        self.external.ensure()?;
         self.external.follow(Outside::of(self.banks.in_force(), self.banks.commit(), &held(&self.learned)?));
         status::lock(&self.status).error = None;
         Ok(())

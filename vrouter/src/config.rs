@@ -368,6 +368,21 @@ mod tests {
     }
 
     #[test]
+    fn the_packaged_file_shows_every_timeout_with_its_default() {
+        let packaged = include_str!("../../packaging/node.toml");
+        // What is commented out without a space is an example.
+        let lines = packaged.lines().map(|line| match line.strip_prefix('#') {
+            Some(example) if !example.starts_with(' ') => example,
+            _ => line,
+        });
+        let file: File = toml::from_str(&lines.collect::<Vec<_>>().join("\n")).expect("examples in order");
+        assert_eq!(file.timeouts, Some(Timeouts::default()));
+        for timeout in Timeout::ALL {
+            assert!(packaged.contains(&format!("\n#{timeout} = ")), "{timeout}");
+        }
+    }
+
+    #[test]
     fn a_timeout_that_is_none_is_refused_with_its_place_and_what_there_is() {
         for (text, complaints) in [
             (

@@ -20,7 +20,7 @@ pub fn check(config: &AgentConfig) -> Result<()> {
     super::check_instance(&config.instance)?;
     if !nix::unistd::geteuid().is_root() {
         bail!(
-            "the agent needs root (CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON) to load its data path: run it with sudo, or as a system service"
+            "the agent needs root (CAP_BPF, CAP_NET_ADMIN, CAP_NET_RAW, CAP_PERFMON) to load its data path: run it with sudo, or as a system service"
         );
     }
     let release = nix::sys::utsname::uname().context("uname")?.release().to_string_lossy().into_owned();

@@ -3,7 +3,7 @@
 //!
 //! A thread of its own, so that a packet that waits does not wait for a topology that is being compiled, nor
 //! the other way round. It is told what is in force ([`External::follow`]) and tells how it is
-//! ([`ExternalStatus`]); nothing else is shared. Whatever happens to it, packets to resolved next hops go on.
+//! ([`NextHopsStatus`]); nothing else is shared. Whatever happens to it, packets to resolved next hops go on.
 //!
 //! | module | does |
 //! |---|---|
@@ -31,12 +31,7 @@ mod status;
 pub mod upcall;
 pub mod worker;
 
-use std::{
-    collections::BTreeSet,
-    sync::{Arc, Mutex},
-    thread::JoinHandle,
-    time::Instant,
-};
+use std::{collections::BTreeSet, sync::Arc, thread::JoinHandle, time::Instant};
 
 use anyhow::{Context, Result, anyhow};
 use aya::maps::{MapData, RingBuf};
@@ -47,10 +42,13 @@ use tokio::{
 };
 
 pub use outside::Outside;
-pub use status::{CutStatus, ExternalStatus, HopsStatus, PacketsStatus};
+pub use status::{CutStatus, HopsStatus, NextHopsStatus, PacketsStatus};
 use worker::Worker;
 
 use crate::data_path::Pins;
+
+/// Who is told how it is.
+pub type Tell = Arc<dyn Fn(&NextHopsStatus) + Send + Sync>;
 
 /// The thread, from outside.
 pub struct External {
@@ -59,20 +57,20 @@ pub struct External {
     outside: Option<Arc<Outside>>,
     wanted: watch::Sender<Arc<Outside>>,
     moved: watch::Sender<BTreeSet<u32>>,
-    status: Arc<Mutex<ExternalStatus>>,
+    tell: Tell,
     thread: Option<JoinHandle<()>>,
 }
 
 impl External {
     /// Starts it. `found`: what earlier agents left in force.
-    pub fn start(pins: &Pins, found: Outside) -> Result<Self> {
+    pub fn start(pins: &Pins, found: Outside, tell: Tell) -> Result<Self> {
         let found = Arc::new(found);
         let mut external = Self {
             pins: pins.clone(),
             outside: None,
             wanted: watch::Sender::new(found.clone()),
             moved: watch::Sender::default(),
-            status: Arc::default(),
+            tell,
             thread: None,
         };
         external.spawn(found)?;
@@ -94,11 +92,6 @@ impl External {
         Moves { all: self.moved.clone(), seen: self.moved.subscribe() }
     }
 
-    /// How it is.
-    pub fn status(&self) -> ExternalStatus {
-        status::lock(&self.status).clone()
-    }
-
     /// Starts the thread again should it have ended, which is a defect: all it knew is in the maps.
     pub fn ensure(&mut self) -> Result<()> {
         if self.thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
@@ -110,7 +103,7 @@ impl External {
     }
 
     fn spawn(&mut self, outside: Arc<Outside>) -> Result<()> {
-        let mut worker = Worker::open(&self.pins, outside, self.status.clone(), self.moved.clone())?;
+        let mut worker = Worker::open(&self.pins, outside, self.tell.clone(), self.moved.clone())?;
         let ring = worker.take_ring().context("the ring buffer was taken")?;
         let wanted = self.wanted.subscribe();
         // It inherits the network namespace.
@@ -143,8 +136,12 @@ impl Moves {
 fn run(mut worker: Worker, ring: RingBuf<MapData>, mut wanted: watch::Receiver<Arc<Outside>>) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("tokio")?;
     runtime.block_on(async {
-        #[expect(deprecated, reason = "its successor needs AsFd, which aya's ring buffer does not offer")]
-        let mut ring = AsyncFd::with_interest(ring, Interest::READABLE).context("the ring buffer")?;
+        #[expect(
+            deprecated,
+            reason = "what it warns of cannot happen: a ring buffer keeps its one descriptor"
+        )]
+        let mut ring =
+            AsyncFd::with_interest(ring, Interest::READABLE).context("cannot wait for the data path")?;
         loop {
             let wake = worker.next_due(Instant::now());
             tokio::select! {
@@ -156,7 +153,7 @@ fn run(mut worker: Worker, ring: RingBuf<MapData>, mut wanted: watch::Receiver<A
                     worker.follow(outside, Instant::now());
                 }
                 ready = ring.readable_mut() => {
-                    let mut ready = ready.context("the ring buffer")?;
+                    let mut ready = ready.context("cannot wait for the data path")?;
                     if !worker.drain(ready.get_inner_mut(), Instant::now()) {
                         ready.clear_ready();
                     }

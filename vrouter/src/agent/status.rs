@@ -4,7 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
 
-use super::flows::FlowsStatus;
+use super::{external::NextHopsStatus, flows::FlowsStatus};
 use crate::{
     compile::LocalPort, config::AgentConfig, connections::Timeouts, netlink::Link, topology::Problem,
 };
@@ -24,6 +24,8 @@ pub struct AgentStatus {
     pub externals: Vec<ExternalStatus>,
     pub ports: Vec<PortStatus>,
     pub peers: Vec<PeerStatus>,
+    /// Next hops on external networks, and the packets that wait for them.
+    pub next_hops: NextHopsStatus,
     /// How long silent connections are kept, and remembered decisions.
     pub timeouts: Timeouts,
     pub flow_idle_seconds: u32,
@@ -95,6 +97,7 @@ impl AgentStatus {
             externals: Vec::new(),
             ports: Vec::new(),
             peers: Vec::new(),
+            next_hops: NextHopsStatus::default(),
             timeouts: config.timeouts.clone(),
             flow_idle_seconds: config.flow_idle_seconds,
             flows: None,

@@ -308,8 +308,18 @@ fn watch(args: &ListArgs, looker: &Looker, every: Duration) -> Result<()> {
             return hung_up_is_fine(Err(error));
         }
         drop(out);
-        std::thread::sleep(every);
+        if is_hung_up_within(&stdout, every) {
+            return Ok(());
+        }
     }
+}
+
+/// Waits, but no longer than there is a reader: there may be nothing to write to it for hours.
+fn is_hung_up_within(out: &impl std::os::fd::AsRawFd, time: Duration) -> bool {
+    let mut poll = libc::pollfd { fd: out.as_raw_fd(), events: 0, revents: 0 };
+    // SAFETY: one descriptor, which outlives the call.
+    unsafe { libc::poll(&raw mut poll, 1, time.as_millis() as libc::c_int) };
+    poll.revents & libc::POLLERR != 0
 }
 
 /// Prints what is new or has another state than in the last round.

@@ -155,6 +155,23 @@ fn text(value: &Value) -> &str {
     value.as_str().unwrap_or("?")
 }
 
+/// Next hops on external networks, if there are any.
+fn next_hops(told: &Value) -> Option<String> {
+    let count = |part: &str, name: &str| told[part][name].as_u64().unwrap_or(0);
+    let [resolved, waiting, failed] = ["resolved", "waiting", "failed"].map(|state| count("hops", state));
+    if resolved + waiting + failed == 0 {
+        return None;
+    }
+    Some(format!(
+        "{resolved} resolved, {waiting} asked for, {failed} silent; {} packets wait, {} waited and were sent, {} \
+         answered, {} lost",
+        count("packets", "waiting"),
+        count("packets", "sent"),
+        count("packets", "answered"),
+        count("packets", "lost"),
+    ))
+}
+
 fn for_people(status: &Status) -> String {
     let mut out = String::new();
     let mut line = |name: &str, value: String| {
@@ -203,6 +220,9 @@ fn for_people(status: &Status) -> String {
     if let Some(ports) = status.agent["ports"].as_array() {
         let attached = ports.iter().filter(|port| !port["ifindex"].is_null()).count();
         line("ports", format!("{attached} of {} attached", ports.len()));
+    }
+    if let Some(hops) = next_hops(&status.agent["next_hops"]) {
+        line("next hops", hops);
     }
     match &status.agent["flows"] {
         Value::Null => line("flows", format!("at most {}", status.flow_entries_max)),

@@ -69,9 +69,9 @@ impl<'a> Compiler<'a> {
             self.out.image.fdb.insert(FdbKey::new(0, network_id, mac), station);
         }
         self.out.image.addresses.insert(AddressKey::new(0, network_id, link_local), station);
-        self.own_address(router_id, link_local);
+        self.own_address(router_id, link_local, 0);
         for address in &gateway.addresses {
-            self.own_address(router_id, Ip::from(*address));
+            self.own_address(router_id, Ip::from(*address), network_id);
         }
         for subnet in &network.subnets {
             if gateway.address(subnet.cidr.addr().is_ipv6()).is_some() {
@@ -149,10 +149,10 @@ impl<'a> Compiler<'a> {
             return Ok(Vec::new());
         }
         let (first, last) = gateway.snat_ports;
-        let blocks = u32::from(first) / SNAT_BLOCK..=u32::from(last) / SNAT_BLOCK;
+        let blocks = u32::from(first) / SNAT_BLOCK..u32::from(last) / SNAT_BLOCK + 1;
         // Part 0 of a router is its ownership.
-        let owned = blocks.filter_map(|block| Some((block, self.sharing.owner(&router.name, block + 1)?)));
-        owned.map(|(block, at)| Ok((block, self.node(&self.topology.nodes[at].name)?))).collect()
+        let owners = self.sharing.shares(&router.name, blocks.start + 1..blocks.end + 1);
+        blocks.zip(owners).map(|(block, at)| Ok((block, self.node(&self.topology.nodes[at].name)?))).collect()
     }
 
     /// What is to be known of addresses on the external networks, whoever's they are.
@@ -282,7 +282,7 @@ impl<'a> Compiler<'a> {
         let station = self.station(STATION_FLOATING, router, router_id, network, self.node(owner)?);
         self.out.image.addresses.insert(AddressKey::new(0, network_id, outside), station);
         if self.scope.has_router(&router.name) {
-            self.own_address(router_id, outside);
+            self.own_address(router_id, outside, network_id);
         }
         Ok(())
     }

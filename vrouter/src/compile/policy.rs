@@ -10,7 +10,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow};
 use ipnet::IpNet;
 use vrouter_common::{
     addr::{Be16, Ip},
@@ -145,10 +145,7 @@ impl<'a> Compiler<'a> {
             }
         }
         if self.out.image.rules.len() + entries.len() > ENTRIES_MAX {
-            bail!(
-                "the security groups of this node's ports come to more than {ENTRIES_MAX} entries: each rule counts once for \
-                 every set of remotes that overlaps its own; use fewer overlapping remotes, or wider port ranges"
-            );
+            return Err(too_many());
         }
         // The trie returns the longest match alone: if a shorter one is stateful, so is it.
         let mixed = any_stateful && any_stateless;
@@ -190,6 +187,10 @@ impl<'a> Compiler<'a> {
             }
             let parent = around.last().map_or(0, |&(_, set)| set);
             let set = sets.with(parent, same.iter().map(|&(_, remote)| remote));
+            // Every remote in a set has a rule, or several: it would end there.
+            if sets.members > ENTRIES_MAX {
+                return Err(too_many());
+            }
             if set != parent {
                 entries.push((prefix, set));
             }
@@ -427,12 +428,14 @@ impl From<IpNet> for Prefix {
 /// Sets of remotes, each once; number 0 is the empty one.
 struct Sets {
     all: Vec<Vec<usize>>,
+    /// Of all together.
+    members: usize,
     numbers: HashMap<Vec<usize>, usize>,
 }
 
 impl Default for Sets {
     fn default() -> Self {
-        Self { all: vec![Vec::new()], numbers: HashMap::from([(Vec::new(), 0)]) }
+        Self { all: vec![Vec::new()], members: 0, numbers: HashMap::from([(Vec::new(), 0)]) }
     }
 }
 
@@ -447,10 +450,18 @@ impl Sets {
             return number;
         }
         let number = self.all.len();
+        self.members += set.len();
         self.all.push(set.clone());
         self.numbers.insert(set, number);
         number
     }
+}
+
+fn too_many() -> anyhow::Error {
+    anyhow!(
+        "the security groups of this node's ports come to more than {ENTRIES_MAX} entries: each rule counts once for every \
+         set of remotes that overlaps its own; use fewer overlapping remotes, or wider port ranges"
+    )
 }
 
 /// The name of a set: its members' names if that is short and tells it apart, otherwise a digest.

@@ -115,14 +115,14 @@ impl<'a> Compiler<'a> {
         self.out.image.fdb.insert(FdbKey::new(0, network_id, mac), station);
         for ip in [ip, link_local] {
             self.out.image.addresses.insert(AddressKey::new(0, network_id, ip), station);
-            self.own_address(router_id, ip);
+            self.own_address(router_id, ip, 0);
         }
         self.connected(router_id, network_id, cidr);
     }
 
     /// The router itself has an address, which wins over whatever else is said of it.
-    pub(super) fn own_address(&mut self, router_id: u32, ip: Ip) {
-        let route = Route { kind: ROUTE_SELF, network: 0, nexthop: Ip::UNSPECIFIED };
+    pub(super) fn own_address(&mut self, router_id: u32, ip: Ip, external: u32) {
+        let route = Route { kind: ROUTE_SELF, network: external, nexthop: Ip::UNSPECIFIED };
         self.out.image.routes.insert(RouteKey::lookup(0, router_id, ip), route);
     }
 

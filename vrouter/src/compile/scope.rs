@@ -52,15 +52,20 @@ impl<'a> Scope<'a> {
         for (_, joined, _) in routers.iter().filter(|(_, _, speaks)| *speaks) {
             networks.extend(joined);
         }
-        loop {
-            let before = networks.len();
-            for (_, joined, _) in &routers {
-                if joined.iter().any(|name| networks.contains(name)) {
-                    networks.extend(joined);
-                }
+        // What routers connect to them, from one to the next.
+        let mut routers_on: HashMap<&str, Vec<&[&str]>> = HashMap::new();
+        for (_, joined, _) in &routers {
+            for name in joined {
+                routers_on.entry(name).or_default().push(joined);
             }
-            if networks.len() == before {
-                break;
+        }
+        let mut next: Vec<&str> = networks.iter().copied().collect();
+        while let Some(name) = next.pop() {
+            // Each once: of two networks on one router, the second finds nothing new.
+            for &joined in routers_on.remove(name).iter().flatten().copied().flatten() {
+                if networks.insert(joined) {
+                    next.push(joined);
+                }
             }
         }
         let mut scope = Self { networks, externals: HashSet::new(), routers: HashSet::new(), owners };

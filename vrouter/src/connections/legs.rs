@@ -1,11 +1,7 @@
 //! A connection's two entries, and how one leads to the other.
 
 use serde::Serialize;
-use vrouter_common::{
-    addr::Be16,
-    flow::{Flow, FlowKey, ROLE_NONE, ROLE_ORIGINAL, ROLE_REPLY},
-    wire::{ICMP_ECHO, ICMP_ECHO_REPLY, ICMPV6_ECHO, ICMPV6_ECHO_REPLY, PROTO_ICMP, PROTO_ICMPV6},
-};
+use vrouter_common::flow::{Flow, FlowKey, ROLE_NONE, ROLE_ORIGINAL, ROLE_REPLY};
 
 /// Which table an entry is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -68,7 +64,7 @@ pub enum Flows {
 impl Leg {
     /// The key of the connection's other leg.
     pub fn peer_key(&self) -> FlowKey {
-        peer_key(&self.key, &self.flow)
+        self.flow.peer_key(&self.key)
     }
 
     /// Whether `other` is the other direction of this.
@@ -141,35 +137,4 @@ impl Flows {
     pub fn is_tracked(&self) -> bool {
         self.first().flow.role != ROLE_NONE
     }
-}
-
-/// The key of the other leg of a connection: the translated tuple, reversed, where replies come in.
-pub fn peer_key(key: &FlowKey, flow: &Flow) -> FlowKey {
-    let (sport, dport) = match key.proto {
-        PROTO_ICMP | PROTO_ICMPV6 => (flow.sport, echo_reversed(key.proto, flow.dport)),
-        _ => (flow.dport, flow.sport),
-    };
-    FlowKey {
-        src: flow.dst,
-        dst: flow.src,
-        zone: flow.peer_zone,
-        sport,
-        dport,
-        proto: key.proto,
-        from: flow.peer_from,
-        zero: 0,
-    }
-}
-
-/// Type and code of the other half of an echo; anything else as it is.
-fn echo_reversed(proto: u8, type_code: Be16) -> Be16 {
-    let [kind, code] = type_code.get().to_be_bytes();
-    let kind = match (proto, kind) {
-        (PROTO_ICMP, ICMP_ECHO) => ICMP_ECHO_REPLY,
-        (PROTO_ICMP, ICMP_ECHO_REPLY) => ICMP_ECHO,
-        (PROTO_ICMPV6, ICMPV6_ECHO) => ICMPV6_ECHO_REPLY,
-        (PROTO_ICMPV6, ICMPV6_ECHO_REPLY) => ICMPV6_ECHO,
-        _ => return type_code,
-    };
-    Be16::new(u16::from_be_bytes([kind, code]))
 }

@@ -12,7 +12,6 @@ use vrouter_common::{
 use super::{
     conntrack,
     filter::{Filter, FilterArgs},
-    legs::peer_key,
     names::{End, Names},
     *,
 };
@@ -76,7 +75,7 @@ fn connection(proto: u8, from: (&str, u16), to: (&str, u16), outside: (&str, u16
         flags: if from == outside { 0 } else { FLOW_NAT | FLOW_SNAT },
         ..Flow::default()
     };
-    let reply_key = peer_key(&key, &flow);
+    let reply_key = flow.peer_key(&key);
     let back = match proto {
         PROTO_ICMP => (key.sport, Be16::new(0)),
         PROTO_ICMPV6 => (key.sport, Be16::new(0x8100)),

@@ -60,11 +60,31 @@ impl Rendezvous {
     /// The owner of a router's part of that number; part 0 is the router itself. `None`: there is no node.
     #[must_use]
     pub fn owner(&self, router_name: &str, part: u32) -> Option<usize> {
+        self.best(router_name, part, |_| true)
+    }
+
+    /// The owners of several parts of a router, in order: each node gets its share of them, or one more. For
+    /// each part it is the node with the highest hash among those that may have another.
+    #[must_use]
+    pub fn shares(&self, router_name: &str, parts: impl ExactSizeIterator<Item = u32>) -> Vec<usize> {
+        let share = parts.len() / self.nodes.len().max(1);
+        let mut counts = vec![0; self.nodes.len()];
+        let owners = parts.filter_map(|part| {
+            let below = |most: usize| self.best(router_name, part, |at| counts[at] < most);
+            let at = below(share).or_else(|| below(share + 1))?;
+            counts[at] += 1;
+            Some(at)
+        });
+        owners.collect()
+    }
+
+    fn best(&self, router_name: &str, part: u32, may: impl Fn(usize) -> bool) -> Option<usize> {
         let thing = fnv1a(fnv1a(FNV_OFFSET, router_name.as_bytes()), &[0]);
         let thing = mix(fnv1a(thing, &part.to_be_bytes()));
         let weights = self.nodes.iter().map(|node| mix(thing ^ node));
         // Of equal hashes, one in 2^64, the node's own decides.
-        weights.zip(&self.nodes).enumerate().max_by_key(|(_, weight)| *weight).map(|(at, _)| at)
+        let candidates = weights.zip(&self.nodes).enumerate().filter(|(at, _)| may(*at));
+        candidates.max_by_key(|(_, weight)| *weight).map(|(at, _)| at)
     }
 }
 

@@ -11,9 +11,7 @@ use std::{
 use vrouter::{
     agent::Sweeper,
     clock::{Clock, Ticks},
-    connections::{
-        FlowTables, Flows, Judge, Leg, State, Table, Timeouts, expire::Expirer, legs::peer_key, tables::Walk,
-    },
+    connections::{FlowTables, Flows, Judge, Leg, State, Table, Timeouts, expire::Expirer, tables::Walk},
     data_path::{DataPath, Pins},
     kernel::{Cursor, Map},
 };
@@ -23,7 +21,11 @@ use vrouter_common::{
     wire::{PROTO_TCP, PROTO_UDP, TCP_ACK, TCP_FIN, TCP_SYN},
 };
 
-use crate::harness::{in_namespace, new_pins};
+use crate::{
+    frames::Packet,
+    harness::{Via, in_namespace, new_pins, with_world},
+    topology::port_v4,
+};
 
 /// Pinned programs and maps, without a topology.
 struct Tables {
@@ -89,7 +91,7 @@ impl Tables {
             tcp_flags: if proto == PROTO_TCP { TCP_SYN | TCP_ACK } else { 0 },
             ..Flow::default()
         };
-        let reply_key = peer_key(&key, &flow);
+        let reply_key = flow.peer_key(&key);
         let reply = Flow {
             tag: reply_key.tag(),
             tag_end: reply_key.tag(),
@@ -429,6 +431,37 @@ fn commands_read_and_delete_without_an_agent() {
         assert_eq!(done(&["flows", "delete", "--all-flows"]), "599 connections deleted\n");
         assert_eq!(it.all().len(), 1);
         assert_eq!(it.judge().standing(&it.all()[0]).state, State::Stateless);
+    });
+}
+
+/// What all of this rests on: a flow that has packets is not idle.
+#[test]
+fn every_packet_of_a_flow_moves_its_clock() {
+    with_world(|world| {
+        let tables = FlowTables::open(&world.pins().maps()).expect("tables");
+        let clock = Clock::open(world.pins()).expect("clock");
+        let packet = Packet::routed(11, port_v4(21)).build();
+        let mut before = None;
+        for round in 0..4 {
+            for via in Via::BOTH {
+                let started = clock.now().expect("ticks");
+                assert_eq!(world.run(via, "p11", &packet).verdict, via.redirect());
+                let mut seen = Vec::new();
+                let tell = |flows: &Flows| {
+                    seen.extend(
+                        flows.original().filter(|leg| leg.key.from == FROM_PORT).map(|leg| leg.flow.seen),
+                    );
+                    Ok(())
+                };
+                tables.for_each(tell).expect("a walk");
+                assert_eq!(seen.len(), 1, "one flow");
+                let behind = seen[0].wrapping_sub(started) as i32;
+                assert!(behind >= 0, "round {round} by {via:?}: {behind} ticks behind");
+                assert_ne!(before.replace(seen[0]), Some(seen[0]), "round {round} by {via:?}");
+                // More than the longest tick.
+                std::thread::sleep(Duration::from_millis(15));
+            }
+        }
     });
 }
 

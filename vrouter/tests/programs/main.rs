@@ -10,6 +10,7 @@
 //! | [`commits`] | what an apply, a restart and a foreign pin do |
 //! | [`differential`] | random frames through the kernel's programs and through user space's |
 //! | [`expiry`] | connections in the tables: walked, expired, deleted |
+//! | [`next_hops`] | the agent's half: slots, requests, what waits, what is cut, announcements |
 //! | [`verifier`] | the programs' size as the verifier sees it |
 //!
 //! Every test has a network namespace and pins of its own ([`harness`]), so they run at the same time as
@@ -26,5 +27,6 @@ mod forwarding;
 mod frames;
 mod generator;
 mod harness;
+mod next_hops;
 mod topology;
 mod verifier;

@@ -136,6 +136,7 @@ mod tests {
         header.identification = 0x1234;
         header.dont_fragment = false;
         header.options = Ipv4Options::try_from(options).expect("options");
+        header.set_payload_len(len).expect("short");
         header.header_checksum = header.calc_header_checksum();
         [header.to_bytes().to_vec(), data].concat()
     }

@@ -172,15 +172,15 @@ pub mod tests {
     fn requests_come_from_the_router_that_asked_or_another() {
         let outside = Outside::of(&image(), &commit(9), &BTreeSet::new());
         let (v4, v6) = (ip("203.0.113.1"), ip("2001:db8::1"));
-        assert_eq!(outside.asker(NETWORK, ROUTER, v4), Some((MAC, ip("203.0.113.10"))));
-        assert_eq!(outside.asker(NETWORK, ROUTER, v6), Some((MAC, ip("2001:db8::10"))));
-        assert_eq!(outside.asker(NETWORK, 77, v4), Some((MAC, ip("203.0.113.10"))), "that router is gone");
-        assert_eq!(outside.asker(6, ROUTER, v4), None, "not external");
+        assert_eq!(outside.asker(NETWORK, ROUTER, v4), Some((MAC, Ip::V4_UNSPECIFIED)), "another node's");
+        assert_eq!(outside.asker(NETWORK, ROUTER, v6), Some((MAC, Ip::link_local_of(MAC))));
         let mut image = image();
         for leg in image.router_legs.values_mut() {
-            leg.v6 = Ip::UNSPECIFIED;
+            leg.flags |= LEG_OWNED;
         }
         let outside = Outside::of(&image, &commit(9), &BTreeSet::new());
-        assert_eq!(outside.asker(NETWORK, ROUTER, v6), Some((MAC, Ip::link_local_of(MAC))));
+        assert_eq!(outside.asker(NETWORK, ROUTER, v4), Some((MAC, ip("203.0.113.10"))));
+        assert_eq!(outside.asker(NETWORK, 77, v4), Some((MAC, ip("203.0.113.10"))), "that router is gone");
+        assert_eq!(outside.asker(6, ROUTER, v4), None, "not external");
     }
 }

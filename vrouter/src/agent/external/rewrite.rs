@@ -5,7 +5,7 @@ use vrouter_common::{
     answer, apply,
     apply::{Exit, Hook},
     checksum,
-    flow::{EXIT_EXTERNAL, EXIT_PORT, EXIT_TUNNEL, Flow},
+    flow::{EXIT_PORT, Flow},
     memory::{MemoryPacket, MemoryTables},
     parse::{self, Depth, Headers, Parsed},
     plan::Ingress,
@@ -122,16 +122,6 @@ fn output(frame: Vec<u8>, flow: &Flow, way: &Way) -> Result<Output, DropReason> 
     })
 }
 
-/// What an exit needs besides the flow.
-pub const fn needs_hop(flow: &Flow) -> bool {
-    flow.exit == EXIT_EXTERNAL
-}
-
-/// See [`needs_hop`].
-pub const fn needs_underlay(flow: &Flow) -> bool {
-    flow.exit == EXIT_TUNNEL
-}
-
 /// The error about a packet whose next hop does not answer, for the interface it came in by. `None`: nobody is
 /// told, because it came from another node, or is nothing an error may be sent about.
 pub fn refusal(held: &Held) -> Option<Vec<u8>> {
@@ -211,6 +201,7 @@ mod tests {
     use etherparse::{IpNumber, Ipv4Header, PacketBuilder, SlicedPacket};
     use vrouter_common::{
         addr::Ip,
+        flow::{EXIT_EXTERNAL, EXIT_TUNNEL},
         plan::{Answer, ICMP_ERROR},
         tables::{HOP_RESOLVED, HOP_USED, Upcall},
     };

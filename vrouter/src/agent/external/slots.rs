@@ -236,14 +236,15 @@ impl FlowTables {
     }
 }
 
-impl Search {
-    /// The beginning.
-    pub fn new() -> Self {
+impl Default for Search {
+    fn default() -> Self {
         // The last one first.
         let cursors = vec![(Table::Answered, Cursor::new()), (Table::Transient, Cursor::new())];
         Self { cursors, found: BTreeSet::new() }
     }
+}
 
+impl Search {
     /// Goes through some batches; what was found, when it is at the end.
     pub fn go_on(&mut self, flows: &FlowTables, batches: usize) -> Result<Option<BTreeSet<u32>>> {
         for _ in 0..batches {

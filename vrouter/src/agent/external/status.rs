@@ -1,15 +1,13 @@
 //! What is told of external networks in the agent's status.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
 use serde::Serialize;
 
 use super::hops::Tally;
 
 /// Counters since the agent started, and what is now.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct ExternalStatus {
-    pub next_hops: HopsStatus,
+pub struct NextHopsStatus {
+    pub hops: HopsStatus,
     /// Packets that waited for a next hop.
     pub packets: PacketsStatus,
     /// Packets that were larger than their way takes.
@@ -53,9 +51,4 @@ impl From<Tally> for HopsStatus {
     fn from(Tally { resolved, waiting, failed }: Tally) -> Self {
         Self { resolved, waiting, failed }
     }
-}
-
-/// A panic elsewhere does not make a status unreadable.
-pub fn lock(status: &Mutex<ExternalStatus>) -> MutexGuard<'_, ExternalStatus> {
-    status.lock().unwrap_or_else(PoisonError::into_inner)
 }

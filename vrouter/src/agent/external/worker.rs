@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     fmt::Display,
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -11,11 +11,12 @@ use anyhow::{Context, Result};
 use aya::maps::{MapData, RingBuf};
 use tokio::sync::watch;
 use vrouter_common::{
-    flow::EXIT_PORT,
+    flow::{EXIT_EXTERNAL, EXIT_PORT, EXIT_TUNNEL, Flow},
     tables::{HOP_FAILED, HOP_RESOLVED, HOP_USED, Hop, Underlay},
 };
 
 use super::{
+    Tell,
     announce::Announcer,
     frames,
     hops::{Hops, Readiness, Seen, Step},
@@ -25,7 +26,7 @@ use super::{
     rewrite::{self, Output, Way},
     sender::Sender,
     slots::{FlowTables, Search, Slots},
-    status::ExternalStatus,
+    status::NextHopsStatus,
     upcall::{self, Held, Message},
 };
 use crate::{
@@ -83,8 +84,8 @@ pub struct Worker {
     list_due: Instant,
     search_due: Instant,
     search: Option<(Instant, Search)>,
-    counts: ExternalStatus,
-    status: Arc<Mutex<ExternalStatus>>,
+    counts: NextHopsStatus,
+    publisher: Tell,
     status_due: Instant,
     complaint: Option<String>,
 }
@@ -95,7 +96,7 @@ impl Worker {
     pub fn open(
         pins: &Pins,
         outside: Arc<Outside>,
-        status: Arc<Mutex<ExternalStatus>>,
+        publisher: Tell,
         moved: watch::Sender<BTreeSet<u32>>,
     ) -> Result<Self> {
         let maps = pins.maps();
@@ -126,8 +127,8 @@ impl Worker {
             list_due: now,
             search_due: now + SEARCH_INTERVAL,
             search: None,
-            counts: ExternalStatus::default(),
-            status,
+            counts: NextHopsStatus::default(),
+            publisher,
             status_due: now,
             complaint: None,
         })
@@ -140,7 +141,7 @@ impl Worker {
 
     /// Takes some records; whether there may be more.
     pub fn drain(&mut self, ring: &mut RingBuf<MapData>, now: Instant) -> bool {
-        self.read_clock();
+        self.read_clock(now);
         for _ in 0..RECORDS {
             let Some(record) = ring.next() else { return false };
             let message = upcall::read(&record);
@@ -156,7 +157,7 @@ impl Worker {
 
     /// Another topology is in force: what is new here is announced, next hops follow their interfaces.
     pub fn follow(&mut self, outside: Arc<Outside>, now: Instant) {
-        self.read_clock();
+        self.read_clock(now);
         self.announcer.follow(outside.owned(), now);
         self.outside = outside;
         for index in self.hops.indexes().collect::<Vec<_>>() {
@@ -168,7 +169,7 @@ impl Worker {
 
     /// Does what is due.
     pub fn work(&mut self, now: Instant) {
-        self.read_clock();
+        self.read_clock(now);
         self.announce(now);
         for index in self.hops.due(now, STEPS) {
             let outcome = self.step(index, now);
@@ -193,7 +194,12 @@ impl Worker {
         dues.into_iter().flatten().min().unwrap_or(now).max(now + TURN)
     }
 
-    /// Takes what the data path has to say.
+    /// How it is.
+    pub fn status(&self) -> &NextHopsStatus {
+        &self.counts
+    }
+
+    /// Does what the data path asks for.
     pub fn take(&mut self, message: Message, now: Instant) {
         match message {
             Message::Resolved(index) => match self.look(index, now) {
@@ -224,26 +230,23 @@ impl Worker {
     }
 
     fn arrive(&mut self, held: Held, now: Instant) {
-        let flow = &held.upcall.flow;
-        if flow.exit == EXIT_PORT {
-            let way = Way::Port(flow.target);
-            return self.send(&held, &way);
-        }
-        if rewrite::needs_underlay(flow) {
-            return match self.underlay.lookup(&flow.target) {
+        let Flow { exit, target, .. } = held.upcall.flow;
+        match exit {
+            EXIT_PORT => self.send(&held, &Way::Port(target)),
+            EXIT_TUNNEL => match self.underlay.lookup(&target) {
                 Ok(Some(way)) => self.send(&held, &Way::Tunnel(way)),
                 Ok(None) => self.counts.packets.lost += 1,
                 Err(error) => {
                     self.counts.packets.lost += 1;
                     self.tell("read the underlay", Err(error));
                 }
-            };
+            },
+            EXIT_EXTERNAL => self.arrive_for(target, held, now),
+            _ => self.counts.packets.lost += 1,
         }
-        if !rewrite::needs_hop(flow) {
-            self.counts.packets.lost += 1;
-            return;
-        }
-        let index = flow.target;
+    }
+
+    fn arrive_for(&mut self, index: u32, held: Held, now: Instant) {
         let Some((hop, seen)) = self.look(index, now) else {
             self.counts.packets.lost += 1;
             return;
@@ -321,7 +324,7 @@ impl Worker {
             self.hops.postpone(index, now + REQUEST_DELAY);
             return Ok(());
         }
-        let Some((hop, seen)) = self.look(index, now) else { return Ok(()) };
+        let (hop, seen) = self.look(index, now).context("it cannot be read")?;
         match self.hops.step(index, seen, now) {
             Step::Nothing => {}
             Step::Ask | Step::Probe => self.ask(index, &hop, None)?,
@@ -329,7 +332,7 @@ impl Worker {
             Step::Fail => self.slots.fail(index, &hop)?,
         }
         // Resolved or failed, nobody waits any longer.
-        let (_, seen) = self.look(index, now).context("the next hop cannot be read")?;
+        let (_, seen) = self.look(index, now).context("it cannot be read")?;
         match seen {
             Seen::Unresolved(_) => {}
             Seen::Unused => self.lose(index),
@@ -340,9 +343,14 @@ impl Worker {
     }
 
     /// Without it, ages are those of the turn before.
-    fn read_clock(&mut self) {
+    fn read_clock(&mut self, now: Instant) {
+        // Where time is made up, ticks go with it.
+        let ahead = now.saturating_duration_since(Instant::now());
         match self.clock.read() {
-            Ok(ticks) => self.ticks = ticks,
+            Ok(Ticks { now, per_second }) => {
+                let ahead = (ahead.as_millis() * u128::from(per_second) / 1000) as u32;
+                self.ticks = Ticks { now: now.wrapping_add(ahead), per_second };
+            }
             Err(error) => self.tell("read the clock", Err(error)),
         }
     }
@@ -443,7 +451,7 @@ impl Worker {
             if self.hops.is_empty() && !self.slots.is_any_parting() {
                 return;
             }
-            self.search = Some((now, Search::new()));
+            self.search = Some((now, Search::default()));
         }
         let Some((began, search)) = &mut self.search else { return };
         let began = *began;
@@ -484,9 +492,9 @@ impl Worker {
             return;
         }
         self.status_due = now + STATUS_INTERVAL;
-        self.counts.next_hops = self.hops.tally().into();
+        self.counts.hops = self.hops.tally().into();
         self.counts.packets.waiting = self.queue.len();
-        super::status::lock(&self.status).clone_from(&self.counts);
+        (self.publisher)(&self.counts);
     }
 
     /// Says once what does not work.

@@ -449,6 +449,38 @@ proptest! {
     }
 }
 
+/// A document of moderate size whose remotes overlap in millions of ways is refused before it is a problem.
+#[test]
+fn overlaps_without_end_are_refused() {
+    let mut text = String::from(
+        "networks: [{ name: n, subnets: [{ name: n4, cidr: 10.0.0.0/8 }] }]\nnodes: [{ name: a, vtep: 192.0.2.1 }]\nsecurity_groups:\n  - name: big\n    rules:\n",
+    );
+    for i in 0..3000 {
+        let _ = writeln!(text, "      - {{ direction: egress, remote_address_group: g{i} }}");
+    }
+    text += "address_groups:\n";
+    for i in 0..3000 {
+        let (high, low) = (i / 256, i % 256);
+        let _ = writeln!(
+            text,
+            "  - {{ name: g{i}, addresses: [10.0.0.0/8, 10.0.{high}.{low}, 10.1.{high}.{low}] }}"
+        );
+    }
+    // All of them hold the first range; each of the others is one set more, of all but one.
+    text = text.replacen("10.0.0.0/8, 10.0.0.0,", "10.0.0.0,", 1);
+    for i in 1..3000 {
+        let (high, low) = (i / 256, i % 256);
+        let _ = writeln!(text, "  - {{ name: h{i}, addresses: [10.2.{high}.{low}] }}");
+    }
+    let rules: String =
+        (1..3000).map(|i| format!("      - {{ direction: egress, remote_address_group: h{i} }}\n")).collect();
+    text = text.replacen("address_groups:\n", &format!("{rules}address_groups:\n"), 1);
+    text += "ports:\n  - { name: p, network: n, mac: 02:00:00:00:00:01, fixed_ips: [10.255.0.1], security_groups: [big], node: a, interface: tap1 }\n";
+    let topology = topology::parse("big.yaml", &text).unwrap_or_else(|problems| panic!("{problems}"));
+    let error = compile(&topology, &around(&[("tap1", 11)]), &mut Identities::default()).unwrap_err();
+    assert!(error.to_string().contains("come to more than 2097152 entries"), "{error:#}");
+}
+
 /// P6: prints what a large document comes to.
 #[test]
 fn ten_thousand_rules_and_members_are_compiled() {
