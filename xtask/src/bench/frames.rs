@@ -4,6 +4,7 @@ use std::{
     fs,
     net::Ipv4Addr,
     os::fd::OwnedFd,
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
@@ -16,8 +17,8 @@ use super::{
     programs::{self, FIRST_PORT, PORTS, Turns},
 };
 
-/// Frames of one call of the kernel; few, so that the length of a measurement is kept.
-const PER_CALL: u32 = 50_000;
+/// Frames of the first call of the kernel, which tells how many the next should make.
+const FIRST_CALL: u32 = 100_000;
 /// 64 bytes on the wire: without the frame check sequence.
 const FRAME_LEN: usize = 60;
 /// The destination port of every flow.
@@ -141,6 +142,8 @@ pub struct Generator {
     turns: Map,
     frame: Vec<u8>,
     netns: Netns,
+    /// Frames per second, as of the last run.
+    rate: AtomicU32,
 }
 
 impl Generator {
@@ -154,7 +157,7 @@ impl Generator {
             Varied::Destination => programs::DST,
         };
         let program = bpf::load(&programs::generate(&frame, varied, &turns, target))?;
-        Ok(Self { program, turns, frame, netns: end.netns.clone() })
+        Ok(Self { program, turns, frame, netns: end.netns.clone(), rate: AtomicU32::new(0) })
     }
 
     /// From now on `flows` flows from number `first` on, in turns.
@@ -162,15 +165,26 @@ impl Generator {
         self.turns.set(&Turns { next: first, end: first + flows, start: first }.bytes())
     }
 
-    /// Makes frames on one core for about `length`; returns how long it took.
+    /// Makes frames on one core for about `length`; returns how long it took. In one call of the kernel, if it
+    /// is known how many there will be: to begin and end one takes milliseconds.
     pub fn run(&self, length: Duration) -> Result<Duration> {
-        self.on_one_core(|| {
+        let rate = f64::from(self.rate.load(Ordering::Relaxed));
+        let (elapsed, made) = self.on_one_core(|| {
             let start = Instant::now();
-            while start.elapsed() < length {
-                bpf::run_live(&self.program, &self.frame, PER_CALL)?;
+            let (mut elapsed, mut made) = (Duration::ZERO, 0_u32);
+            // Nine tenths are near enough.
+            while elapsed < length * 9 / 10 {
+                let rate = if made > 0 { f64::from(made) / elapsed.as_secs_f64() } else { rate };
+                let frames = (rate * (length - elapsed).as_secs_f64()) as u32;
+                let frames = frames.max(FIRST_CALL);
+                bpf::run_live(&self.program, &self.frame, frames)?;
+                made += frames;
+                elapsed = start.elapsed();
             }
-            Ok(start.elapsed())
-        })
+            Ok((elapsed, made))
+        })?;
+        self.rate.store((f64::from(made) / elapsed.as_secs_f64()) as u32, Ordering::Relaxed);
+        Ok(elapsed)
     }
 
     /// Makes that many frames.
