@@ -1,4 +1,4 @@
-//! What was measured, as a table and as JSON.
+//! What was measured, as a table, as JSON and as a chart.
 
 use std::{
     collections::BTreeMap,
@@ -9,37 +9,46 @@ use std::{
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
+use super::chart;
 use crate::report;
+
+/// What a row is about.
+pub struct Label {
+    /// Its name in the record.
+    pub id: String,
+    /// What it is measured in.
+    pub unit: &'static str,
+    /// In a few words.
+    pub what: String,
+    /// Rows it is compared with, and how many times theirs it should be, if that is demanded.
+    pub peers: Vec<(String, Option<f64>)>,
+}
 
 /// One row: medians and spread over the rounds.
 #[derive(Serialize)]
 pub struct Row {
-    id: &'static str,
-    unit: &'static str,
-    what: &'static str,
-    median: f64,
-    min: f64,
-    max: f64,
+    pub id: String,
+    pub unit: &'static str,
+    what: String,
+    pub median: f64,
+    pub min: f64,
+    pub max: f64,
     rounds: usize,
     /// Median over the peer's median.
-    ratio: BTreeMap<&'static str, f64>,
-    target: Option<&'static str>,
-    met: Option<bool>,
+    ratio: BTreeMap<String, f64>,
+    target: Option<String>,
+    /// Whether the target is met; unknown if a peer was not measured.
+    pub met: Option<bool>,
     #[serde(skip)]
-    peers: &'static [&'static str],
+    peers: Vec<(String, Option<f64>)>,
 }
 
 impl Row {
     /// Sums up the rounds.
-    pub fn new(
-        id: &'static str,
-        unit: &'static str,
-        what: &'static str,
-        peers: &'static [&'static str],
-        mut values: Vec<f64>,
-    ) -> Self {
+    pub fn new(label: Label, mut values: Vec<f64>) -> Self {
         values.sort_by(f64::total_cmp);
         let at = |index: usize| values.get(index).copied().unwrap_or(f64::NAN);
+        let Label { id, unit, what, peers } = label;
         Self {
             id,
             unit,
@@ -54,6 +63,25 @@ impl Row {
             peers,
         }
     }
+
+    /// Fills in what takes the other rows.
+    fn compare(&mut self, medians: &BTreeMap<String, f64>) {
+        let ratio = |peer: &str| Some(self.median / medians.get(peer)?);
+        self.ratio = self.peers.iter().filter_map(|(peer, _)| Some((peer.clone(), ratio(peer)?))).collect();
+        let targets: Vec<_> = self.peers.iter().filter_map(|(peer, least)| Some((peer, (*least)?))).collect();
+        if targets.is_empty() {
+            return;
+        }
+        let words: Vec<_> = targets.iter().map(|(peer, least)| format!("{least:.2} x {peer}")).collect();
+        self.target = Some(words.join(", "));
+        let met: Vec<_> =
+            targets.iter().map(|&(peer, least)| self.ratio.get(peer).map(|&ratio| ratio >= least)).collect();
+        self.met = if met.contains(&Some(false)) {
+            Some(false)
+        } else {
+            met.iter().all(Option::is_some).then_some(true)
+        };
+    }
 }
 
 /// A whole run.
@@ -64,13 +92,10 @@ pub struct Record {
 }
 
 impl Record {
-    /// Adds ratios and conditions.
-    pub fn new(is_quick: bool, mut rows: Vec<Row>) -> Result<Self> {
-        let medians: BTreeMap<&str, f64> = rows.iter().map(|row| (row.id, row.median)).collect();
-        for row in &mut rows {
-            let peers = row.peers.iter().filter_map(|&peer| Some((peer, row.median / medians.get(peer)?)));
-            row.ratio = peers.collect();
-        }
+    /// Adds ratios, targets and conditions.
+    pub fn new(is_quick: bool, mut rows: Vec<Row>) -> Self {
+        let medians = rows.iter().map(|row| (row.id.clone(), row.median)).collect();
+        rows.iter_mut().for_each(|row| row.compare(&medians));
         let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
         let cpu = read("/proc/cpuinfo");
         let model = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("unknown");
@@ -80,38 +105,88 @@ impl Record {
             ("cpus", cpu.lines().filter(|line| line.starts_with("processor")).count().to_string()),
             ("run", if is_quick { "quick" } else { "full" }.to_owned()),
             ("links", "veth pairs between network namespaces, workload MTU 1450".to_owned()),
-            ("frames", "64 bytes, one flow, one core makes, forwards and drops them".to_owned()),
+            ("frames", "64 bytes, UDP, one core makes, forwards and drops them".to_owned()),
             ("load_average_at_end", read("/proc/loadavg").trim().to_owned()),
         ]);
-        Ok(Self { conditions, rows })
+        Self { conditions, rows }
     }
 
     /// For people.
     pub fn table(&self) -> String {
-        let rows: Vec<[String; 5]> = self
+        let rows: Vec<[String; 6]> = self
             .rows
             .iter()
             .map(|row| {
                 let ratios: Vec<_> =
                     row.ratio.iter().map(|(peer, ratio)| format!("{ratio:.2} x {peer}")).collect();
+                let target = match (&row.target, row.met) {
+                    (None, _) => String::new(),
+                    (Some(target), None) => format!("{target}: not compared"),
+                    (Some(target), Some(met)) => format!("{target}: {}", if met { "met" } else { "MISSED" }),
+                };
                 [
-                    row.id.to_owned(),
-                    format!("{:.2} {}", row.median, row.unit),
+                    row.id.clone(),
+                    value(row.median, row.unit),
                     format!("{:.2} - {:.2}", row.min, row.max),
                     ratios.join(", "),
-                    row.what.to_owned(),
+                    target,
+                    row.what.clone(),
                 ]
             })
             .collect();
-        report::table(["row", "median", "spread", "ratio", "what"], &rows)
+        report::table(["row", "median", "spread", "ratio", "target", "what"], &rows)
     }
 
-    /// Writes `report.json`.
-    pub fn write(&self, directory: &Path) -> Result<PathBuf> {
+    /// Writes `report.json` and `report.svg`; returns their paths.
+    pub fn write(&self, directory: &Path) -> Result<[PathBuf; 2]> {
         fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
-        let path = directory.join("report.json");
-        fs::write(&path, serde_json::to_string_pretty(self)?)
-            .with_context(|| format!("cannot write {}", path.display()))?;
-        Ok(path)
+        let files = [
+            ("report.json", serde_json::to_string_pretty(self)?),
+            ("report.svg", chart::draw(&self.rows, &self.conditions)),
+        ];
+        let mut paths = Vec::new();
+        for (name, text) in files {
+            let path = directory.join(name);
+            fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+            paths.push(path);
+        }
+        paths.try_into().map_err(|_| anyhow::anyhow!("two files were to be written"))
+    }
+}
+
+/// A number with its unit.
+pub fn value(number: f64, unit: &str) -> String {
+    match unit {
+        "ns" => format!("{number:.0} {unit}"),
+        _ => format!("{number:.2} {unit}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(id: &str, median: f64, peers: &[(&str, Option<f64>)]) -> Row {
+        let peers = peers.iter().map(|&(peer, least)| (peer.to_owned(), least)).collect();
+        let label = Label { id: id.to_owned(), unit: "Mpps", what: String::new(), peers };
+        Row::new(label, vec![median, median / 2.0, median * 2.0])
+    }
+
+    #[test]
+    fn targets_are_met_only_if_all_are() {
+        let rows = vec![
+            row("bound", 2.0, &[]),
+            row("linux", 0.4, &[]),
+            row("good", 1.7, &[("bound", Some(0.8)), ("linux", Some(4.0))]),
+            row("slow", 1.5, &[("bound", Some(0.8)), ("linux", Some(3.0))]),
+            row("alone", 1.5, &[("nobody", Some(0.8)), ("linux", Some(3.0))]),
+            row("free", 1.5, &[("bound", None)]),
+        ];
+        let record = Record::new(true, rows);
+        let met: Vec<_> = record.rows.iter().map(|row| row.met).collect();
+        assert_eq!(met, [None, None, Some(true), Some(false), None, None]);
+        assert_eq!(record.rows[2].target.as_deref(), Some("0.80 x bound, 4.00 x linux"));
+        assert_eq!(record.rows[5].ratio["bound"], 0.75);
+        assert_eq!((record.rows[0].min, record.rows[0].max), (1.0, 4.0));
     }
 }

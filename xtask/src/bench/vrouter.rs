@@ -1,0 +1,113 @@
+//! The vrouter side: a lab whose ports are for one row each.
+
+use std::{path::Path, time::Duration};
+
+use anyhow::{Context as _, Result};
+use vrouter_tests::{
+    Agent, AgentOptions, Lab,
+    topology::{self, FloatingIp, NodeEntry, SecurityGroup, Topology},
+};
+
+use super::{frames::DESTINATION_PORT, table};
+
+/// What everything of the lab is named after.
+pub const PREFIX: &str = "vrbench";
+/// Flows stay as they are while their row waits for its turn.
+const FOREVER: &[&str] = &["udp=86400", "udp_stream=86400"];
+
+/// Stateful: what goes out may be answered, and what is asked for comes in.
+const GUARDED: &str = "guarded";
+/// Stateless, everything: no connection is tracked.
+const FREE: &str = "free";
+
+/// Ports with the network, the number and the node they are on, whether they have XDP, and their group.
+const PORTS: &[(&str, &str, u8, &str, bool, &str)] = &[
+    ("xdp1", "web", 21, "node-a", true, FREE),
+    ("xdp2", "db", 22, "node-a", true, FREE),
+    ("tc1", "web", 31, "node-a", false, FREE),
+    ("tc2", "db", 32, "node-a", false, FREE),
+    ("policy1", "web", 33, "node-a", false, GUARDED),
+    ("policy2", "db", 34, "node-a", false, GUARDED),
+    ("xsnat", "web", 41, "node-a", true, GUARDED),
+    ("tsnat", "web", 42, "node-a", false, GUARDED),
+    ("xfip", "web", 43, "node-a", true, GUARDED),
+    ("xnew", "web", 44, "node-a", true, GUARDED),
+    ("xsnat1m", "web", 45, "node-b", true, GUARDED),
+    ("xfip1m", "web", 46, "node-c", true, GUARDED),
+    ("tsnat1m", "web", 47, "node-d", false, GUARDED),
+];
+
+/// Rows that need another node than node-a.
+const LARGE_ROWS: [(&str, &str); 4] =
+    [("node-b", "tcp_vxlan"), ("node-b", "xdp_snat_1m"), ("node-c", "xdp_fip_1m"), ("node-d", "tc_snat_1m")];
+
+/// Floating IPs of ports.
+pub const FLOATING: [(&str, &str); 2] = [("203.0.113.143", "xfip"), ("203.0.113.146", "xfip1m")];
+
+/// The lab with its agents. Nodes c and d have but one port each, for a million flows.
+pub struct Vrouter {
+    pub lab: Lab,
+    agents: Vec<Agent>,
+}
+
+impl Vrouter {
+    /// Makes it. Agents start only on the nodes that some wanted row needs.
+    pub fn new(binary: &Path, wants: &dyn Fn(&str) -> bool) -> Result<Self> {
+        let topology = topology();
+        let lab = Lab::builder().prefix(PREFIX).topology(&topology).vrouter(binary).build()?;
+        let mut agents = Vec::new();
+        for NodeEntry { name, .. } in &topology.nodes {
+            let mut alone = LARGE_ROWS.iter().filter(|(node, _)| node == name);
+            if name != "node-a" && !alone.any(|(_, row)| wants(row)) {
+                continue;
+            }
+            let entries = if name == "node-a" { table::SMALL } else { table::LARGE };
+            let mut extra = vec!["--external-hook".to_owned(), "xdp".to_owned()];
+            extra.extend(FOREVER.iter().flat_map(|timeout| ["--timeout".to_owned(), (*timeout).to_owned()]));
+            let options = AgentOptions { flow_entries: Some(entries), extra, ..AgentOptions::default() };
+            let mut agent = lab.start_agent(name, &options)?;
+            agent.wait_ready(Duration::from_secs(20))?;
+            agents.push(agent);
+        }
+        Ok(Self { lab, agents })
+    }
+
+    /// An agent's instance.
+    pub fn instance(&self, node: &str) -> String {
+        format!("{}-{node}", self.lab.prefix())
+    }
+
+    /// Packets that no flow decided, on a node.
+    pub fn misses(&self, node: &str) -> Result<u64> {
+        let agent = self.agents.iter().find(|agent| agent.node().name() == node);
+        let status = agent.with_context(|| format!("no agent on {node}"))?.status()?;
+        status["counters"]["flow_miss"].as_u64().context("vrouter status has no counter flow_miss")
+    }
+}
+
+fn topology() -> Topology {
+    // vm1 and vm2 are on web, vm3 and vm5 on db; what measures frames gets ports of its own.
+    let mut wanted = topology::with_outside();
+    // Whoever else runs or not, node-a answers for the router's address.
+    wanted.nodes[0].gateway = true;
+    wanted.nodes[1].gateway = false;
+    for (name, vtep) in [("node-c", "192.0.2.3"), ("node-d", "192.0.2.4")] {
+        wanted.nodes.push(NodeEntry::new(name, vtep));
+    }
+    let asked =
+        format!("{{ direction: ingress, protocol: udp, ports: {DESTINATION_PORT}, remote: 0.0.0.0/0 }}");
+    wanted.add_group(GUARDED, &["{ direction: egress }", &asked]);
+    let mut free = SecurityGroup::new(FREE, &["{ direction: ingress }", "{ direction: egress }"]);
+    free.stateless = true;
+    wanted.security_groups.push(free);
+    for &(name, network, number, node, xdp, group) in PORTS {
+        let mut port = topology::standard_port(name, network, number, node);
+        if xdp {
+            port.extra.push("hook: xdp".to_owned());
+        }
+        wanted.ports.push(port);
+        wanted.put_into(name, &[group]);
+    }
+    wanted.floating_ips = FLOATING.iter().map(|(address, port)| FloatingIp::new(address, port)).collect();
+    wanted
+}
