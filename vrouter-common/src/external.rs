@@ -157,6 +157,7 @@ fn owner<T: Tables>(tables: &T, bank: u32, network: u32, outside: &Tuple) -> Opt
 /// Passes a packet on, as it is, to the node that translates it. Nothing is remembered: a gateway keeps no
 /// connections.
 #[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "where a packet is, and the way it goes on")]
 fn pass_on<P: Packet, T: Tables>(
     packet: &P,
     tables: &T,
