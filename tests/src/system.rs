@@ -74,7 +74,7 @@ impl System {
     pub fn apply(&mut self, topology: &Topology) -> Result<()> {
         let mut digests = BTreeMap::new();
         for (node, agent) in &self.agents {
-            digests.insert(node.clone(), agent.json(&["status"])?["in_force"]["digest"].clone());
+            digests.insert(node.clone(), agent.status()?["in_force"]["digest"].clone());
         }
         self.lab.write_topology(topology)?;
         for (node, agent) in &mut self.agents {

@@ -287,7 +287,8 @@ fn r7_hostile_fragments(system: &System) {
                 &whole,
                 0,
             );
-            check("a gap", vec![(0, part(0, 1000), true), (1008, part(1008, 2000), false)], &whole, 1);
+            // As if one had been lost on the way.
+            check("a gap", vec![(0, part(0, 1000), true), (1008, part(1008, 2000), false)], &whole, 0);
             check(
                 "the header in two",
                 vec![(0, tcp[header..header + 8].to_vec(), true), (8, tcp[header + 8..].to_vec(), false)],
@@ -357,7 +358,7 @@ fn r7_what_linux_cuts_arrives(system: &System) {
         ("vm1", OF_VM5),
         ("outside1", OF_VM5),
         ("server1", OF_VM1),
-        ("vm6", "2001:db8:ab::10"),
+        ("vm6", "2001:db8:aa::10"),
     ] {
         for length in [1500, 2900, 20_000, 60_000] {
             let outcome = Probe::udp(ip(to), 7).length(length).send(system.host(from)).unwrap();

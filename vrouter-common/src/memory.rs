@@ -202,7 +202,7 @@ impl Image {
 }
 
 /// Everything the decision looks up, in memory.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct MemoryTables {
     /// The state in force; its epoch must be even, so that its bank is 0, where [`Image`]'s keys are.
     pub commit: Commit,
@@ -264,14 +264,15 @@ impl MemoryTables {
         }
     }
 
-    /// Replaces an entry that `flow` is a reference to.
+    /// Changes the entry of which `flow` is, or was a moment ago, the value.
     fn change(&self, flow: &Flow, change: impl Fn(&mut Flow)) {
         for table in [&self.flows, &self.transient] {
             let mut table = table.borrow_mut();
-            if let Some(entry) = table.values_mut().find(|entry| core::ptr::eq(**entry, flow)) {
-                let mut changed = *flow;
+            if let Some(entry) = table.values_mut().find(|entry| entry.tag == flow.tag) {
+                let mut changed = **entry;
                 change(&mut changed);
                 *entry = Box::leak(Box::new(changed));
+                return;
             }
         }
     }
@@ -616,10 +617,15 @@ fn try_run(tables: &MemoryTables, entry: Entry, mut packet: MemoryPacket) -> Res
             Ok(Verdict::Flooded { network: plan.flood_network })
         }
         Decision::Wait => {
-            tables.count(Event::HopQueued);
+            if packet.len() > UPCALL_FRAME_MAX {
+                tables.count_drop(DropReason::HopPending, packet.len() as u64);
+            } else {
+                tables.count(Event::HopQueued);
+            }
             let hop = plan.flow.target;
             let mut request = None;
-            if tables.may_ask(hop) {
+            // As in the kernel: what still has outer headers cannot become a request.
+            if !ingress.tunnelled() && tables.may_ask(hop) {
                 tables.count(Event::HopAsked);
                 if let Exit::Interface(ifindex) = answer::request::write(&mut packet, tables, plan)? {
                     request = Some((ifindex, packet.to_vec()));
@@ -628,7 +634,11 @@ fn try_run(tables: &MemoryTables, entry: Entry, mut packet: MemoryPacket) -> Res
             Ok(Verdict::Waiting { hop, request })
         }
         Decision::Route => Err(DropReason::Internal),
-        Decision::Fragment => Ok(Verdict::Fragmented(Box::new(plan.flow))),
+        Decision::Fragment if packet.len() > UPCALL_FRAME_MAX => Err(DropReason::TooBig),
+        Decision::Fragment => {
+            tables.count(Event::FragmentQueued);
+            Ok(Verdict::Fragmented(Box::new(plan.flow)))
+        }
         Decision::Pass => {
             tables.count(Event::ToKernel);
             Ok(Verdict::Passed)

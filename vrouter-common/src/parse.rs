@@ -385,7 +385,7 @@ fn transport<P: Packet>(packet: &P, headers: &mut Headers, left: usize) -> Resul
 }
 
 /// Reads the packet that an ICMP error quotes, as far as 8 bytes behind its IP header (RFC 792). What cannot
-/// be told (a later fragment, extension headers, a quote cut shorter) is left unknown.
+/// be told (a later fragment, other extension headers, a quote cut shorter) is left unknown.
 #[inline(always)]
 pub fn quoted<P: Packet>(packet: &P, headers: &Headers) -> Quoted {
     let mut quoted = Quoted::default();
@@ -404,9 +404,19 @@ pub fn quoted<P: Packet>(packet: &P, headers: &Headers) -> Quoted {
         tuple.dst = ip.ip6(24);
         tuple.proto = ip.u8(6);
         tuple.v6 = true;
-        header_len = IPV6_LEN;
         if ip.u8(0) >> 4 != 6 || tuple.src.is_v4() || tuple.dst.is_v4() {
             return quoted;
+        }
+        if tuple.proto == PROTO_FRAGMENT {
+            // Path MTU discovery of a fragmented datagram.
+            let Some(ext) = packet.view((at + IPV6_LEN) & 0x3ff, 8) else { return quoted };
+            if ext.be16(2).get() & 0xfff8 != 0 {
+                return quoted;
+            }
+            tuple.proto = ext.u8(0);
+            header_len = IPV6_LEN + 8;
+        } else {
+            header_len = IPV6_LEN;
         }
     } else {
         let Some(ip) = packet.view(at, IPV4_LEN) else { return quoted };

@@ -45,12 +45,12 @@ fn an_apply_decides_only_touched_networks_again() {
         assert_eq!(flow_of(world, &blue()).packets, 2);
         assert_eq!(flow_of(world, &unrelated()).packets, 2);
 
-        // A station of network 3 moves: networks 1, 2 and 3 hang together by router 1, and 6 by router 2.
+        // A station of network 2 moves: that concerns what comes from there or goes there.
         let mut image = topology::image(&world.ifindexes);
-        let key = FdbKey::new(0, 3, port_mac(31));
+        let key = FdbKey::new(0, 2, port_mac(21));
         image.fdb.get_mut(&key).expect("a station").place = PLACE_UNBOUND;
         let applied = world.apply(image.clone());
-        assert_eq!((applied.epoch, applied.networks), (2, 4));
+        assert_eq!((applied.epoch, applied.networks), (2, 1));
 
         let before = world.counts();
         run(world);
@@ -104,6 +104,10 @@ fn before_the_first_commit_ports_are_shut() {
         ] {
             for via in Via::BOTH {
                 let (ran, counts) = world.run_counted(via, "p11", &frame);
+                if via == Via::Xdp && !left_by_xdp(&frame).contains_key("flow_miss") {
+                    assert_eq!((ran.verdict, counts), (XDP_PASS, left_by_xdp(&frame)), "{name} by {via:?}");
+                    continue;
+                }
                 assert_eq!(ran.verdict, via.drop(), "{name} by {via:?}");
                 assert_eq!(
                     counts,
@@ -130,7 +134,8 @@ fn a_restart_keeps_everything() {
         world.apply(image.clone());
         world.run(Via::Tc, "p11", &blue().build());
         world.run(Via::Tc, "p11", &Packet::routed(11, v4(66, 1)).build());
-        let (flows, counts, commit) = (world.flow_entries(), world.counts(), *world.banks.commit());
+        let commit = topology::complete(*world.banks.commit(), &world.ifindexes);
+        let (flows, counts) = (world.flow_entries(), world.counts());
         let attached = world.data_path.attached().clone();
         assert_eq!(flows.len(), 1);
         assert_eq!(counts, Counts::from([("flow_miss", 2), ("route_blackhole", 1)]));
@@ -164,7 +169,10 @@ fn an_identical_image_writes_nothing() {
 
         // A document that says the same in other words: its digest is noted, no flow is decided again.
         world.run(Via::Tc, "p11", &blue().build());
-        let applied = world.banks.apply(image.clone(), &published(2), &Touch::Changed).expect("apply");
+        let applied = world
+            .banks
+            .apply(image.clone(), &published(2, &world.ifindexes), &Touch::Changed)
+            .expect("apply");
         assert_eq!(applied, Applied { epoch: 1, writes: 0, networks: 0 });
         let stored: Map<u32, Commit> = Map::open(&world.pins().maps(), "COMMIT").expect("COMMIT");
         assert_eq!(stored.lookup(&0).expect("COMMIT"), Some(Commit { digest: 2, ..commit }));
@@ -190,7 +198,11 @@ fn both_banks_are_whole() {
             let touch_all = world.banks.in_force() == image;
             let applied = world
                 .banks
-                .apply(image.clone(), &published(1), if touch_all { &Touch::All } else { &Touch::Changed })
+                .apply(
+                    image.clone(),
+                    &published(1, &world.ifindexes),
+                    if touch_all { &Touch::All } else { &Touch::Changed },
+                )
                 .expect("apply");
             assert_eq!(applied.epoch, epoch);
             assert_eq!(world.banks.in_force(), image);

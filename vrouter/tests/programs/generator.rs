@@ -1,6 +1,11 @@
 //! Random frames: mostly sensible ones, so that every stage is reached, then damaged.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use vrouter_common::flow::{FROM_PORT, Flow, FlowKey, ROLE_NONE, Tuple};
 
 use crate::{
     frames::{BROADCAST, ethernet},
@@ -42,11 +47,237 @@ impl Random {
     }
 }
 
-const LOCAL_PORTS: [u32; 10] = [11, 12, 13, 19, 21, 22, 31, 41, 42, 61];
-const PORTS: [u32; 20] = [11, 12, 13, 15, 16, 17, 18, 19, 21, 22, 23, 24, 25, 26, 27, 28, 31, 41, 42, 61];
+const LOCAL_PORTS: [u32; 13] = [11, 12, 13, 19, 21, 22, 31, 41, 42, 61, 71, 72, 74];
+const PORTS: [u32; 24] =
+    [11, 12, 13, 15, 16, 17, 18, 19, 21, 22, 23, 24, 25, 26, 27, 28, 31, 41, 42, 61, 71, 72, 74, 75];
+/// With floating IPs.
+const FLOATING: [u32; 4] = [12, 71, 75, 18];
 
-/// Where a frame enters, and its bytes.
-pub fn frame(random: &mut Random) -> (&'static str, Vec<u8>) {
+/// What is known of connections, for frames that belong to them.
+pub struct Live {
+    names: BTreeMap<u32, &'static str>,
+    pub flows: Vec<(FlowKey, Flow)>,
+}
+
+impl Live {
+    pub fn new(ifindexes: &BTreeMap<&'static str, u32>) -> Self {
+        Self { names: ifindexes.iter().map(|(&name, &index)| (index, name)).collect(), flows: Vec::new() }
+    }
+}
+
+/// Where frames enter, and their bytes: one frame, or the fragments of one.
+pub fn frames(random: &mut Random, live: &Live) -> Vec<(&'static str, Vec<u8>)> {
+    let (interface, mut frame) = match random.below(8) {
+        0..=2 if !live.flows.is_empty() => related(random, live),
+        3 => (EXTERNAL, from_outside(random)),
+        _ => return vec![self::frame(random)],
+    };
+    if random.once_in(12)
+        && let Some(pieces) = fragments(random, interface, &frame)
+    {
+        return pieces.into_iter().map(|piece| (interface, piece)).collect();
+    }
+    if random.once_in(12) {
+        damage(random, &mut frame);
+    }
+    vec![(interface, frame)]
+}
+
+/// One more packet of a connection, a reply, or an ICMP error about one.
+fn related(random: &mut Random, live: &Live) -> (&'static str, Vec<u8>) {
+    let connections = live.flows.iter().filter(|(_, flow)| flow.role != ROLE_NONE).count();
+    let (key, flow) = if connections > 0 && !random.once_in(5) {
+        let mut tracked = live.flows.iter().filter(|(_, flow)| flow.role != ROLE_NONE);
+        *tracked.nth(random.below(connections)).expect("counted")
+    } else {
+        live.flows[random.below(live.flows.len())]
+    };
+    let reply = if flow.role == ROLE_NONE { key } else { flow.peer_key(&key) };
+    let at = if random.once_in(4) { key } else { reply };
+    let tuple = at.tuple();
+    let l3 = if random.once_in(3) && at == reply {
+        // It quotes what went the other way, as that left.
+        let quoted = packet(random, &tuple.reversed());
+        error(random, &tuple, quoted)
+    } else {
+        packet(random, &tuple)
+    };
+    let ethertype = if tuple.v6 { 0x86dd } else { 0x0800 };
+    if at.from == FROM_PORT {
+        let name = live.names.get(&at.zone).copied().unwrap_or(UNKNOWN);
+        let port = name[1..].parse().unwrap_or(11);
+        let dst = destination_mac(random, port / 10);
+        return (name, ethernet(dst, port_mac(port), ethertype, &l3));
+    }
+    let network = at.zone - vni(0);
+    if network == OUTSIDE {
+        let router = random.pick(&[1, 1, 1, 2]);
+        let frame = ethernet(router_mac(router, OUTSIDE), NEIGHBOUR_MAC, ethertype, &l3);
+        if random.once_in(3) {
+            return (UPLINK, tunnelled(random, OUTSIDE, &frame));
+        }
+        return (EXTERNAL, frame);
+    }
+    // From another node, if the frame finds its port.
+    let dst = match IpAddr::from(tuple.dst) {
+        IpAddr::V4(address) => u32::from(address.octets()[3]),
+        IpAddr::V6(address) => u32::from(address.segments()[7]),
+    };
+    let src = random.pick(&[router_mac(1, network), port_mac(15), port_mac(25)]);
+    let frame = ethernet(port_mac(dst), src, ethertype, &l3);
+    (UPLINK, tunnelled(random, network, &frame))
+}
+
+/// An IP packet with a tuple.
+fn packet(random: &mut Random, tuple: &Tuple) -> Vec<u8> {
+    let (sport, dport) = (tuple.sport.get().to_be_bytes(), tuple.dport.get().to_be_bytes());
+    let mut l4 = match tuple.proto {
+        1 | 58 if tuple.is_echo() => [dport.as_slice(), &random.bytes(2), &sport, &[0, 1]].concat(),
+        1 | 58 => [dport.as_slice(), &random.bytes(6)].concat(),
+        6 => {
+            let mut l4 = [sport, dport].concat();
+            l4.extend(random.bytes(8));
+            l4.extend([0x50, random.pick(&[16, 16, 24, 18, 17, 4, 2])]);
+            l4.extend(random.bytes(6));
+            l4
+        }
+        _ => [sport, dport].concat(),
+    };
+    let payload = random.below(60);
+    if tuple.proto == 17 {
+        l4.extend(((8 + payload) as u16).to_be_bytes());
+        l4.extend(if random.once_in(6) { vec![0, 0] } else { random.bytes(2) });
+    }
+    l4.extend(random.bytes(payload));
+    header(random, tuple, tuple.proto, &l4)
+}
+
+fn header(random: &mut Random, tuple: &Tuple, proto: u8, l4: &[u8]) -> Vec<u8> {
+    let around = crate::frames::Packet {
+        src: tuple.src.into(),
+        dst: tuple.dst.into(),
+        ttl: random.pick(&[64, 64, 63, 2, 1]),
+        dont_fragment: !random.once_in(3),
+        ..crate::frames::Packet::routed(11, port_v4(11))
+    };
+    around.around(proto, l4)
+}
+
+/// An ICMP error that travels with the addresses of `tuple`, from its source or from somebody on the way.
+fn error(random: &mut Random, tuple: &Tuple, mut quoted: Vec<u8>) -> Vec<u8> {
+    let is_v6 = tuple.v6;
+    if random.once_in(4) {
+        // As much as RFC 792 asks for.
+        quoted.truncate(if is_v6 { 48 } else { 28 });
+    }
+    let kinds: &[[u8; 2]] =
+        if is_v6 { &[[1, 4], [2, 0], [3, 0], [4, 1]] } else { &[[3, 3], [3, 4], [11, 0], [12, 0], [5, 1]] };
+    let mut icmp = random.pick(kinds).to_vec();
+    icmp.extend(random.bytes(2));
+    icmp.extend([0, 0, 5, 0]);
+    icmp.extend(quoted);
+    let mut tuple = *tuple;
+    if random.once_in(2) {
+        let hop = IpAddr::from(tuple.src);
+        tuple.src = match hop {
+            IpAddr::V4(_) => {
+                IpAddr::from(random.pick(&[v4(OUTSIDE, NEIGHBOUR), v4(BEHIND, 77), v4(7, 1), v4(1, 11)]))
+            }
+            IpAddr::V6(_) => random.pick(&[v6(OUTSIDE, 254), v6(BEHIND, 77), v6(7, 1), v6(1, 11)]).into(),
+        }
+        .into();
+    }
+    header(random, &tuple, if is_v6 { 58 } else { 1 }, &icmp)
+}
+
+/// What somebody on the external network might send.
+fn from_outside(random: &mut Random) -> Vec<u8> {
+    let hop_v4 = v4(OUTSIDE, random.pick(&[NEIGHBOUR, NEIGHBOUR, 253, 1, 12]));
+    let hop_v6 = v6(OUTSIDE, u16::from(random.pick(&[NEIGHBOUR, NEIGHBOUR, 253, 1, 12])));
+    let mac = if random.once_in(20) { [2, 0xee, 0, 0, 0, random.pick(&[1, 2])] } else { NEIGHBOUR_MAC };
+    let router = random.pick(&[1, 1, 1, 1, 2]);
+    match random.below(10) {
+        0 | 1 => {
+            let operation = random.pick(&[1, 1, 2]);
+            let target = v4(OUTSIDE, random.pick(&[1, 2, 12, 71, 75, 18, 9]));
+            crate::frames::arp(BROADCAST, mac, operation, (mac, hop_v4), ([0; 6], target))
+        }
+        2 => {
+            let kind = random.pick(&[135, 136]);
+            let target = if kind == 136 { hop_v6 } else { v6(OUTSIDE, random.pick(&[1, 2, 12, 71, 75, 9])) };
+            let option = if random.once_in(5) { None } else { Some((random.pick(&[1, 2]), mac)) };
+            let to = (router_mac(router, OUTSIDE), mac);
+            crate::frames::nd(kind, to, (hop_v6, v6(OUTSIDE, 1)), 0x6000_0000, target, option).build()
+        }
+        _ => {
+            let dst = random.pick(&[1, 1, 1, 2, 12, 71, 71, 75, 18, 9]);
+            let behind = random.once_in(3);
+            let ports = (
+                [7, random.pick(&[0xd0, 0xd1])],
+                random.pick(&[2222_u16, 2223, 2224, 2000, 2001, 1026, 4100, 6200]).to_be_bytes(),
+            );
+            let (proto, mut l4) = transport(random, false);
+            if matches!(proto, 6 | 17) && l4.len() >= 4 {
+                l4[..2].copy_from_slice(&ports.0);
+                l4[2..4].copy_from_slice(&ports.1);
+            }
+            let dont_fragment = !random.once_in(3);
+            let (src, dst): (IpAddr, IpAddr) = if random.once_in(3) {
+                (if behind { v6(BEHIND, 5) } else { hop_v6 }.into(), v6(OUTSIDE, dst).into())
+            } else {
+                (if behind { v4(BEHIND, 5) } else { hop_v4 }.into(), v4(OUTSIDE, dst as u8).into())
+            };
+            let proto = if proto == 1 && src.is_ipv6() {
+                l4[0] = random.pick(&[128, 129, 1]);
+                58
+            } else {
+                proto
+            };
+            let dst_mac = router_mac(router, OUTSIDE);
+            let ttl = random.pick(&[64, 64, 64, 2, 1]);
+            let around = crate::frames::Packet::routed(11, port_v4(11)).macs(dst_mac, mac).ttl(ttl);
+            let around = crate::frames::Packet { src, dst, dont_fragment, ..around };
+            ethernet(dst_mac, mac, if src.is_ipv4() { 0x0800 } else { 0x86dd }, &around.around(proto, &l4))
+        }
+    }
+}
+
+/// Cuts an IPv4 frame without options into two or three pieces, now and then not as one should.
+fn fragments(random: &mut Random, interface: &str, frame: &[u8]) -> Option<Vec<Vec<u8>>> {
+    if interface == UPLINK || frame.get(12..15)? != [8, 0, 0x45] || frame.len() < 34 + 24 {
+        return None;
+    }
+    let (header, data) = frame.split_at(34);
+    let id = random.pick(&[1, 2, 3]);
+    let mut pieces = Vec::new();
+    let mut at = 0;
+    while at < data.len() {
+        let len = if pieces.len() == 2 {
+            data.len() - at
+        } else {
+            (data.len() - at).min(8 * (1 + random.below(5)))
+        };
+        let more = at + len < data.len();
+        let place = if random.once_in(12) { random.below(6) } else { at / 8 } as u16;
+        let mut piece = header.to_vec();
+        piece[16..18].copy_from_slice(&(20 + len as u16).to_be_bytes());
+        piece[18..20].copy_from_slice(&[0, id]);
+        piece[20..22].copy_from_slice(&(place | if more { 0x2000 } else { 0 }).to_be_bytes());
+        piece[24..26].fill(0);
+        let sum = checksum(&piece[14..34]);
+        piece[24..26].copy_from_slice(&sum);
+        piece.extend(&data[at..at + len]);
+        pieces.push(piece);
+        at += len;
+    }
+    if random.once_in(10) {
+        pieces.reverse();
+    }
+    Some(pieces)
+}
+
+/// One frame that need not belong to anything.
+fn frame(random: &mut Random) -> (&'static str, Vec<u8>) {
     let (interface, mut frame) = if random.once_in(3) {
         let (network, inner) = inner(random);
         (UPLINK, tunnelled(random, network, &inner))
@@ -136,6 +367,10 @@ fn destination_v4(random: &mut Random) -> Ipv4Addr {
     match random.below(16) {
         0 => v4(random.pick(&[1, 2, 3, 6]), random.pick(&[0, 1, 254, 255, 99])),
         1 => v4(random.pick(&[5, 9, 66, 67, 77]), random.next() as u8),
+        5 => v4(BEHIND, random.pick(&[5, 6])),
+        6 => v4(BEHIND, 5),
+        7 => random.pick(&[v4(OUTSIDE, NEIGHBOUR), v4(OUTSIDE, 253), v4(OUTSIDE, 1), v4(OUTSIDE, 2)]),
+        8 => floating_v4(random.pick(&FLOATING)),
         2 => random.pick(&[
             Ipv4Addr::BROADCAST,
             Ipv4Addr::LOCALHOST,
@@ -143,7 +378,7 @@ fn destination_v4(random: &mut Random) -> Ipv4Addr {
             Ipv4Addr::new(224, 0, 0, 5),
             Ipv4Addr::new(250, 1, 2, 3),
         ]),
-        3 | 4 => v4(random.pick(&[1, 2, 3]), 1),
+        3 | 4 => v4(random.pick(&[1, 2, 3, 7]), 1),
         _ => port_v4(random.pick(&PORTS)),
     }
 }
@@ -164,6 +399,9 @@ fn destination_v6(random: &mut Random) -> Ipv6Addr {
     match random.below(16) {
         0 => v6(random.pick(&[1, 2, 3, 6]), random.pick(&[0, 1, 0xfe, 0x99])),
         1 => v6(random.pick(&[5, 9, 66, 67, 77]), random.next() as u16),
+        6 => v6(BEHIND, random.pick(&[5, 6])),
+        7 => random.pick(&[v6(OUTSIDE, 254), v6(OUTSIDE, 253), v6(OUTSIDE, 1), v6(OUTSIDE, 2)]),
+        8 => floating_v6(random.pick(&FLOATING)),
         2 => random.pick(&[
             Ipv6Addr::UNSPECIFIED,
             Ipv6Addr::LOCALHOST,
@@ -199,7 +437,7 @@ fn transport(random: &mut Random, v6: bool) -> (u8, Vec<u8>) {
     let len = match random.below(12) {
         0 => random.below(8),
         1 => 1150 + random.below(150),
-        2 => 1380 + random.below(60),
+        2 => 1380 + random.below(90),
         _ => random.below(80),
     };
     let mut data = random.bytes(len);

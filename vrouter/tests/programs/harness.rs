@@ -9,18 +9,21 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use aya::programs::{ProgramFd, ProgramInfo};
+use aya::{
+    maps::{Map as AyaMap, MapData, RingBuf, Stack},
+    programs::{ProgramFd, ProgramInfo},
+};
 use vrouter::{
     banks::{Banks, Published, Touch},
     counters::Counters,
     data_path::{self, DataPath, Hook, Pins},
-    kernel::Map,
+    kernel::{Map, PerCpu},
 };
 use vrouter_common::{
     flow::{Flow, FlowKey},
     memory::Image,
     reason::{DropReason, Event},
-    tables::Underlay,
+    tables::*,
 };
 
 use crate::topology::{self, NODE, VTEP};
@@ -97,6 +100,33 @@ pub struct Ran {
     pub frame: Vec<u8>,
 }
 
+/// A record of the ring buffer: what the data path hands to the agent.
+pub struct Record {
+    pub upcall: Upcall,
+    /// As it came in.
+    pub frame: Vec<u8>,
+}
+
+impl Record {
+    pub fn read(bytes: &[u8]) -> Self {
+        let (header, rest) = bytes.split_at(size_of::<Upcall>());
+        // SAFETY: as many bytes as the type has, all of whose values are integers.
+        let upcall = unsafe { std::ptr::read_unaligned(header.as_ptr().cast::<Upcall>()) };
+        Self { upcall, frame: rest.get(..upcall.len as usize).expect("a whole frame").to_vec() }
+    }
+}
+
+/// What XDP counts for a frame that it leaves to TC: what is noted or answered there (ARP, fragments, neighbour
+/// discovery) before it is decided, anything else after.
+pub fn left_by_xdp(frame: &[u8]) -> Counts {
+    let at_once = match frame {
+        [_, _, _, _, _, _, _, _, _, _, _, _, 0x08, 0x06, ..] => true,
+        [_, _, _, _, _, _, _, _, _, _, _, _, 0x08, 0x00, ..] => frame[20] & 0x3f != 0 || frame[21] != 0,
+        _ => frame.len() > 54 && frame[20] == 58 && matches!(frame[54], 133..=137),
+    };
+    if at_once { [("xdp_passed", 1)].into() } else { [("flow_miss", 1), ("xdp_passed", 1)].into() }
+}
+
 /// Counters by name: drops (packets) and events.
 pub type Counts = BTreeMap<&'static str, u64>;
 
@@ -119,6 +149,10 @@ pub struct World {
     pub flows: Map<FlowKey, Flow>,
     pub transient: Map<FlowKey, Flow>,
     pub underlay: Map<u32, Underlay>,
+    pub hops: Map<u32, Hop>,
+    clock: Map<u32, u64>,
+    expire: Map<u32, Expire>,
+    nat_tries: PerCpu<u64>,
     counters: Counters,
     programs: Programs,
     pub ifindexes: BTreeMap<&'static str, u32>,
@@ -129,8 +163,12 @@ pub struct World {
 struct Programs {
     tc_port: ProgramFd,
     tc_uplink: ProgramFd,
+    tc_external: ProgramFd,
     xdp_port: ProgramFd,
     xdp_uplink: ProgramFd,
+    xdp_external: ProgramFd,
+    clock: ProgramFd,
+    expire: ProgramFd,
 }
 
 impl Programs {
@@ -142,8 +180,12 @@ impl Programs {
         Self {
             tc_port: open("vr_tc_port"),
             tc_uplink: open("vr_tc_uplink"),
+            tc_external: open("vr_tc_external"),
             xdp_port: open("vr_xdp_port"),
             xdp_uplink: open("vr_xdp_uplink"),
+            xdp_external: open("vr_xdp_external"),
+            clock: open("vr_clock"),
+            expire: open("vr_expire"),
         }
     }
 }
@@ -183,7 +225,8 @@ fn test_run(program: &ProgramFd, frame: &[u8], context: &[u8]) -> io::Result<Ran
         data_out: out.as_mut_ptr() as u64,
         repeat: 1,
         context_in_len: context.len() as u32,
-        context_in: context.as_ptr() as u64,
+        // Without one the kernel wants no address either.
+        context_in: if context.is_empty() { 0 } else { context.as_ptr() as u64 },
         ..TestRunAttr::default()
     };
     // SAFETY: the buffers have the lengths given and outlive the call, which writes only to `out` and `attr`.
@@ -227,8 +270,9 @@ pub fn with_world(test: impl FnOnce(&mut World) + Send + 'static) {
 }
 
 /// What every test publishes with a topology: the digest of its document.
-pub fn published(digest: u64) -> Published {
-    Published { node: NODE, vtep: VTEP.to_bits(), digest, overlay_mtu: topology::MTU, ..Published::default() }
+pub fn published(digest: u64, ifindexes: &BTreeMap<&'static str, u32>) -> Published {
+    let Commit { overlay_mtu, externals, .. } = topology::complete(Commit::default(), ifindexes);
+    Published { node: NODE, vtep: VTEP.to_bits(), digest, overlay_mtu, externals }
 }
 
 /// Enough for every test that does not ask for less.
@@ -279,73 +323,14 @@ fn interfaces() -> BTreeMap<&'static str, u32> {
     topology::INTERFACES.iter().map(|&name| (name, index(name))).collect()
 }
 
-impl World {
-    /// Loads the programs; nothing is applied yet.
-    pub fn new(flow_entries: u32) -> Self {
-        let ifindexes = interfaces();
-        let pins = OwnPins(new_pins());
-        let mut data_path = DataPath::load(pins.0.clone(), flow_entries).expect("the programs load");
-        // A test run on an interface takes its receive queue, which veth sets up with its first program.
-        let wanted = ifindexes
-            .iter()
-            .map(|(&name, &ifindex)| {
-                let hook = if name == topology::UPLINK { Hook::XdpUplink } else { Hook::XdpPort };
-                ((ifindex, hook), name.to_owned())
-            })
-            .collect();
-        let problems = data_path.attach(&wanted);
-        assert!(problems.is_empty(), "cannot attach: {problems:?}");
-        let maps = pins.0.maps();
-        let underlay = Map::open(&maps, "UNDERLAY").expect("UNDERLAY");
-        for (node, way) in topology::underlay(&ifindexes) {
-            underlay.set(&node, &way).expect("UNDERLAY");
-        }
-        Self {
-            data_path,
-            banks: Banks::open(&maps).expect("banks"),
-            flows: Map::open(&maps, "FLOWS").expect("FLOWS"),
-            transient: Map::open(&maps, "TRANSIENT").expect("TRANSIENT"),
-            underlay,
-            counters: Counters::open(&maps).expect("counters"),
-            programs: Programs::open(&pins.0),
-            ifindexes,
-            pins,
-        }
-    }
+/// Runs the programs of a [`World`].
+#[derive(Clone, Copy)]
+pub struct Runner<'a> {
+    programs: &'a Programs,
+    ifindexes: &'a BTreeMap<&'static str, u32>,
+}
 
-    /// Loads the programs again over the same pins, as a restarted agent does.
-    pub fn restart(self, flow_entries: u32) -> Self {
-        let Self { data_path, ifindexes, pins, .. } = self;
-        drop(data_path);
-        let data_path = DataPath::load(pins.0.clone(), flow_entries).expect("the programs load again");
-        let maps = pins.0.maps();
-        Self {
-            data_path,
-            banks: Banks::open(&maps).expect("banks"),
-            flows: Map::open(&maps, "FLOWS").expect("FLOWS"),
-            transient: Map::open(&maps, "TRANSIENT").expect("TRANSIENT"),
-            underlay: Map::open(&maps, "UNDERLAY").expect("UNDERLAY"),
-            counters: Counters::open(&maps).expect("counters"),
-            programs: Programs::open(&pins.0),
-            ifindexes,
-            pins,
-        }
-    }
-
-    pub fn pins(&self) -> &Pins {
-        &self.pins.0
-    }
-
-    /// Puts a topology in force.
-    pub fn apply(&mut self, image: Image) -> vrouter::banks::Applied {
-        self.banks.apply(image, &published(1), &Touch::Changed).expect("apply")
-    }
-
-    /// The interface of this name.
-    pub fn ifindex(&self, name: &str) -> u32 {
-        self.ifindexes[name]
-    }
-
+impl Runner<'_> {
     /// Runs a frame that came in on an interface through its program.
     pub fn run(&self, via: Via, interface: &str, frame: &[u8]) -> Ran {
         self.run_gso(via, interface, frame, 0)
@@ -353,7 +338,7 @@ impl World {
 
     /// The same for a frame that is cut into segments of `gso_size` later.
     pub fn run_gso(&self, via: Via, interface: &str, frame: &[u8], gso_size: u32) -> Ran {
-        let ifindex = self.ifindex(interface).to_ne_bytes();
+        let ifindex = self.ifindexes[interface].to_ne_bytes();
         let mut context = vec![0; if via == Via::Tc { SKB_LEN } else { XDP_LEN }];
         let mut put = |at: usize, word: [u8; 4]| context[at..at + 4].copy_from_slice(&word);
         match via {
@@ -368,15 +353,151 @@ impl World {
                 put(XDP_INGRESS_IFINDEX, ifindex);
             }
         }
-        let program = match (via, interface == topology::UPLINK) {
-            (Via::Tc, false) => &self.programs.tc_port,
-            (Via::Tc, true) => &self.programs.tc_uplink,
-            (Via::Xdp, false) => &self.programs.xdp_port,
-            (Via::Xdp, true) => &self.programs.xdp_uplink,
+        let program = match (via, interface) {
+            (Via::Tc, topology::UPLINK) => &self.programs.tc_uplink,
+            (Via::Tc, topology::EXTERNAL) => &self.programs.tc_external,
+            (Via::Tc, _) => &self.programs.tc_port,
+            (Via::Xdp, topology::UPLINK) => &self.programs.xdp_uplink,
+            (Via::Xdp, topology::EXTERNAL) => &self.programs.xdp_external,
+            (Via::Xdp, _) => &self.programs.xdp_port,
         };
         test_run(program, frame, &context).unwrap_or_else(|error| {
             panic!("the kernel does not run {} bytes by {via:?}: {error}", frame.len())
         })
+    }
+}
+
+impl World {
+    /// Loads the programs; nothing is applied yet.
+    pub fn new(flow_entries: u32) -> Self {
+        let ifindexes = interfaces();
+        let pins = OwnPins(new_pins());
+        let mut data_path = DataPath::load(pins.0.clone(), flow_entries).expect("the programs load");
+        // A test run on an interface takes its receive queue, which veth sets up with its first program.
+        let wanted = ifindexes
+            .iter()
+            .map(|(&name, &ifindex)| {
+                let hook = match name {
+                    topology::UPLINK => Hook::XdpUplink,
+                    topology::EXTERNAL => Hook::XdpExternal,
+                    _ => Hook::XdpPort,
+                };
+                ((ifindex, hook), name.to_owned())
+            })
+            .collect();
+        let problems = data_path.attach(&wanted);
+        assert!(problems.is_empty(), "cannot attach: {problems:?}");
+        let world = Self::open(data_path, ifindexes, pins);
+        for (node, way) in topology::underlay(&world.ifindexes) {
+            world.underlay.set(&node, &way).expect("UNDERLAY");
+        }
+        // The lowest is taken first, as user space's tables do.
+        let mut free =
+            Stack::<MapData, u32>::try_from(world.aya_map("FREE_HOPS", AyaMap::Stack)).expect("FREE_HOPS");
+        for index in (0..HOPS_MAX).rev() {
+            free.push(index, 0).expect("FREE_HOPS");
+        }
+        world
+    }
+
+    /// Over pins that are there.
+    fn open(data_path: DataPath, ifindexes: BTreeMap<&'static str, u32>, pins: OwnPins) -> Self {
+        let maps = pins.0.maps();
+        Self {
+            data_path,
+            banks: Banks::open(&maps).expect("banks"),
+            flows: Map::open(&maps, "FLOWS").expect("FLOWS"),
+            transient: Map::open(&maps, "TRANSIENT").expect("TRANSIENT"),
+            underlay: Map::open(&maps, "UNDERLAY").expect("UNDERLAY"),
+            hops: Map::open(&maps, "HOPS").expect("HOPS"),
+            clock: Map::open(&maps, "CLOCK").expect("CLOCK"),
+            expire: Map::open(&maps, "EXPIRE").expect("EXPIRE"),
+            nat_tries: PerCpu::open(&maps, "NAT_TRIES").expect("NAT_TRIES"),
+            counters: Counters::open(&maps).expect("counters"),
+            programs: Programs::open(&pins.0),
+            ifindexes,
+            pins,
+        }
+    }
+
+    /// Loads the programs again over the same pins, as a restarted agent does.
+    pub fn restart(self, flow_entries: u32) -> Self {
+        let Self { data_path, ifindexes, pins, .. } = self;
+        drop(data_path);
+        let data_path = DataPath::load(pins.0.clone(), flow_entries).expect("the programs load again");
+        Self::open(data_path, ifindexes, pins)
+    }
+
+    fn aya_map(&self, name: &str, kind: fn(MapData) -> AyaMap) -> AyaMap {
+        kind(MapData::from_pin(self.pins.0.maps().join(name)).expect(name))
+    }
+
+    /// What the data path hands to the agent; records before this call are there, too.
+    pub fn upcalls(&self) -> RingBuf<MapData> {
+        RingBuf::try_from(self.aya_map("UPCALLS", AyaMap::RingBuf)).expect("UPCALLS")
+    }
+
+    pub fn pins(&self) -> &Pins {
+        &self.pins.0
+    }
+
+    /// Puts a topology in force.
+    pub fn apply(&mut self, image: Image) -> vrouter::banks::Applied {
+        self.banks.apply(image, &published(1, &self.ifindexes), &Touch::Changed).expect("apply")
+    }
+
+    /// Makes every flow be decided again.
+    pub fn apply_again(&mut self, image: Image) {
+        self.banks.apply(image, &published(1, &self.ifindexes), &Touch::All).expect("apply");
+    }
+
+    /// What is published beside the topology.
+    pub fn published(&self, digest: u64) -> Published {
+        published(digest, &self.ifindexes)
+    }
+
+    /// The clock of the flow table.
+    pub fn now(&self) -> u32 {
+        test_run(&self.programs.clock, &[0; 64], &[]).expect("vr_clock");
+        self.clock.lookup(&0).expect("CLOCK").expect("CLOCK has one entry") as u32
+    }
+
+    /// Runs `vr_expire` over some connections, and what it made of them.
+    pub fn expire(&self, wanted: &[Expire]) -> Vec<Expire> {
+        for index in 0..EXPIRE_MAX {
+            let one = wanted.get(index as usize).copied().unwrap_or_default();
+            self.expire.set(&index, &one).expect("EXPIRE");
+        }
+        test_run(&self.programs.expire, &[0; 64], &[]).expect("vr_expire");
+        let written = |index| self.expire.lookup(&index).expect("EXPIRE").expect("an entry");
+        (0..wanted.len() as u32).map(written).collect()
+    }
+
+    /// How often how many ports were tried, by bucket.
+    pub fn nat_tries(&self) -> Vec<u64> {
+        (0..NAT_TRIES_BUCKETS)
+            .map(|bucket| self.nat_tries.values(bucket).expect("NAT_TRIES").iter().sum())
+            .collect()
+    }
+
+    /// The interface of this name.
+    pub fn ifindex(&self, name: &str) -> u32 {
+        self.ifindexes[name]
+    }
+
+    /// Runs a frame that came in on an interface through its program.
+    pub fn run(&self, via: Via, interface: &str, frame: &[u8]) -> Ran {
+        self.run_gso(via, interface, frame, 0)
+    }
+
+    /// The same for a frame that is cut into segments of `gso_size` later.
+    pub fn run_gso(&self, via: Via, interface: &str, frame: &[u8], gso_size: u32) -> Ran {
+        self.runner().run_gso(via, interface, frame, gso_size)
+    }
+
+    /// What runs programs, for other threads.
+    pub fn runner(&self) -> Runner<'_> {
+        Runner { programs: &self.programs, ifindexes: &self.ifindexes }
     }
 
     /// All counters that are not zero.

@@ -7,6 +7,8 @@
 //! | [`flooding`] | who gets copies, and what they look like |
 //! | [`answers`] | ARP, ND, echo, ICMP errors and resets, and that XDP leaves them to TC |
 //! | [`drops`] | every reason to drop, counted exactly once |
+//! | [`connections`] | translation, waiting for next hops, expiry, byte for byte |
+//! | [`reservation`] | two CPUs never hand out one tuple |
 //! | [`commits`] | what an apply, a restart and a foreign pin do |
 //! | [`differential`] | random frames through the kernel's programs and through user space's |
 //! | [`expiry`] | connections in the tables: walked, expired, deleted |
@@ -19,6 +21,7 @@
 
 mod answers;
 mod commits;
+mod connections;
 mod differential;
 mod drops;
 mod expiry;
@@ -28,5 +31,6 @@ mod frames;
 mod generator;
 mod harness;
 mod next_hops;
+mod reservation;
 mod topology;
 mod verifier;

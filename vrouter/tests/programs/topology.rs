@@ -6,8 +6,13 @@
 //! network 3    10.3.0.0/24  2001:db8:3::/64  mtu 1280  p31
 //! network 4    10.4.0.0/24  2001:db8:4::/64  mtu 1450  p41 p42, no router
 //! network 6    10.6.0.0/24  2001:db8:6::/64  mtu 1450  p61
-//! router 1     on networks 1, 2, 3 at .1;  router 2 on 2 at .254 and on 6 at .1;  router 3 is half removed
-//! elsewhere    15, 25 on node 2; 16, 26 on 3; 23 on 4; 24 on 5; 17, 27 unplugged; 18, 28 unbound
+//! network 7    10.7.0.0/24  2001:db8:7::/64  mtu 1450  p71 p72 (policy 1, stateful) p74 (policy 2)
+//! network 8    10.8.0.0/24  2001:db8:8::/64  mtu 1450  external, by the interface x80
+//! router 1     on networks 1, 2, 3, 7 at .1;  router 2 on 2 at .254 and on 6 at .1;  router 3 is half removed
+//! gateways     router 1 at 10.8.0.1, this node's; router 2 at 10.8.0.2, node 2's; 10.88.0.0/16 is behind 10.8.0.254
+//! elsewhere    15, 25, 75 on node 2; 16, 26 on 3; 23 on 4; 24 on 5; 17, 27 unplugged; 18, 28 unbound
+//! floating     12, 71 here and 75 on node 2, at the host of the external network that is called like them; 18 nowhere
+//! forwarded    10.8.0.1 tcp 2222, udp 2223 to 72's 2000 and 2001; tcp 2224 to 75's 2000
 //! nodes        1 is here; 2 reachable; 3 not resolved; 4 without a route; 5 reachable, not from XDP
 //! ```
 //!
@@ -20,7 +25,7 @@ use std::{
 };
 
 use vrouter_common::{
-    addr::{Be32, Ip, Macs},
+    addr::{Be16, Be32, Ip, Macs},
     memory::Image,
     tables::*,
 };
@@ -31,14 +36,32 @@ pub type Mac = [u8; 6];
 pub const NODE: u32 = 1;
 pub const VTEP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 pub const UPLINK: &str = "up0";
+/// This node's interface on the external network.
+pub const EXTERNAL: &str = "x80";
+/// Number of the external network.
+pub const OUTSIDE: u32 = 8;
+/// Whoever is on the external network, and its hardware address.
+pub const NEIGHBOUR: u8 = 254;
+pub const NEIGHBOUR_MAC: Mac = [2, 0xee, 0, 0, 0, 254];
+/// Prefix behind it: `10.88.0.0/16`, `2001:db8:88::/64`.
+pub const BEHIND: u32 = 88;
+/// This node's ports of router 1's address, and of router 2's.
+pub const BLOCKS: [SnatBlock; 2] =
+    [SnatBlock { first: 1024, last: 1031 }, SnatBlock { first: 2048, last: 2050 }];
+pub const BLOCK_OF_ROUTER_2: SnatBlock = SnatBlock { first: 5120, last: 6143 };
+/// Security groups of ports.
+pub const STATEFUL: u32 = 1;
+pub const MIXED: u32 = 2;
 /// An interface that is no port.
 pub const UNKNOWN: &str = "p99";
-pub const INTERFACES: &[&str] =
-    &["p11", "p12", "p13", "p19", "p21", "p22", "p31", "p41", "p42", "p61", UNKNOWN, UPLINK];
+pub const INTERFACES: &[&str] = &[
+    "p11", "p12", "p13", "p19", "p21", "p22", "p31", "p41", "p42", "p61", "p71", "p72", "p74", UNKNOWN,
+    UPLINK, EXTERNAL,
+];
 /// What the underlay's Ethernet looks like towards every node.
 pub const UNDERLAY_DST: Mac = [0x02, 0xaa, 0, 0, 0, 2];
 pub const UNDERLAY_SRC: Mac = [0x02, 0xaa, 0, 0, 0, 1];
-pub const NETWORKS: [u32; 5] = [1, 2, 3, 4, 6];
+pub const NETWORKS: [u32; 7] = [1, 2, 3, 4, 6, 7, OUTSIDE];
 /// Everywhere without another.
 pub const MTU: u32 = 1450;
 pub const SMALL_MTU: u32 = 1280;
@@ -64,6 +87,15 @@ pub fn v6(network: u32, host: u16) -> Ipv6Addr {
     Ipv6Addr::new(0x2001, 0xdb8, network as u16, 0, 0, 0, 0, host)
 }
 
+/// The floating IPs of a port that has them.
+pub fn floating_v4(port: u32) -> Ipv4Addr {
+    v4(OUTSIDE, port as u8)
+}
+
+pub fn floating_v6(port: u32) -> Ipv6Addr {
+    v6(OUTSIDE, port as u16)
+}
+
 pub const fn router_mac(router: u32, network: u32) -> Mac {
     [2, router as u8, 0xff, 0, 0, network as u8]
 }
@@ -85,6 +117,20 @@ pub fn vtep(node: u32) -> Ipv4Addr {
 
 fn mtu(network: u32) -> u32 {
     if network == 3 { SMALL_MTU } else { MTU }
+}
+
+/// A router's hardware address on the external network at another node.
+pub const fn gateway_mac(router: u32, node: u32) -> Mac {
+    [2, router as u8, 0xfe, 0, node as u8, OUTSIDE as u8]
+}
+
+/// Adds to the state in force what is this node's own: its interface on the external network, and what its
+/// tunnels carry.
+pub fn complete(mut commit: Commit, ifindexes: &BTreeMap<&'static str, u32>) -> Commit {
+    commit.overlay_mtu = MTU;
+    commit.externals[0] =
+        External { ifindex: ifindexes[EXTERNAL], vni: vni(OUTSIDE), flags: EXTERNAL_FRAMES };
+    commit
 }
 
 /// Ways to the other nodes.
@@ -122,7 +168,7 @@ pub fn image(ifindexes: &BTreeMap<&'static str, u32>) -> Image {
         let mtu = mtu(network);
         builder.image.networks.insert(
             NetworkKey { network: Scoped::new(0, network) },
-            Network { vni: vni(network), mtu, flags: 0 },
+            Network { vni: vni(network), mtu, flags: if network == OUTSIDE { NETWORK_EXTERNAL } else { 0 } },
         );
         builder.image.vnis.insert(VniKey { vni: Scoped::new(0, vni(network)) }, network);
     }
@@ -130,7 +176,7 @@ pub fn image(ifindexes: &BTreeMap<&'static str, u32>) -> Image {
         let key = VtepKey { bank: Scoped::new(0, 0), addr: Be32::new(vtep(node).to_bits()) };
         builder.image.vteps.insert(key, node);
     }
-    for port in [11, 12, 19, 21, 31, 41, 42, 61] {
+    for port in [11, 12, 19, 21, 31, 41, 42, 61, 71, 72, 74] {
         builder.local(port, PLACE_LOCAL_FRAMES);
     }
     for port in [13, 22] {
@@ -147,11 +193,12 @@ pub fn image(ifindexes: &BTreeMap<&'static str, u32>) -> Image {
         (26, PLACE_REMOTE, 3),
         (27, PLACE_UNPLUGGED, 0),
         (28, PLACE_UNBOUND, 0),
+        (75, PLACE_REMOTE, 2),
     ] {
         builder.station(port, place, at);
     }
     builder.pair(12, "10.1.0.128".parse().expect("an address"), 25);
-    for network in [1, 2, 3] {
+    for network in [1, 2, 3, 7] {
         builder.leg(1, network, v4(network, 1), v6(network, 1));
         builder.subnet(1, network);
     }
@@ -175,6 +222,9 @@ pub fn image(ifindexes: &BTreeMap<&'static str, u32>) -> Image {
     builder.flood(1, &["p11", "p12", "p13", "p19"], &[2]);
     builder.flood(2, &["p21", "p22"], &[2]);
     builder.flood(4, &["p41", "p42"], &[]);
+    builder.flood(7, &["p71", "p72", "p74"], &[2]);
+    builder.outside();
+    builder.policies();
     builder.image
 }
 
@@ -209,7 +259,11 @@ impl Builder<'_> {
                 mtu: mtu(network),
                 mac: port_mac(port),
                 flags: if port == 19 { BINDING_NO_SECURITY } else { 0 },
-                policy: 0,
+                policy: match port {
+                    71 | 72 => STATEFUL,
+                    74 => MIXED,
+                    _ => 0,
+                },
             },
         );
     }
@@ -276,6 +330,145 @@ impl Builder<'_> {
         let (via4, via6) = (via.map(|(_, v4, _)| v4.into()), via.map(|(.., v6)| v6.into()));
         self.route(router, Ip::from(IpAddr::from(v4(number, 0))), 96 + 16, route(nexthop(via4)));
         self.route(router, Ip::from(IpAddr::from(v6(number, 0))), 64, route(nexthop(via6)));
+    }
+
+    /// The external network, the routers' gateways on it, and what they translate.
+    fn outside(&mut self) {
+        let snat = LEG_EXTERNAL | LEG_SNAT;
+        for (router, flags, blocks) in
+            [(1, snat | LEG_OWNED, &BLOCKS[..]), (2, snat, &[BLOCK_OF_ROUTER_2][..])]
+        {
+            self.leg(router, OUTSIDE, v4(OUTSIDE, router as u8), v6(OUTSIDE, router as u16));
+            let key = RouterLegKey { router: Scoped::new(0, router), network: OUTSIDE };
+            let leg = self.image.router_legs.get_mut(&key).expect("just made");
+            leg.flags = flags;
+            leg.snat_blocks = blocks.len() as u32;
+            for (slot, &block) in blocks.iter().enumerate() {
+                let key = SnatBlockKey { router: key.router, network: OUTSIDE, slot: slot as u32 };
+                self.image.snat_blocks.insert(key, block);
+            }
+            self.subnet(router, OUTSIDE);
+            let hop = (OUTSIDE, v4(OUTSIDE, NEIGHBOUR), v6(OUTSIDE, u16::from(NEIGHBOUR)));
+            self.prefixes(router, ROUTE_VIA, BEHIND, Some(hop));
+        }
+        // Router 2's addresses are node 2's.
+        let theirs = gateway_mac(2, 2);
+        let station = Station { mac: theirs, kind: STATION_ROUTER, place: PLACE_REMOTE, at: 2, owner: 2 };
+        for address in [IpAddr::from(v4(OUTSIDE, 2)), v6(OUTSIDE, 2).into()] {
+            self.image.addresses.insert(AddressKey::new(0, OUTSIDE, address.into()), station);
+        }
+        let mut owner = |router: u32, block, node| {
+            let ip = Be32::new(v4(OUTSIDE, router as u8).to_bits());
+            let key = SnatOwnerKey { network: Scoped::new(0, OUTSIDE), ip, block };
+            let owner = SnatOwner { node, mac: gateway_mac(router, node), zero: 0 };
+            self.image.snat_owners.insert(key, owner);
+        };
+        owner(1, 4, 2);
+        owner(1, 6, 5);
+        owner(2, 1, 2);
+        for (port, place, at) in [
+            (12, PLACE_EVERYWHERE, 0),
+            (71, PLACE_EVERYWHERE, 0),
+            (75, PLACE_REMOTE, 2),
+            (18, PLACE_UNBOUND, 0),
+        ] {
+            let mac = if at == 0 { router_mac(1, OUTSIDE) } else { gateway_mac(1, at) };
+            let station = Station { mac, kind: STATION_FLOATING, place, at, owner: 1 };
+            let pairs = [
+                (IpAddr::from(port_v4(port)), IpAddr::from(floating_v4(port))),
+                (port_v6(port).into(), floating_v6(port).into()),
+            ];
+            for (inside, outside) in pairs {
+                self.image.addresses.insert(AddressKey::new(0, OUTSIDE, outside.into()), station);
+                if place == PLACE_UNBOUND {
+                    continue;
+                }
+                self.nat(outside, (0, 0), inside, 0, port, at);
+                let key = FloatingKey { router: Scoped::new(0, 1), ip: inside.into() };
+                self.image.floating.insert(key, Floating { ip: outside.into() });
+            }
+        }
+        let gateway = IpAddr::from(v4(OUTSIDE, 1));
+        self.nat(gateway, (6, 2222), port_v4(72).into(), 2000, 72, 0);
+        self.nat(gateway, (17, 2223), port_v4(72).into(), 2001, 72, 0);
+        self.nat(gateway, (6, 2224), port_v4(75).into(), 2000, 75, 2);
+    }
+
+    fn nat(
+        &mut self,
+        outside: IpAddr,
+        (proto, port): (u8, u16),
+        inside: IpAddr,
+        to: u16,
+        owner: u32,
+        node: u32,
+    ) {
+        let key = NatKey {
+            network: Scoped::new(0, OUTSIDE),
+            ip: outside.into(),
+            port: Be16::new(port),
+            proto,
+            zero: 0,
+        };
+        let nat = Nat {
+            inside: inside.into(),
+            router: 1,
+            port: owner,
+            node,
+            inside_network: 0,
+            inside_port: Be16::new(to),
+            mac: if node == 0 { router_mac(1, OUTSIDE) } else { gateway_mac(1, node) },
+        };
+        self.image.nat.insert(key, nat);
+    }
+
+    /// Policy 1: everything out, in TCP to 2000, UDP to 2000 and 2001, echo from networks 1 and 2, everything
+    /// from network 7; with replies. Policy 2: UDP out with replies, TCP out without; UDP to 2000 in, and all
+    /// ICMP, without.
+    fn policies(&mut self) {
+        let near = 1;
+        let inside = 2;
+        for (network, class) in [(7, near), (1, inside), (2, inside)] {
+            let addresses = [(IpAddr::from(v4(network, 0)), 96 + 24), (v6(network, 0).into(), 64)];
+            for (address, len) in addresses {
+                let key = ClassKey {
+                    prefix_len: ClassKey::FIXED_BITS + len,
+                    bank: Scoped::new(0, 0),
+                    ip: address.into(),
+                };
+                self.image.classes.insert(key, class);
+            }
+        }
+        for v6 in [0, RULE_V6] {
+            let echo = if v6 == 0 { (1, 0x0800) } else { (58, 0x8000) };
+            let icmp = echo.0;
+            let both = RULE_STATEFUL;
+            self.rule(STATEFUL, 0, v6, None, 72, both);
+            self.rule(STATEFUL, near, v6 | RULE_INGRESS, None, 72, both);
+            self.rule(STATEFUL, 0, v6 | RULE_INGRESS, Some((6, 2000)), 96, both);
+            self.rule(STATEFUL, 0, v6 | RULE_INGRESS, Some((17, 2000)), 95, both);
+            self.rule(STATEFUL, inside, v6 | RULE_INGRESS, Some(echo), 96, both);
+            self.rule(MIXED, 0, v6, Some((17, 0)), 80, both);
+            self.rule(MIXED, 0, v6, Some((6, 0)), 80, 0);
+            self.rule(MIXED, 0, v6 | RULE_INGRESS, Some((17, 2000)), 96, 0);
+            self.rule(MIXED, 0, v6 | RULE_INGRESS, Some((icmp, 0)), 80, 0);
+        }
+    }
+
+    fn rule(
+        &mut self,
+        policy: u32,
+        class: u32,
+        direction: u8,
+        what: Option<(u8, u16)>,
+        prefix_len: u32,
+        flags: u32,
+    ) {
+        let (proto, port) = what.unwrap_or_default();
+        let policy = Scoped::new(0, policy);
+        let key = RuleKey { prefix_len, policy, class, direction, proto, port: Be16::new(port) };
+        let rule = self.image.rules.len() as u32 + 1;
+        self.image.rules.insert(key, Rule { rule, flags });
     }
 
     fn flood(&mut self, network: u32, ports: &[&str], nodes: &[u32]) {
