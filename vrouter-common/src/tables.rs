@@ -859,7 +859,7 @@ pub struct Name {
 
 /// Who has an address on a network: by the topology, or, where that leaves it open, who claimed it last.
 #[inline(always)]
-pub fn who_has<'a, T: Tables>(tables: &'a T, bank: u32, network: u32, ip: Ip) -> Option<&'a Station> {
+pub fn who_has<T: Tables>(tables: &T, bank: u32, network: u32, ip: Ip) -> Option<&Station> {
     let fixed = tables.address(&AddressKey::new(bank, network, ip));
     match fixed {
         Some(station) if station.place != PLACE_UNBOUND => fixed,
