@@ -41,7 +41,7 @@ fn ports() -> usize {
 /// Half of the destinations: ports both senders would keep if they could. The other half: ports out of reach,
 /// for which one is searched.
 fn sport(round: u16, number: u16) -> u16 {
-    if round % 2 == 0 { BLOCKS[0].first + number } else { 40_000 + number }
+    if round.is_multiple_of(2) { BLOCKS[0].first + number } else { 40_000 + number }
 }
 
 fn first(sender: u32, round: u16, number: u16) -> Packet {
