@@ -10,7 +10,7 @@
 //! | [`worker`] | the thread's loop: everything below put together |
 //! | [`upcall`] | reads what the data path hands over |
 //! | [`hops`] | decides what is to be done about a next hop, and when |
-//! | [`queue`] | holds the packets that wait |
+//! | `queue` | holds the packets that wait |
 //! | [`slots`] | the next hops' maps: what is free, and how a slot gets free |
 //! | [`rewrite`], [`fragments`] | make of a packet what is to be sent |
 //! | [`frames`] | requests and announcements, byte by byte |
