@@ -45,6 +45,7 @@ pub fn recall<P: Packet, T: Tables>(
     plan.home_vni = 0;
     plan.reply_from = REPLY_NOWHERE;
     plan.answer.kind = 0;
+    plan.answer.hops = 0;
     plan.moved = 0;
     track::recall(tables, ingress, headers, quoted, plan);
     if ingress.from != FROM_PORT {

@@ -229,6 +229,7 @@ pub struct MemoryTables {
     fragments: RefCell<BTreeMap<FragmentKey, Fragment>>,
     /// How many ports were tried, by bucket.
     pub tries: RefCell<BTreeMap<u32, u64>>,
+    scratch: RefCell<Work>,
     /// Dropped packets.
     pub drops: RefCell<BTreeMap<DropReason, u64>>,
     /// Other events.
@@ -586,9 +587,10 @@ fn try_run(tables: &MemoryTables, entry: Entry, mut packet: MemoryPacket) -> Res
     if let Some(exit) = pipeline::established(&mut packet, tables, &ingress, Hook::Tc) {
         return Ok(sent(exit?, &packet));
     }
-    let mut work = Work::default();
+    // As the kernel's, it holds what the packet before left in it.
+    let work = &mut *tables.scratch.borrow_mut();
     pipeline::read(&packet, tables, &ingress, &mut work.headers, &mut work.quoted, Hook::Tc)?;
-    let Work { headers, quoted, plan, .. } = &mut work;
+    let Work { headers, quoted, plan, .. } = &mut *work;
     pipeline::recall(&packet, tables, &ingress, headers, quoted, plan)?;
     let mut decision = pipeline::first(&packet, tables, &ingress, headers, quoted, plan)?;
     while decision == Decision::Route {
@@ -599,7 +601,7 @@ fn try_run(tables: &MemoryTables, entry: Entry, mut packet: MemoryPacket) -> Res
     }
     match decision {
         Decision::Forward | Decision::ForwardOnce => {
-            match pipeline::apply_first(&mut packet, tables, &ingress, &work, Hook::Tc) {
+            match pipeline::apply_first(&mut packet, tables, &ingress, work, Hook::Tc) {
                 Some(exit) => Ok(sent(exit?, &packet)),
                 None => Err(DropReason::HopPending),
             }
@@ -707,9 +709,10 @@ fn try_run_xdp(
     if let Some(exit) = pipeline::established(&mut packet, tables, &ingress, Hook::Xdp) {
         return Ok(Some((exit?, packet.to_vec())));
     }
-    let mut work = Work::default();
+    // As the kernel's, it holds what the packet before left in it.
+    let work = &mut *tables.scratch.borrow_mut();
     pipeline::read(&packet, tables, &ingress, &mut work.headers, &mut work.quoted, Hook::Xdp)?;
-    let Work { headers, quoted, plan, .. } = &mut work;
+    let Work { headers, quoted, plan, .. } = &mut *work;
     if pipeline::is_for_tc(headers) {
         return left;
     }
@@ -722,7 +725,7 @@ fn try_run_xdp(
         return left;
     }
     settle(tables, &ingress, headers, plan, decision, packet.len(), Hook::Xdp)?;
-    match pipeline::apply_first(&mut packet, tables, &ingress, &work, Hook::Xdp) {
+    match pipeline::apply_first(&mut packet, tables, &ingress, work, Hook::Xdp) {
         Some(exit) => Ok(Some((exit?, packet.to_vec()))),
         None => left,
     }

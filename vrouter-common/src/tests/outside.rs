@@ -394,6 +394,8 @@ fn n9_a_gateways_errors_come_from_the_routers_outside_address() {
             let tables = &world.nodes[0];
             let is_error = matches!(pkt.l4, L4::Icmp { kind: ICMP_UNREACHABLE, .. });
             let frame = pkt.clone().ttl(1).frame();
+            // One from inside, through two routers, leaves nothing behind.
+            world.send(End::Inside(A1), &from(f, End::Inside(A1), B1.floating(f)).frame());
             let verdict = run(tables, Entry::External(EXT), &frame);
             if is_error {
                 assert_eq!(verdict, Verdict::Dropped(DropReason::TtlExceeded), "no error about an error");
@@ -403,6 +405,7 @@ fn n9_a_gateways_errors_come_from_the_routers_outside_address() {
             assert_eq!(refused, Some(DropReason::TtlExceeded));
             let code = if f == Family::V4 { (11, 0) } else { (3, 0) };
             assert_icmp_error(&answer, &frame, gateway(f, RA), code);
+            assert_eq!(read(&answer).ttl, 64, "it comes from the first router");
         }
         let pkt = from(f, End::Outside, A3.floating(f)).via(gateway_mac(RA, 0));
         let world = World::new(0);
