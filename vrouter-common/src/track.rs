@@ -162,7 +162,7 @@ pub fn reassemble<T: Tables>(tables: &T, ingress: &Ingress, headers: &mut Header
 pub enum Settled {
     /// Nothing.
     Done,
-    /// [`reserve`] the reply's leg, then [`finish`].
+    /// [`crate::pipeline::reserve`] the reply's leg, then [`finish`].
     Reserve,
     /// [`finish`].
     Finish,
