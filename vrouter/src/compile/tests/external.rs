@@ -259,10 +259,10 @@ fn routes_lead_outside() {
     assert_eq!(node.route("r1", "198.51.100.9"), via("203.0.113.7"), "a static route outside");
     assert_eq!(node.route("r1", "203.0.113.99"), plain(ROUTE_CONNECTED, network));
     assert_eq!(node.route("r1", "2001:db8::99"), plain(ROUTE_CONNECTED, network));
-    assert_eq!(node.route("r1", "203.0.113.10"), plain(ROUTE_SELF, 0));
+    assert_eq!(node.route("r1", "203.0.113.10"), plain(ROUTE_SELF, network));
     assert_eq!(
         node.route("r1", "203.0.113.60"),
-        plain(ROUTE_SELF, 0),
+        plain(ROUTE_SELF, network),
         "what is not forwarded is the router's"
     );
     assert_eq!(node.route("r1", "203.0.113.50"), plain(ROUTE_CONNECTED, network), "a floating ip");
