@@ -184,7 +184,8 @@ impl Agent {
     /// Keys and values of both flow tables, as `vrouter map-dump` words them.
     pub fn flows(&self) -> Result<BTreeMap<String, String>> {
         let mut flows = BTreeMap::new();
-        for table in ["FLOWS", "TRANSIENT"] {
+        // Flows move from the second table to the first: read this way round, none is missed.
+        for table in ["TRANSIENT", "FLOWS"] {
             let output = self.vrouter(&["map-dump", table])?;
             if !output.status.success() {
                 bail!("`vrouter map-dump {table}`: {}", String::from_utf8_lossy(&output.stderr).trim());

@@ -163,7 +163,10 @@ fn c1_killed_at_random_points_an_agent_costs_no_packet_and_no_flow() {
         assert_eq!([in_force(&a), in_force(&b)], before, "round {round}");
         load.udp.iter().for_each(|udp| udp.wait_for_more(10).unwrap());
         let after = a.flows().unwrap();
-        assert!(after.len() >= flows.len(), "round {round}: {} flows, then {}", flows.len(), after.len());
+        // Those of UDP and ICMP that nobody uses any more may have expired.
+        for key in flows.keys().filter(|key| key.contains(" proto 6 ")) {
+            assert!(after.contains_key(key), "round {round}: {key} is gone");
+        }
         for (key, value) in flows_to(&flows, &format!("10.0.2.13:{}", load.udp[0].ports().1)) {
             assert_eq!(number(value, "epoch"), number(&after[key], "epoch"));
             assert!(number(value, "packets") < number(&after[key], "packets"), "{key}: {}", after[key]);
@@ -406,7 +409,9 @@ fn c3_changes_under_load_lose_nothing_and_leave_other_flows_alone() {
     let load = Load::start(&lab);
     let [vm7, vm8, vm9] = ["vm7", "vm8", "vm9"].map(|name| lab.workload(name));
     let others = [UdpLoad::start(vm7, vm8, vm8.v4()).unwrap(), UdpLoad::start(vm7, vm9, vm9.v4()).unwrap()];
-    others.iter().for_each(|udp| udp.wait_for_more(10).unwrap());
+    // A stream nobody answers is for the fast path from its 64th packet on.
+    let streams = others.iter().chain(&load.udp);
+    streams.for_each(|udp| udp.wait_for_more(100).unwrap());
     let pings = [("vm1", "10.0.2.13"), ("vm1", "10.0.2.15"), ("vm7", "10.0.9.8"), ("vm7", "10.0.9.9")]
         .map(|(from, to)| lab.workload(from).start_ping(to, 3000, &["-i", "0.005"]).unwrap());
     let before = a.flows().unwrap();
