@@ -177,7 +177,7 @@ fn pass_on<P: Packet, T: Tables>(
     if headers.ttl <= 1 {
         return answer::refuse(headers, leg, Refusal::TimeExceeded, DropReason::TtlExceeded, plan);
     }
-    if plan::segment_len(packet, headers) > plan.commit.overlay_mtu {
+    if plan::datagram_len(packet, headers) > plan.commit.overlay_mtu {
         if headers.dont_fragment {
             let refusal = Refusal::TooBig(plan.commit.overlay_mtu);
             return answer::refuse(headers, leg, refusal, DropReason::TooBig, plan);

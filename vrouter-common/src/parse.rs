@@ -58,6 +58,9 @@ pub struct Headers {
     pub tcp_flags: u8,
     /// A fragment that is not the last.
     pub more_fragments: bool,
+    /// Bytes of the largest IP packet seen of a fragment's datagram, this one included. Later fragments take
+    /// the way of the largest, or they would overtake it.
+    pub largest_fragment: u16,
     /// Where a fragment's bytes belong in its datagram.
     pub fragment_at: u32,
     /// Identification of a fragment's datagram.
@@ -185,6 +188,7 @@ fn ipv4<P: Packet>(packet: &P, macs: Macs, l3: usize, depth: Depth) -> Result<Pa
         options: header_len > IPV4_LEN,
         tcp_flags: 0,
         more_fragments: fragment_word & 0x2000 != 0,
+        largest_fragment: 0,
         fragment_at: (fragment_word as u32 & 0x1fff) * 8,
         fragment_id: ip.be16(4).memory() as u32,
     };
@@ -278,6 +282,7 @@ fn ipv6<P: Packet>(packet: &P, macs: Macs, l3: usize, depth: Depth) -> Result<Pa
         options: false,
         tcp_flags: 0,
         more_fragments: false,
+        largest_fragment: 0,
         fragment_at: 0,
         fragment_id: 0,
     };

@@ -270,6 +270,14 @@ pub fn segment_len<P: Packet>(packet: &P, headers: &Headers) -> u32 {
     gso_size + (headers.l3_len as u32).wrapping_sub(headers.l4_len() as u32) + transport
 }
 
+/// The same for what is cut if it does not fit: a fragment takes the way of the largest before it, or it
+/// would overtake it.
+#[inline(always)]
+pub fn datagram_len<P: Packet>(packet: &P, headers: &Headers) -> u32 {
+    let (len, largest) = (segment_len(packet, headers), headers.largest_fragment as u32);
+    if largest > len { largest } else { len }
+}
+
 /// Swaps the two addresses: for an answer.
 #[inline(always)]
 pub fn swapped(macs: &Macs) -> Macs {

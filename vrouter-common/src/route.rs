@@ -109,7 +109,7 @@ pub fn pass<P: Packet, T: Tables>(
     let goes_out = tables
         .router_leg(&RouterLegKey { router: Scoped::new(bank, router), network })
         .ok_or(DropReason::RouterDetached)?;
-    let len = plan::segment_len(packet, headers);
+    let len = plan::datagram_len(packet, headers);
     // What is stored holds for every packet of the flow, so it is the narrowest network's.
     narrow(goes_out.mtu, plan);
     if len > goes_out.mtu {

@@ -697,7 +697,9 @@ pub struct Fragment {
     /// Destination port.
     pub dport: Be16,
     /// Bytes of the datagram so far: where the next fragment may begin.
-    pub end: u32,
+    pub end: u16,
+    /// Bytes of the largest IP packet so far.
+    pub largest: u16,
 }
 const _: () = assert!(size_of::<Fragment>() == 8);
 

@@ -138,7 +138,8 @@ pub fn reassemble<T: Tables>(tables: &T, ingress: &Ingress, headers: &mut Header
         if headers.proto == PROTO_TCP && len < 20 {
             return Err(DropReason::FragmentTiny);
         }
-        let first = Fragment { sport: headers.sport, dport: headers.dport, end };
+        let (end, largest) = (end as u16, headers.l3_len);
+        let first = Fragment { sport: headers.sport, dport: headers.dport, end, largest };
         tables.store_fragment(&key, &first);
         return Ok(());
     }
@@ -148,12 +149,13 @@ pub fn reassemble<T: Tables>(tables: &T, ingress: &Ingress, headers: &mut Header
     let Some(seen) = tables.fragment(&key) else {
         return Err(DropReason::FragmentUnmatched);
     };
-    if headers.fragment_at < seen.end {
+    if headers.fragment_at < seen.end as u32 {
         return Err(DropReason::FragmentOverlap);
     }
     headers.sport = seen.sport;
     headers.dport = seen.dport;
-    tables.store_fragment(&key, &Fragment { end, ..seen });
+    headers.largest_fragment = if headers.l3_len > seen.largest { headers.l3_len } else { seen.largest };
+    tables.store_fragment(&key, &Fragment { end: end as u16, largest: headers.largest_fragment, ..seen });
     Ok(())
 }
 

@@ -201,9 +201,6 @@ impl DataPath {
         let maps = pins.maps();
         check_pins(&maps)?;
         let mut loader = EbpfLoader::new();
-        if std::env::var_os("VR_DEBUG_LOG").is_some() {
-            loader.verifier_log_level(aya::VerifierLogLevel::VERBOSE);
-        }
         loader.map_max_entries("FLOWS", flow_entries);
         // Frozen before the programs are verified: what is off costs nothing.
         let log_level = log.map_or(0, |level| level as u8);
@@ -395,7 +392,7 @@ fn parse_pin(path: &Path) -> Option<(Hook, u32)> {
 fn loading(name: &str, error: aya::programs::ProgramError) -> anyhow::Error {
     if let aya::programs::ProgramError::LoadError { io_error, verifier_log } = &error {
         let log = verifier_log.to_string();
-        let lines: Vec<_> = log.lines().rev().take(60).collect();
+        let lines: Vec<_> = log.lines().rev().take(30).collect();
         let tail: Vec<_> = lines.into_iter().rev().collect();
         return anyhow!("the kernel refused {name}: {io_error}\n{}", tail.join("\n"));
     }

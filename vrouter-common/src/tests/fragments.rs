@@ -254,3 +254,20 @@ fn r7_endless_fragments_are_dropped() {
         dropped(&tables, &piece(f, 1, 65528, 16, true), DropReason::FragmentTooLong);
     }
 }
+
+/// The agent cuts what does not fit, later than the data path sends what does: a datagram's pieces would come
+/// in another order than they were sent.
+#[test]
+fn r7_pieces_that_fit_go_the_way_of_those_that_do_not() {
+    let tables = tables();
+    let is_cut = |frame: &[u8]| matches!(run(&tables, Entry::Port(WEB1), frame), Verdict::Fragmented(_));
+    let fits = 1400 - IPV4_LEN;
+    passes(&tables, &piece(Family::V4, 1, 0, fits / 8 * 8, true));
+    assert!(is_cut(&piece(Family::V4, 1, 1376, 1384, true)));
+    assert!(is_cut(&piece(Family::V4, 1, 2760, 8, true)), "small, after a large one");
+    assert!(is_cut(&piece(Family::V4, 1, 2768, 8, false)), "and the one after that");
+    // Another datagram, and the same identification once more.
+    passes(&tables, &piece(Family::V4, 2, 0, 16, true));
+    passes(&tables, &piece(Family::V4, 1, 0, 16, true));
+    passes(&tables, &piece(Family::V4, 1, 16, 8, false));
+}
