@@ -10,7 +10,16 @@ use crate::Host;
 
 /// The hops to a destination, one entry per TTL: who answered, or `None` for a star.
 pub fn traceroute(host: &Host, destination: impl Display) -> Result<(Vec<Option<String>>, String)> {
-    let output = host.run(&format!("traceroute -n -q 1 -w 2 -m 8 {destination}"))?;
+    trace(host, &destination.to_string())
+}
+
+/// The same with pings, for those who let nothing else in.
+pub fn traceroute_icmp(host: &Host, destination: impl Display) -> Result<(Vec<Option<String>>, String)> {
+    trace(host, &format!("-I {destination}"))
+}
+
+fn trace(host: &Host, arguments: &str) -> Result<(Vec<Option<String>>, String)> {
+    let output = host.run(&format!("traceroute -n -q 1 -w 2 -m 8 {arguments}"))?;
     Ok((parse_traceroute(&output), output))
 }
 

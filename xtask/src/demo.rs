@@ -47,7 +47,7 @@ pub fn run(args: Args) -> Result<()> {
     demo.floating_ip();
     demo.snat(&agents[0]);
     demo.refused(&agents[0]);
-    demo.path_mtu(&agents[0]);
+    demo.path_mtu();
     demo.survive(&mut agents[0]);
     let is_proved = demo.sum_up(start.elapsed());
 
@@ -228,8 +228,11 @@ impl<'lab> Demo<'lab> {
             join(found, (inside > 0, "vm1 sees it arrive at 10.0.1.11".to_owned()))
         });
         self.prove("floating IP", found);
-        say("outside1 traces the route to it: the router, then vm1, by its floating IP.");
-        self.prove("traceroute through a floating IP", trace(outside1, "203.0.113.10", "203.0.113.51"));
+        say("outside1 traces the route to it, with pings: the router, then vm1, by its floating IP.");
+        type_in(outside1.name(), "traceroute -n -I 203.0.113.51");
+        let traced = tools::traceroute_icmp(outside1, "203.0.113.51")
+            .map(|traced| traced_by(traced, "203.0.113.10", "203.0.113.51"));
+        self.prove("traceroute through a floating IP", traced);
     }
 
     fn snat(&mut self, agent: &Agent) {
@@ -238,6 +241,7 @@ impl<'lab> Demo<'lab> {
         let found = watch(server1, "icmp", || ping(vm2, "198.51.100.10")).and_then(|(found, seen)| {
             let by_router = seen.iter().filter(|line| line.contains("203.0.113.10 > 198.51.100.10")).count();
             let flows = show(agent, &["flows", "--address", "198.51.100.10"])?;
+            show(agent, &["show", "nat"])?;
             let known = flows.contains("203.0.113.10");
             Ok(join(found, (by_router > 0 && known, "server1 sees 203.0.113.10".to_owned())))
         });
@@ -262,7 +266,7 @@ impl<'lab> Demo<'lab> {
         self.prove("a refused connection has a reason", found);
     }
 
-    fn path_mtu(&mut self, agent: &Agent) {
+    fn path_mtu(&mut self) {
         let vm2 = self.workload("vm2");
         say(
             "vm2 sends 1400 bytes to narrow, whose link takes 1300. The router there says so to the router's \
@@ -273,7 +277,6 @@ impl<'lab> Demo<'lab> {
         let found = vm2.output(line).and_then(|output| {
             let text = String::from_utf8_lossy(&output.stdout).into_owned();
             text.lines().skip(1).take(2).for_each(|line| println!("    {line}"));
-            show(agent, &["show", "nat"])?;
             Ok((text.contains("mtu = 1300") || text.contains("mtu=1300"), "vm2 hears: MTU 1300".to_owned()))
         });
         self.prove("path MTU discovery through SNAT", found);
@@ -355,7 +358,7 @@ fn show(agent: &Agent, arguments: &[&str]) -> Result<String> {
     type_in(agent.node().name(), &format!("vrouter {} --instance {}", arguments.join(" "), agent.instance()));
     let output = agent.vrouter(arguments)?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    text.lines().take(12).for_each(|line| println!("    {line}"));
+    text.lines().take(24).for_each(|line| println!("    {line}"));
     Ok(text)
 }
 
@@ -384,10 +387,13 @@ fn evidence(what: &str, ping: &Ping) -> String {
 
 fn trace(from: &Host, router: &str, destination: &str) -> Result<Finding> {
     type_in(from.name(), &format!("traceroute -n {destination}"));
-    let (hops, output) = tools::traceroute(from, destination)?;
+    Ok(traced_by(tools::traceroute(from, destination)?, router, destination))
+}
+
+fn traced_by((hops, output): (Vec<Option<String>>, String), router: &str, destination: &str) -> Finding {
     output.lines().skip(1).for_each(|line| println!("    {line}"));
     let hops: Vec<String> = hops.into_iter().map(|hop| hop.unwrap_or_else(|| "*".to_owned())).collect();
-    Ok((hops == [router, destination], hops.join(" > ")))
+    (hops == [router, destination], hops.join(" > "))
 }
 
 fn stream_both(from: &Workload, to: &Workload) -> Result<Finding> {

@@ -166,6 +166,15 @@ fn ranges(blocks: &[SnatBlock]) -> Vec<String> {
     ranges.into_iter().map(|(first, last)| format!("{first}-{last}")).collect()
 }
 
+/// Ranges as one cell: what does not fit is counted, and whole in JSON.
+fn first_of(ranges: &[String]) -> String {
+    const SHOWN: usize = 3;
+    match ranges.len().checked_sub(SHOWN) {
+        Some(more) if more > 0 => format!("{} and {more} more", ranges[..SHOWN].join(",")),
+        _ => ranges.join(","),
+    }
+}
+
 /// For people.
 pub fn for_people(report: &NatReport) -> String {
     let floating = table(
@@ -204,7 +213,7 @@ pub fn for_people(report: &NatReport) -> String {
                 row.network.clone(),
                 row.address.to_string(),
                 if row.owned { "here" } else { "elsewhere" }.to_owned(),
-                row.blocks.join(","),
+                first_of(&row.blocks),
                 row.ports.to_string(),
                 row.ports_in_use.to_string(),
                 row.flows.to_string(),
@@ -234,5 +243,8 @@ mod tests {
             .map(|(first, last)| SnatBlock { first, last });
         assert_eq!(ranges(&blocks), ["1024-3071", "8192-9215", "64512-65535"]);
         assert!(ranges(&[]).is_empty());
+        let many: Vec<String> = ["1-2", "4-5", "7-8", "10-11"].map(str::to_owned).into();
+        assert_eq!(first_of(&many), "1-2,4-5,7-8 and 1 more");
+        assert_eq!(first_of(&many[..3]), "1-2,4-5,7-8");
     }
 }
