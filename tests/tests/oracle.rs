@@ -491,7 +491,7 @@ fn one_node_does_what_linux_does() {
 
 fn compare(topology: &Topology) {
     let cases = every_case();
-    let (linux, vrouter) = std::thread::scope(|scope| {
+    let (linux, vrouter, drops) = std::thread::scope(|scope| {
         let linux = scope.spawn(|| {
             let linux = Linux::start(topology).unwrap();
             let _services = furnish(&linux);
@@ -503,7 +503,8 @@ fn compare(topology: &Topology) {
         for node in &topology.nodes {
             assert_eq!(system.drops(&node.name).unwrap()["internal"], 0, "{}", node.name);
         }
-        (linux.join().unwrap(), vrouter)
+        let drops: Vec<_> = topology.nodes.iter().map(|node| system.drops(&node.name).unwrap()).collect();
+        (linux.join().unwrap(), vrouter, drops)
     });
     let mut unexpected = String::new();
     let mut missing: Vec<&str> = INTENDED.iter().map(|intended| intended.what).collect();
@@ -520,5 +521,10 @@ fn compare(topology: &Topology) {
             }
         }
     }
-    assert!(unexpected.is_empty() && missing.is_empty(), "{unexpected}intended, but not seen: {missing:?}");
+    let drops: Vec<Vec<_>> =
+        drops.into_iter().map(|drops| drops.into_iter().filter(|&(_, count)| count > 0).collect()).collect();
+    assert!(
+        unexpected.is_empty() && missing.is_empty(),
+        "{unexpected}intended, but not seen: {missing:?}\ndropped: {drops:?}"
+    );
 }

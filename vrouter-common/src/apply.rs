@@ -79,10 +79,11 @@ pub fn apply<P: Packet, T: Tables>(
     shape: &Shape,
     hook: Hook,
 ) -> Option<Result<Exit, DropReason>> {
-    let way = match way(tables, flow, hook)? {
-        Ok(way) => way,
-        Err(early) => return Some(early),
-    };
+    let mut way = Way::to_port(flow);
+    let found = way.find(tables, flow, hook);
+    if found != Found::Way {
+        return found.instead();
+    }
     if shape.tunnelled && packet.pop_outer().is_err() {
         return Some(Err(DropReason::NoRoom));
     }
@@ -108,10 +109,11 @@ pub fn apply_error<P: Packet, T: Tables>(
     shape: &Shape,
     hook: Hook,
 ) -> Option<Result<Exit, DropReason>> {
-    let way = match way(tables, flow, hook)? {
-        Ok(way) => way,
-        Err(early) => return Some(early),
-    };
+    let mut way = Way::to_port(flow);
+    let found = way.find(tables, flow, hook);
+    if found != Found::Way {
+        return found.instead();
+    }
     if shape.tunnelled && packet.pop_outer().is_err() {
         return Some(Err(DropReason::NoRoom));
     }
@@ -125,42 +127,72 @@ pub fn apply_error<P: Packet, T: Tables>(
 }
 
 /// The way to where the flow leaves.
-enum Way<'a> {
-    Port,
-    Tunnel(&'a Underlay),
-    External(u32, Macs),
+struct Way<'a> {
+    /// Interface, unless it is a tunnel.
+    ifindex: u32,
+    /// Ethernet addresses of the (inner) frame.
+    macs: Macs,
+    /// A tunnel's.
+    underlay: Option<&'a Underlay>,
 }
 
-/// Finds it: `Some(Err)`: what becomes of the packet instead.
-#[inline(always)]
-fn way<'a, T: Tables>(
-    tables: &'a T,
-    flow: &Flow,
-    hook: Hook,
-) -> Option<Result<Way<'a>, Result<Exit, DropReason>>> {
-    if flow.exit == EXIT_PORT {
-        return Some(Ok(Way::Port));
-    }
-    if flow.exit == EXIT_TUNNEL {
-        let Some(found) = tables.underlay(flow.target) else {
-            return Some(Err(Err(DropReason::UnderlayUnreachable)));
-        };
-        if found.flags & UNDERLAY_ROUTED == 0 {
-            return Some(Err(Err(DropReason::UnderlayUnreachable)));
+/// Whether there is one; without values of its own, which the compiler would carry along where there are none.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Found {
+    Way,
+    /// The next hop has to be resolved first.
+    Unresolved,
+    /// Only TC can wait for the kernel to resolve the neighbour.
+    NextHook,
+    Unreachable,
+    Nothing,
+}
+
+impl Found {
+    /// What becomes of the packet instead of being sent.
+    #[inline(always)]
+    fn instead(self) -> Option<Result<Exit, DropReason>> {
+        match self {
+            Self::Unresolved => None,
+            Self::NextHook => Some(Ok(Exit::NextHook)),
+            Self::Unreachable => Some(Err(DropReason::UnderlayUnreachable)),
+            Self::Way | Self::Nothing => Some(Err(DropReason::Internal)),
         }
-        if found.flags & UNDERLAY_RESOLVED == 0 && hook == Hook::Xdp {
-            // Only TC can wait for the kernel to resolve the neighbour.
-            return Some(Err(Ok(Exit::NextHook)));
+    }
+}
+
+impl<'a> Way<'a> {
+    /// To a port of this node.
+    #[inline(always)]
+    fn to_port(flow: &Flow) -> Self {
+        Self { ifindex: flow.target, macs: flow.out_macs, underlay: None }
+    }
+
+    /// To wherever it really is.
+    #[inline(always)]
+    fn find<T: Tables>(&mut self, tables: &'a T, flow: &Flow, hook: Hook) -> Found {
+        if flow.exit == EXIT_PORT {
+            return Found::Way;
         }
-        return Some(Ok(Way::Tunnel(found)));
+        if flow.exit == EXIT_TUNNEL {
+            let Some(underlay) = tables.underlay(flow.target) else { return Found::Unreachable };
+            if underlay.flags & UNDERLAY_ROUTED == 0 {
+                return Found::Unreachable;
+            }
+            if underlay.flags & UNDERLAY_RESOLVED == 0 && hook == Hook::Xdp {
+                return Found::NextHook;
+            }
+            self.underlay = Some(underlay);
+            return Found::Way;
+        }
+        let Some(hop) = tables.hop(flow.target) else { return Found::Nothing };
+        if hop.flags & HOP_RESOLVED == 0 {
+            return Found::Unresolved;
+        }
+        self.ifindex = hop.ifindex;
+        self.macs = Macs::new(hop.mac, flow.out_macs.src());
+        Found::Way
     }
-    let Some(hop) = tables.hop(flow.target) else {
-        return Some(Err(Err(DropReason::Internal)));
-    };
-    if hop.flags & HOP_RESOLVED == 0 {
-        return None;
-    }
-    Some(Ok(Way::External(hop.ifindex, Macs::new(hop.mac, flow.out_macs.src()))))
 }
 
 /// What is left to do to the packet, now without outer headers.
@@ -169,26 +201,22 @@ fn emit<P: Packet>(packet: &mut P, flow: &Flow, way: &Way, shape: &Shape) -> Res
     if flow.hops > 0 {
         lower_ttl(packet, flow.hops, shape.ethertype)?;
     }
-    let (ifindex, macs) = match way {
-        Way::Port => (flow.target, flow.out_macs),
-        Way::External(ifindex, macs) => (*ifindex, *macs),
-        Way::Tunnel(way) => {
-            packet.push_outer().map_err(|_| DropReason::NoRoom)?;
-            let ethertype = Be16::new(shape.ethertype);
-            tunnel::write(packet, way, flow.vni, flow.outer_sport, &flow.out_macs, ethertype)?;
-            return Ok(if way.flags & UNDERLAY_RESOLVED != 0 {
-                Exit::Interface(way.ifindex)
-            } else {
-                Exit::Neighbour { ifindex: way.ifindex, nexthop: way.nexthop }
-            });
-        }
-    };
+    if let Some(underlay) = way.underlay {
+        packet.push_outer().map_err(|_| DropReason::NoRoom)?;
+        let ethertype = Be16::new(shape.ethertype);
+        tunnel::write(packet, underlay, flow.vni, flow.outer_sport, &way.macs, ethertype)?;
+        return Ok(if underlay.flags & UNDERLAY_RESOLVED != 0 {
+            Exit::Interface(underlay.ifindex)
+        } else {
+            Exit::Neighbour { ifindex: underlay.ifindex, nexthop: underlay.nexthop }
+        });
+    }
     let eth = packet.view(0, ETH_LEN).ok_or(DropReason::Internal)?;
-    eth.put_macs(0, &macs);
+    eth.put_macs(0, &way.macs);
     if shape.tunnelled {
         eth.put_be16(12, Be16::new(shape.ethertype));
     }
-    Ok(Exit::Interface(ifindex))
+    Ok(Exit::Interface(way.ifindex))
 }
 
 /// Lowers TTL or hop limit. The caller has made sure that it stays above zero.
@@ -200,9 +228,7 @@ fn lower_ttl<P: Packet>(packet: &mut P, hops: u8, ethertype: u16) -> Result<(), 
         return Ok(());
     }
     let ip = packet.view(ETH_LEN, IPV4_LEN).ok_or(DropReason::Internal)?;
-    let old = ip.be16(8);
-    let new = Be16::new(old.get().wrapping_sub((hops as u16) << 8));
-    ip.put_be16(8, new);
-    ip.put_be16(10, checksum::replace16(ip.be16(10), old.memory(), new.memory()));
+    ip.put_u8(8, ip.u8(8).wrapping_sub(hops));
+    ip.put_be16(10, checksum::lower_ttl(ip.be16(10), hops));
     Ok(())
 }

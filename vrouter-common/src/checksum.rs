@@ -38,7 +38,15 @@ pub const fn replace16(field: Be16, old: u16, new: u16) -> Be16 {
 /// The field after what it covers changed by `delta` (new words plus complements of old ones, folded).
 #[inline(always)]
 pub const fn adjust(field: Be16, delta: u16) -> Be16 {
-    finish((!field.memory()) as u32 + delta as u32)
+    let sum = (!field.memory()) as u32 + delta as u32;
+    // One fold suffices for two words.
+    Be16::from_memory(!((sum + (sum >> 16)) as u16))
+}
+
+/// The field after a header's TTL went down by `hops`.
+#[inline(always)]
+pub const fn lower_ttl(field: Be16, hops: u8) -> Be16 {
+    adjust(field, !Be16::new((hops as u16) << 8).memory())
 }
 
 /// What replacing words that sum to `old` by words that sum to `new` adds to a sum over them; 0 if nothing.

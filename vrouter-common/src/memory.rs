@@ -597,7 +597,7 @@ fn try_run(tables: &MemoryTables, entry: Entry, mut packet: MemoryPacket) -> Res
         decision = pipeline::pass(&packet, tables, headers, plan)?;
     }
     if matches!(decision, Decision::Forward | Decision::ForwardOnce | Decision::Wait | Decision::Fragment) {
-        settle(tables, &ingress, headers, plan, decision, packet.len(), Hook::Tc)?;
+        settle(tables, &ingress, headers, plan, decision, Hook::Tc)?;
     }
     match decision {
         Decision::Forward | Decision::ForwardOnce => {
@@ -654,10 +654,9 @@ fn settle(
     headers: &Headers,
     plan: &mut Plan,
     decision: Decision,
-    len: usize,
     hook: Hook,
 ) -> Result<(), DropReason> {
-    match pipeline::settle(tables, ingress, headers, plan, decision, len as u64, hook)? {
+    match pipeline::settle(tables, ingress, headers, plan, decision, hook)? {
         Settled::Done => return Ok(()),
         Settled::Finish => {}
         Settled::Reserve => {
@@ -724,7 +723,7 @@ fn try_run_xdp(
     if !matches!(decision, Decision::Forward | Decision::ForwardOnce) || plan.flow.flags & FLOW_FRAMES == 0 {
         return left;
     }
-    settle(tables, &ingress, headers, plan, decision, packet.len(), Hook::Xdp)?;
+    settle(tables, &ingress, headers, plan, decision, Hook::Xdp)?;
     match pipeline::apply_first(&mut packet, tables, &ingress, work, Hook::Xdp) {
         Some(exit) => Ok(Some((exit?, packet.to_vec()))),
         None => left,

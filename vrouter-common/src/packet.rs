@@ -21,6 +21,12 @@ pub trait Packet {
     /// Bytes of the whole frame.
     fn len(&self) -> usize;
 
+    /// Whether there are at least `end` bytes.
+    #[inline(always)]
+    fn reaches(&self, end: usize) -> bool {
+        end <= self.len()
+    }
+
     /// The `len` bytes from `at` on, if the packet has them.
     fn view(&self, at: usize, len: usize) -> Option<Self::View<'_>>;
 

@@ -99,20 +99,11 @@ impl Quoted {
 
 /// How much to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Depth {
+enum Depth {
     /// What flow entries are made of.
     Fast,
     /// Everything.
     Full,
-}
-
-/// The outcome.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Parsed {
-    /// An IP or ARP packet.
-    Known(Headers),
-    /// Not for the fast path.
-    Unusual,
 }
 
 /// IPv6 extension headers that are walked; a packet with more is refused.
@@ -120,9 +111,21 @@ const EXTENSIONS_MAX: usize = 6;
 /// IPv4 options that are walked: at most 40 bytes of them exist.
 const OPTIONS_MAX: usize = 40;
 
-/// Reads the frame that starts at `at`.
+/// Reads the IP packet of a frame that starts at `at`, as far as flow entries are made of it, without the
+/// frame's own addresses. `None`: not for the fast path, which may be no fault.
 #[inline(always)]
-pub fn parse<P: Packet>(packet: &P, at: usize, depth: Depth) -> Result<Parsed, DropReason> {
+pub fn fast<P: Packet>(packet: &P, at: usize, v6: bool) -> Option<Headers> {
+    let l3 = at + ETH_LEN;
+    let read = match v6 {
+        true => ipv6(packet, l3, Depth::Fast),
+        false => ipv4(packet, l3, Depth::Fast),
+    };
+    read.ok()?
+}
+
+/// Reads the whole frame that starts at `at`.
+#[inline(always)]
+pub fn full<P: Packet>(packet: &P, at: usize) -> Result<Headers, DropReason> {
     if packet.has_vlan_tag() {
         return Err(DropReason::VlanTagged);
     }
@@ -137,39 +140,42 @@ pub fn parse<P: Packet>(packet: &P, at: usize, depth: Depth) -> Result<Parsed, D
     const ARP: Be16 = Be16::new(ETHERTYPE_ARP);
     const VLAN: Be16 = Be16::new(ETHERTYPE_VLAN);
     const QINQ: Be16 = Be16::new(ETHERTYPE_QINQ);
-    match ethertype {
-        IPV4 => ipv4(packet, macs, at + ETH_LEN, depth),
-        IPV6 => ipv6(packet, macs, at + ETH_LEN, depth),
+    let read = match ethertype {
+        IPV4 => ipv4(packet, at + ETH_LEN, Depth::Full)?,
+        IPV6 => ipv6(packet, at + ETH_LEN, Depth::Full)?,
         ARP => {
             // From a tunnel nothing else looks at it, and the kernel takes no outer headers off a stub.
             packet.view(at + ETH_LEN, ARP_LEN).ok_or(DropReason::ArpMalformed)?;
-            Ok(Parsed::Known(Headers { macs, arp: true, ..Headers::default() }))
+            Some(Headers { arp: true, ..Headers::default() })
         }
-        VLAN | QINQ => Err(DropReason::VlanTagged),
-        _ => Err(DropReason::EthertypeUnknown),
-    }
+        VLAN | QINQ => return Err(DropReason::VlanTagged),
+        _ => return Err(DropReason::EthertypeUnknown),
+    };
+    let mut headers = read.ok_or(DropReason::Internal)?;
+    headers.macs = macs;
+    Ok(headers)
 }
 
 #[inline(always)]
-fn ipv4<P: Packet>(packet: &P, macs: Macs, l3: usize, depth: Depth) -> Result<Parsed, DropReason> {
+fn ipv4<P: Packet>(packet: &P, l3: usize, depth: Depth) -> Result<Option<Headers>, DropReason> {
     let ip = packet.view(l3, IPV4_LEN).ok_or(DropReason::FrameTruncated)?;
     let version_ihl = ip.u8(0);
     let fragment_word = ip.be16(6).get();
     let fragment = fragment_word & 0x3fff != 0;
     if depth == Depth::Fast && (version_ihl != 0x45 || fragment) {
-        return Ok(Parsed::Unusual);
+        return Ok(None);
     }
     let header_len = (version_ihl & 15) as usize * 4;
     let l3_len = ip.be16(2).get();
     if version_ihl >> 4 != 4 || header_len < IPV4_LEN || (l3_len as usize) < header_len {
         return Err(DropReason::Ipv4Malformed);
     }
-    if l3 + l3_len as usize > packet.len() {
+    if !packet.reaches(l3 + l3_len as usize) {
         return Err(DropReason::FrameTruncated);
     }
     let later_fragment = fragment_word & 0x1fff != 0;
     let mut headers = Headers {
-        macs,
+        macs: Macs::default(),
         src: Ip::v4(ip.be32(12)),
         dst: Ip::v4(ip.be32(16)),
         sport: Be16::new(0),
@@ -198,7 +204,7 @@ fn ipv4<P: Packet>(packet: &P, macs: Macs, l3: usize, depth: Depth) -> Result<Pa
     if !later_fragment {
         transport(packet, &mut headers, l3_len as usize - header_len)?;
     }
-    Ok(Parsed::Known(headers))
+    Ok(Some(headers))
 }
 
 /// Verifies the header checksum (RFC 1812, 5.2.2) and refuses source routing. A hit in the flow table does
@@ -251,7 +257,7 @@ fn ipv4_header<P: Packet>(packet: &P, l3: usize, header_len: usize) -> Result<()
 }
 
 #[inline(always)]
-fn ipv6<P: Packet>(packet: &P, macs: Macs, l3: usize, depth: Depth) -> Result<Parsed, DropReason> {
+fn ipv6<P: Packet>(packet: &P, l3: usize, depth: Depth) -> Result<Option<Headers>, DropReason> {
     let ip = packet.view(l3, IPV6_LEN).ok_or(DropReason::FrameTruncated)?;
     let src = ip.ip6(8);
     let dst = ip.ip6(24);
@@ -259,11 +265,11 @@ fn ipv6<P: Packet>(packet: &P, macs: Macs, l3: usize, depth: Depth) -> Result<Pa
     if ip.u8(0) >> 4 != 6 || src.is_v4() || dst.is_v4() || src.is_multicast() {
         return Err(DropReason::Ipv6Malformed);
     }
-    if l3 + IPV6_LEN + payload > packet.len() || payload > u16::MAX as usize - IPV6_LEN {
+    if !packet.reaches(l3 + IPV6_LEN + payload) || payload > u16::MAX as usize - IPV6_LEN {
         return Err(DropReason::FrameTruncated);
     }
     let mut headers = Headers {
-        macs,
+        macs: Macs::default(),
         src,
         dst,
         sport: Be16::new(0),
@@ -289,14 +295,14 @@ fn ipv6<P: Packet>(packet: &P, macs: Macs, l3: usize, depth: Depth) -> Result<Pa
     let mut left = payload;
     if is_extension(headers.proto) {
         if depth == Depth::Fast {
-            return Ok(Parsed::Unusual);
+            return Ok(None);
         }
         left = extensions(packet, &mut headers, payload)?;
     }
     if !headers.later_fragment {
         transport(packet, &mut headers, left)?;
     }
-    Ok(Parsed::Known(headers))
+    Ok(Some(headers))
 }
 
 #[inline(always)]
@@ -459,6 +465,12 @@ pub fn quoted<P: Packet>(packet: &P, headers: &Headers) -> Quoted {
 }
 
 impl Headers {
+    /// Bytes of the frame they were read from, without what pads it.
+    #[inline(always)]
+    pub fn frame_len(&self) -> u64 {
+        (self.l3() + self.l3_len as usize) as u64
+    }
+
     /// Offset of the IP header in the packet.
     #[inline(always)]
     pub fn l3(&self) -> usize {

@@ -1,11 +1,12 @@
 //! The packet's way, in order.
 
 use crate::{
+    addr::Be16,
     apply::{self, Exit, Hook},
     decide,
     flow::{FLOW_FRAMES, Flow, FlowKey},
     packet::{Packet, View},
-    parse::{self, Depth, Headers, Parsed, Quoted},
+    parse::{self, Headers, Quoted},
     plan::{self, Decision, Ingress, Plan, ROLE_RELATED, Work},
     reason::{DropReason, Event},
     route,
@@ -22,17 +23,36 @@ pub fn established<P: Packet, T: Tables>(
     ingress: &Ingress,
     hook: Hook,
 ) -> Option<Result<Exit, DropReason>> {
-    let headers = match parse::parse(packet, ingress.at, Depth::Fast) {
-        Ok(Parsed::Known(headers)) if !headers.arp => headers,
-        // Said once, where everything is checked.
-        _ => return None,
-    };
+    if packet.has_vlan_tag() {
+        return None;
+    }
+    const IPV4: Be16 = Be16::new(ETHERTYPE_IPV4);
+    const IPV6: Be16 = Be16::new(ETHERTYPE_IPV6);
+    // Compiled twice: with the family known, half of the key and every offset is a constant.
+    match packet.view(ingress.at, ETH_LEN)?.be16(12) {
+        IPV4 => established_ip(packet, tables, ingress, hook, false),
+        IPV6 => established_ip(packet, tables, ingress, hook, true),
+        // What is wrong with it is said once, where everything is checked.
+        _ => None,
+    }
+}
+
+#[inline(always)]
+fn established_ip<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    ingress: &Ingress,
+    hook: Hook,
+    v6: bool,
+) -> Option<Result<Exit, DropReason>> {
+    let headers = parse::fast(packet, ingress.at, v6)?;
     let key = plan::key(&headers, ingress.from, ingress.zone);
+    // Before the lookup: so far half of the key is constants.
+    let tag = key.tag();
     let flow = match tables.flow(&key) {
         Some(flow) => flow,
         None => tables.transient(&key)?,
     };
-    let tag = key.tag();
     if !is_current(packet, tables, flow, tag, ingress, &headers) {
         return None;
     }
@@ -42,7 +62,7 @@ pub fn established<P: Packet, T: Tables>(
     if headers.tcp_flags & (TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK) & !flow.tcp_flags != 0 {
         tables.note_tcp(flow, headers.tcp_flags & (TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK));
     }
-    tables.touch(flow, packet.len() as u64);
+    tables.touch(flow, headers.frame_len());
     let shape = apply::Shape::new(&headers, ingress);
     match apply::apply(packet, tables, flow, &shape, hook)? {
         Ok(_) if flow.tag_end != tag => Some(Err(DropReason::FlowReused)),
@@ -61,11 +81,12 @@ fn is_current<P: Packet, T: Tables>(
     headers: &Headers,
 ) -> bool {
     const SYN: u8 = TCP_SYN | TCP_ACK | TCP_RST;
+    let Some(eth) = packet.view(ingress.at, ETH_LEN) else { return false };
     flow.tag == tag
         && flow.epoch != 0
         && flow.epoch >= tables.revision(flow.network)
         && flow.epoch >= tables.revision(flow.network_out)
-        && flow.in_macs == headers.macs
+        && flow.in_macs == eth.macs(0)
         && flow.in_vtep == ingress.vtep
         && headers.ttl > flow.hops
         && plan::segment_len(packet, headers) <= flow.mtu as u32
@@ -83,10 +104,7 @@ pub fn read<P: Packet, T: Tables>(
     quoted: &mut Quoted,
     hook: Hook,
 ) -> Result<(), DropReason> {
-    match parse::parse(packet, ingress.at, Depth::Full)? {
-        Parsed::Known(read) => *headers = read,
-        Parsed::Unusual => return Err(DropReason::Internal),
-    }
+    *headers = parse::full(packet, ingress.at)?;
     *quoted = parse::quoted(packet, headers);
     // XDP leaves pieces to TC: each is noted once.
     if hook == Hook::Tc { track::reassemble(tables, ingress, headers) } else { Ok(()) }
@@ -138,8 +156,8 @@ pub fn pass<P: Packet, T: Tables>(
     decide::conclude(packet, plan, decision)
 }
 
-/// Asks whether the receiver, if it is a port of this node, accepts a packet of `len` bytes that is to be
-/// forwarded, and remembers the decision.
+/// Asks whether the receiver, if it is a port of this node, accepts a packet that is to be forwarded, and
+/// remembers the decision.
 #[inline(always)]
 pub fn settle<T: Tables>(
     tables: &T,
@@ -147,13 +165,12 @@ pub fn settle<T: Tables>(
     headers: &Headers,
     plan: &mut Plan,
     decision: Decision,
-    len: u64,
     hook: Hook,
 ) -> Result<Settled, DropReason> {
     // What XDP leaves to TC is counted there.
     decide::accept(tables, headers, plan)?;
     let counted = hook == Hook::Tc || plan.flow.flags & FLOW_FRAMES != 0 && decision != Decision::Wait;
-    track::settle(tables, ingress, headers, plan, decision, len, counted)
+    track::settle(tables, ingress, headers, plan, decision, counted)
 }
 
 /// Reserves the reply's leg. `claim`: [`track::claim`] for the port it is given.

@@ -170,7 +170,7 @@ pub enum Settled {
     Finish,
 }
 
-/// Remembers a decision to forward. `len`: bytes of the frame.
+/// Remembers a decision to forward.
 #[inline(always)]
 pub fn settle<T: Tables>(
     tables: &T,
@@ -178,7 +178,6 @@ pub fn settle<T: Tables>(
     headers: &Headers,
     plan: &mut Plan,
     decision: Decision,
-    len: u64,
     counted: bool,
 ) -> Result<Settled, DropReason> {
     if headers.arp || plan.role == ROLE_RELATED || headers.is_icmp_error() || headers.is_neighbour_discovery()
@@ -194,7 +193,7 @@ pub fn settle<T: Tables>(
     flow.seen = now;
     flow.created = now;
     flow.packets = counted as u64;
-    flow.bytes = if counted { len } else { 0 };
+    flow.bytes = if counted { headers.frame_len() } else { 0 };
     flow.tcp_flags = headers.tcp_flags & (TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK);
     if plan.known_in != KNOWN_NOWHERE {
         flow.created = plan.known.created;

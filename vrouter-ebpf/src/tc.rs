@@ -35,31 +35,51 @@ const HEADERS: u32 = 160;
 /// The same where a chain of extension headers or options to ND may be read.
 const HEADERS_FULL: u32 = 512;
 
-/// A socket buffer.
-pub struct Skb(*mut __sk_buff);
+/// A socket buffer, and whether its bounds are kept: see `bounds`.
+pub struct Skb(*mut __sk_buff, bool);
 
 // The offsets the macro below loads from.
 const _: () = assert!(core::mem::offset_of!(__sk_buff, data) == 76);
 const _: () = assert!(core::mem::offset_of!(__sk_buff, data_end) == 80);
 
 /// Loads the packet's start and end from a context. In assembly, because LLVM likes to compute the address
-/// of a context's field apart from the load, which the verifier refuses ("modified ctx ptr").
+/// of a context's field apart from the load, which the verifier refuses ("modified ctx ptr"). `$kept`: once for
+/// all views, which is for the fast path; elsewhere there are too few registers, and of a packet's end put on
+/// the stack LLVM may take half back. What moves the packet must then make the context a [`fresh`] one.
 macro_rules! bounds {
-    ($ctx:expr, $data:literal, $data_end:literal) => {{
+    ($ctx:expr, $kept:expr, $data:literal, $data_end:literal) => {{
         let (start, end): (usize, usize);
         // SAFETY: loads two fields of the context the program was given.
         unsafe {
-            core::arch::asm!(
-                concat!("{start} = *(u32 *)({ctx} + ", $data, ")"),
-                concat!("{end} = *(u32 *)({ctx} + ", $data_end, ")"),
-                start = out(reg) start, end = lateout(reg) end, ctx = in(reg) $ctx,
-                options(pure, readonly, nostack)
-            );
+            if $kept {
+                core::arch::asm!(
+                    concat!("{start} = *(u32 *)({ctx} + ", $data, ")"),
+                    concat!("{end} = *(u32 *)({ctx} + ", $data_end, ")"),
+                    start = out(reg) start, end = lateout(reg) end, ctx = in(reg) $ctx,
+                    options(pure, nomem, nostack)
+                );
+            } else {
+                core::arch::asm!(
+                    concat!("{start} = *(u32 *)({ctx} + ", $data, ")"),
+                    concat!("{end} = *(u32 *)({ctx} + ", $data_end, ")"),
+                    start = out(reg) start, end = lateout(reg) end, ctx = in(reg) $ctx,
+                    options(pure, readonly, nostack)
+                );
+            }
         }
         (start, end)
     }};
 }
 pub(crate) use bounds;
+
+/// The same context, of which the compiler knows nothing any more: the packet may have moved.
+#[inline(always)]
+pub(crate) fn fresh<T>(mut context: *mut T) -> *mut T {
+    // SAFETY: copies a register to itself. Without an instruction the line table, too, has one entry too many,
+    // and the kernel refuses that.
+    unsafe { core::arch::asm!("{0} = {0}", inout(reg) context, options(nomem, nostack, preserves_flags)) };
+    context
+}
 
 /// Bytes between the packet's start and end, as checked.
 #[derive(Clone, Copy)]
@@ -107,13 +127,12 @@ impl Skb {
     /// Takes the context, and makes sure that the headers lie in the linear part.
     #[inline(always)]
     fn new(skb: *mut __sk_buff) -> Self {
-        Self::with_linear(skb, HEADERS)
+        Self(Self::with_linear(skb, HEADERS).0, true)
     }
 
     /// The same for the first `wanted` bytes.
     #[inline(always)]
     fn with_linear(skb: *mut __sk_buff, wanted: u32) -> Self {
-        let this = Self(skb);
         // SAFETY: `skb` is the program's context; the helper may move the data, nothing points to it yet.
         unsafe {
             let linear = (*skb).data_end - (*skb).data;
@@ -122,7 +141,7 @@ impl Skb {
                 helpers::bpf_skb_pull_data(skb, wanted);
             }
         }
-        this
+        Self(fresh(skb), false)
     }
 
     #[inline(always)]
@@ -144,7 +163,7 @@ impl Packet for Skb {
 
     #[inline(always)]
     fn view(&self, at: usize, len: usize) -> Option<Bytes> {
-        let (start, end) = bounds!(self.0, 76, 80);
+        let (start, end) = bounds!(self.0, self.1, 76, 80);
         // This exact shape is what the verifier learns from.
         if start + at + len > end {
             return None;
@@ -177,6 +196,7 @@ impl Packet for Skb {
             if self.protocol_is_ip() {
                 let room = OUTER_LEN as i32;
                 let result = helpers::bpf_skb_adjust_room(self.0, room, BPF_ADJ_ROOM_MAC, FLAGS);
+                self.0 = fresh(self.0);
                 if result == 0 {
                     return Ok(());
                 }
@@ -188,6 +208,7 @@ impl Packet for Skb {
                 helpers::bpf_skb_change_head(self.0, OUTER_LEN as u32, 0)
             }
         };
+        self.0 = fresh(self.0);
         if result == 0 { Ok(()) } else { Err(NoRoom) }
     }
 
@@ -200,25 +221,25 @@ impl Packet for Skb {
         };
         let fixed = BPF_F_ADJ_ROOM_FIXED_GSO as u64;
         // SAFETY: the program's context; no view is alive.
-        unsafe {
+        let result = unsafe {
+            let room = -(OUTER_LEN as i32);
             // Tells the kernel that the packet is IPv6 now. Kernels before 6.3 have no such flag.
-            if v6 {
-                let flags = fixed | BPF_F_ADJ_ROOM_DECAP_L3_IPV6 as u64;
-                if helpers::bpf_skb_adjust_room(self.0, -(OUTER_LEN as i32), BPF_ADJ_ROOM_MAC, flags) == 0 {
-                    return Ok(());
-                }
+            let flags = fixed | BPF_F_ADJ_ROOM_DECAP_L3_IPV6 as u64;
+            if v6 && helpers::bpf_skb_adjust_room(self.0, room, BPF_ADJ_ROOM_MAC, flags) == 0 {
+                0
+            } else {
+                helpers::bpf_skb_adjust_room(self.0, room, BPF_ADJ_ROOM_MAC, fixed)
             }
-            if helpers::bpf_skb_adjust_room(self.0, -(OUTER_LEN as i32), BPF_ADJ_ROOM_MAC, fixed) == 0 {
-                return Ok(());
-            }
-        }
-        Err(NoRoom)
+        };
+        self.0 = fresh(self.0);
+        if result == 0 { Ok(()) } else { Err(NoRoom) }
     }
 
     #[inline(always)]
     fn push_front(&mut self, bytes: usize) -> Result<(), NoRoom> {
         // SAFETY: the program's context; no view is alive.
         let result = unsafe { helpers::bpf_skb_change_head(self.0, bytes as u32, 0) };
+        self.0 = fresh(self.0);
         if result == 0 { Ok(()) } else { Err(NoRoom) }
     }
 
@@ -229,6 +250,7 @@ impl Packet for Skb {
         }
         // SAFETY: the program's context; no view is alive.
         let result = unsafe { helpers::bpf_skb_change_tail(self.0, len as u32, 0) };
+        self.0 = fresh(self.0);
         if result == 0 { Ok(()) } else { Err(NoRoom) }
     }
 
@@ -262,6 +284,8 @@ impl Packet for Skb {
                 return Err(NoRoom);
             }
         }
+        // The helper makes the header writable, which may move it.
+        self.0 = fresh(self.0);
         Ok(())
     }
 
@@ -488,7 +512,7 @@ fn first(skb: *mut __sk_buff) -> i32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn vr_tc_recall(skb: *mut __sk_buff) -> i32 {
-    let packet = Skb(skb);
+    let packet = Skb(skb, false);
     let Some(work) = maps::WORK.get_ptr_mut(0) else {
         return dropped(DropReason::Internal, 0);
     };
@@ -504,7 +528,7 @@ pub extern "C" fn vr_tc_recall(skb: *mut __sk_buff) -> i32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn vr_tc_first(skb: *mut __sk_buff) -> i32 {
-    let packet = Skb(skb);
+    let packet = Skb(skb, false);
     let bytes = packet.len() as u64;
     let Some(work) = maps::WORK.get_ptr_mut(0) else {
         return dropped(DropReason::Internal, bytes);
@@ -530,7 +554,7 @@ pub extern "C" fn vr_tc_first(skb: *mut __sk_buff) -> i32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn vr_tc_pass(skb: *mut __sk_buff) -> i32 {
-    let packet = Skb(skb);
+    let packet = Skb(skb, false);
     let bytes = packet.len() as u64;
     let Some(work) = maps::WORK.get_ptr_mut(0) else {
         return dropped(DropReason::Internal, bytes);
@@ -566,7 +590,7 @@ fn code(decision: Decision, bytes: u64) -> i32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn vr_tc_settle(skb: *mut __sk_buff, verdict: i32) -> i32 {
-    let bytes = Skb(skb).len() as u64;
+    let bytes = Skb(skb, false).len() as u64;
     let Some(work) = maps::WORK.get_ptr_mut(0) else {
         return dropped(DropReason::Internal, bytes);
     };
@@ -578,7 +602,7 @@ pub extern "C" fn vr_tc_settle(skb: *mut __sk_buff, verdict: i32) -> i32 {
         TO_FRAGMENT => Decision::Fragment,
         _ => Decision::ForwardOnce,
     };
-    match pipeline::settle(&Maps, ingress, headers, plan, decision, bytes, Hook::Tc) {
+    match pipeline::settle(&Maps, ingress, headers, plan, decision, Hook::Tc) {
         Ok(Settled::Done) => SETTLED,
         Ok(Settled::Reserve) => TO_RESERVE,
         Ok(Settled::Finish) => TO_FINISH,
@@ -590,7 +614,7 @@ pub extern "C" fn vr_tc_settle(skb: *mut __sk_buff, verdict: i32) -> i32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn vr_tc_reserve(skb: *mut __sk_buff) -> i32 {
-    let bytes = Skb(skb).len() as u64;
+    let bytes = Skb(skb, false).len() as u64;
     let Some(work) = maps::WORK.get_ptr_mut(0) else {
         return dropped(DropReason::Internal, bytes);
     };
@@ -624,7 +648,7 @@ fn settle(skb: *mut __sk_buff, verdict: i32) -> i32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn vr_tc_apply(skb: *mut __sk_buff) -> i32 {
-    let mut packet = Skb(skb);
+    let mut packet = Skb(skb, false);
     let bytes = packet.len() as u64;
     let Some(work) = maps::WORK.get_ptr_mut(0) else {
         return dropped(DropReason::Internal, bytes);
@@ -654,7 +678,7 @@ fn notify(kind: u32, hop: u32) {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn vr_tc_upcall(skb: *mut __sk_buff, kind: u32) -> i32 {
-    let packet = Skb(skb);
+    let packet = Skb(skb, false);
     let bytes = packet.len() as u64;
     let reason = if kind == UPCALL_WAIT { DropReason::HopPending } else { DropReason::TooBig };
     let Some(work) = maps::WORK.get_ptr_mut(0) else {
@@ -701,7 +725,7 @@ pub extern "C" fn vr_tc_upcall(skb: *mut __sk_buff, kind: u32) -> i32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn vr_tc_ask(skb: *mut __sk_buff) -> i32 {
-    let mut packet = Skb(skb);
+    let mut packet = Skb(skb, false);
     let bytes = packet.len() as u64;
     let Some(work) = maps::WORK.get_ptr_mut(0) else {
         return dropped(DropReason::Internal, bytes);
@@ -754,7 +778,7 @@ pub extern "C" fn vr_tc_read(skb: *mut __sk_buff) -> i32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn vr_tc_answer(skb: *mut __sk_buff) -> i32 {
-    let mut packet = Skb(skb);
+    let mut packet = Skb(skb, false);
     let bytes = packet.len() as u64;
     let Some(work) = maps::WORK.get_ptr_mut(0) else {
         return dropped(DropReason::Internal, bytes);
@@ -792,7 +816,7 @@ const RECEIVERS_MAX: u32 = 8192;
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn vr_tc_flood(skb: *mut __sk_buff) -> i32 {
-    let mut packet = Skb(skb);
+    let mut packet = Skb(skb, false);
     let bytes = packet.len() as u64;
     let (Some(work), Some(commit)) = (maps::WORK.get_ptr_mut(0), maps::COMMIT.get(0)) else {
         return dropped(DropReason::Internal, bytes);
@@ -894,7 +918,7 @@ extern "C" fn flood_node(_index: u32, round: *mut c_void) -> i64 {
         return 1;
     };
     round.cursor = receiver.next;
-    let packet = Skb(round.skb);
+    let packet = Skb(round.skb, false);
     let Some(way) = maps::UNDERLAY.get(receiver.at).filter(|way| way.flags & UNDERLAY_RESOLVED != 0) else {
         Maps.count_drop(DropReason::UnderlayUnreachable, packet.len() as u64);
         return 0;

@@ -22,11 +22,11 @@ use vrouter_common::{
 use crate::{
     maps,
     tables::Maps,
-    tc::{Bytes, bounds},
+    tc::{Bytes, bounds, fresh},
 };
 
-/// An XDP frame.
-pub struct Frame(*mut xdp_md);
+/// An XDP frame, and whether its bounds are kept: see `bounds`.
+pub struct Frame(*mut xdp_md, bool);
 
 impl Packet for Frame {
     type View<'a> = Bytes;
@@ -37,9 +37,16 @@ impl Packet for Frame {
         unsafe { helpers::bpf_xdp_get_buff_len(self.0) as usize }
     }
 
+    /// Frames are in one piece, nearly always.
+    #[inline(always)]
+    fn reaches(&self, end: usize) -> bool {
+        let (first, last) = bounds!(self.0, self.1, 0, 4);
+        end <= last - first || end <= self.len()
+    }
+
     #[inline(always)]
     fn view(&self, at: usize, len: usize) -> Option<Bytes> {
-        let (start, end) = bounds!(self.0, 0, 4);
+        let (start, end) = bounds!(self.0, self.1, 0, 4);
         if start + at + len > end {
             return None;
         }
@@ -55,6 +62,7 @@ impl Packet for Frame {
     fn pop_outer(&mut self) -> Result<(), NoRoom> {
         // SAFETY: the program's context; no view is alive.
         let result = unsafe { helpers::bpf_xdp_adjust_head(self.0, OUTER_LEN as i32) };
+        self.0 = fresh(self.0);
         if result == 0 { Ok(()) } else { Err(NoRoom) }
     }
 
@@ -62,6 +70,7 @@ impl Packet for Frame {
     fn push_front(&mut self, bytes: usize) -> Result<(), NoRoom> {
         // SAFETY: the program's context; no view is alive.
         let result = unsafe { helpers::bpf_xdp_adjust_head(self.0, -(bytes as i32)) };
+        self.0 = fresh(self.0);
         if result == 0 { Ok(()) } else { Err(NoRoom) }
     }
 
@@ -137,7 +146,7 @@ fn fast_port(ctx: *mut xdp_md) -> u32 {
 
 #[inline(never)]
 fn fast_uplink(ctx: *mut xdp_md) -> u32 {
-    let frame = Frame(ctx);
+    let frame = Frame(ctx, false);
     let vtep = match maps::COMMIT.get(0) {
         Some(commit) => commit.vtep,
         None => return xdp_action::XDP_PASS,
@@ -164,7 +173,7 @@ fn fast_external(ctx: *mut xdp_md) -> u32 {
 
 #[inline(always)]
 fn fast(ctx: *mut xdp_md, ingress: &Ingress) -> u32 {
-    let mut frame = Frame(ctx);
+    let mut frame = Frame(ctx, true);
     match pipeline::established(&mut frame, &Maps, ingress, Hook::Xdp) {
         Some(Ok(exit)) => emit(&frame, exit),
         Some(Err(reason)) => dropped(reason, frame.len() as u64),
@@ -228,7 +237,7 @@ fn first(ctx: *mut xdp_md) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn vr_xdp_read(ctx: *mut xdp_md) -> u32 {
-    let frame = Frame(ctx);
+    let frame = Frame(ctx, false);
     let Some(work) = maps::WORK.get_ptr_mut(0) else {
         return dropped(DropReason::Internal, 0);
     };
@@ -246,7 +255,7 @@ pub extern "C" fn vr_xdp_read(ctx: *mut xdp_md) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn vr_xdp_recall(ctx: *mut xdp_md) -> u32 {
-    let frame = Frame(ctx);
+    let frame = Frame(ctx, false);
     let Some(work) = maps::WORK.get_ptr_mut(0) else {
         return dropped(DropReason::Internal, 0);
     };
@@ -262,7 +271,7 @@ pub extern "C" fn vr_xdp_recall(ctx: *mut xdp_md) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn vr_xdp_first(ctx: *mut xdp_md) -> u32 {
-    let frame = Frame(ctx);
+    let frame = Frame(ctx, false);
     let bytes = frame.len() as u64;
     let Some(work) = maps::WORK.get_ptr_mut(0) else {
         return dropped(DropReason::Internal, bytes);
@@ -280,7 +289,7 @@ pub extern "C" fn vr_xdp_first(ctx: *mut xdp_md) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn vr_xdp_pass(ctx: *mut xdp_md) -> u32 {
-    let frame = Frame(ctx);
+    let frame = Frame(ctx, false);
     let bytes = frame.len() as u64;
     let Some(work) = maps::WORK.get_ptr_mut(0) else {
         return dropped(DropReason::Internal, bytes);
@@ -308,14 +317,14 @@ fn code(decision: Decision, plan: &Plan) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn vr_xdp_settle(ctx: *mut xdp_md, verdict: u32) -> u32 {
-    let bytes = Frame(ctx).len() as u64;
+    let bytes = Frame(ctx, false).len() as u64;
     let Some(work) = maps::WORK.get_ptr_mut(0) else {
         return dropped(DropReason::Internal, bytes);
     };
     // SAFETY: as in `first`.
     let Work { ingress, headers, plan, .. } = unsafe { &mut *work };
     let decision = if verdict == TO_FORWARD { Decision::Forward } else { Decision::ForwardOnce };
-    match pipeline::settle(&Maps, ingress, headers, plan, decision, bytes, Hook::Xdp) {
+    match pipeline::settle(&Maps, ingress, headers, plan, decision, Hook::Xdp) {
         Ok(Settled::Done) => SETTLED,
         Ok(Settled::Reserve) => TO_RESERVE,
         Ok(Settled::Finish) => TO_FINISH,
@@ -327,7 +336,7 @@ pub extern "C" fn vr_xdp_settle(ctx: *mut xdp_md, verdict: u32) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn vr_xdp_reserve(ctx: *mut xdp_md) -> u32 {
-    let bytes = Frame(ctx).len() as u64;
+    let bytes = Frame(ctx, false).len() as u64;
     let Some(work) = maps::WORK.get_ptr_mut(0) else {
         return dropped(DropReason::Internal, bytes);
     };
@@ -347,7 +356,7 @@ pub extern "C" fn vr_xdp_reserve(ctx: *mut xdp_md) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn vr_xdp_apply(ctx: *mut xdp_md) -> u32 {
-    let mut frame = Frame(ctx);
+    let mut frame = Frame(ctx, false);
     let bytes = frame.len() as u64;
     let Some(work) = maps::WORK.get_ptr_mut(0) else {
         return dropped(DropReason::Internal, bytes);

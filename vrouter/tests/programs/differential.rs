@@ -9,8 +9,7 @@ use vrouter_common::{
     addr::Be32,
     flow::{Flow, FlowKey},
     memory::{self, Entry, MemoryPacket, MemoryTables, Verdict},
-    parse::{self, Depth, Parsed},
-    policy,
+    parse, policy,
     reason::DropReason,
     tables::*,
     wire::OUTER_LEN,
@@ -80,7 +79,7 @@ fn count_refused(tables: &MemoryTables, entry: Entry, frame: &[u8], network: u32
         Entry::Port(ifindex) => (0, ifindex),
         _ => (OUTER_LEN, 0),
     };
-    let Ok(Parsed::Known(headers)) = parse::parse(&MemoryPacket::new(frame), at, Depth::Full) else {
+    let Ok(headers) = parse::full(&MemoryPacket::new(frame), at) else {
         panic!("flooded, but not understood");
     };
     let network = Scoped::new(0, network);

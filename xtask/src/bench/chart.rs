@@ -90,7 +90,8 @@ mod tests {
     #[test]
     fn draws_every_row_on_its_units_scale() {
         let row = |id: &str, unit, values: &[f64]| {
-            let label = Label { id: id.to_owned(), unit, what: String::new(), peers: Vec::new() };
+            let label =
+                Label { id: id.to_owned(), unit, what: String::new(), peers: Vec::new(), demand: None };
             Row::new(label, values.to_vec())
         };
         let rows = vec![

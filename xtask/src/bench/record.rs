@@ -21,7 +21,36 @@ pub struct Label {
     /// In a few words.
     pub what: String,
     /// Rows it is compared with, and how many times theirs it should be, if that is demanded.
-    pub peers: Vec<(String, Option<f64>)>,
+    pub peers: Vec<(String, Option<Demand>)>,
+    /// What it should be by itself.
+    pub demand: Option<Demand>,
+}
+
+/// What is demanded of a number.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Demand {
+    /// So much or more.
+    Least(f64),
+    /// So much or less.
+    Most(f64),
+}
+
+impl Demand {
+    fn is_met_by(self, number: f64) -> bool {
+        match self {
+            Self::Least(least) => number >= least,
+            Self::Most(most) => number <= most,
+        }
+    }
+}
+
+impl std::fmt::Display for Demand {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Least(least) => write!(f, ">= {least:.2}"),
+            Self::Most(most) => write!(f, "<= {most:.2}"),
+        }
+    }
 }
 
 /// One row: medians and spread over the rounds.
@@ -40,7 +69,9 @@ pub struct Row {
     /// Whether the target is met; unknown if a peer was not measured.
     pub met: Option<bool>,
     #[serde(skip)]
-    peers: Vec<(String, Option<f64>)>,
+    peers: Vec<(String, Option<Demand>)>,
+    #[serde(skip)]
+    demand: Option<Demand>,
 }
 
 impl Row {
@@ -48,7 +79,7 @@ impl Row {
     pub fn new(label: Label, mut values: Vec<f64>) -> Self {
         values.sort_by(f64::total_cmp);
         let at = |index: usize| values.get(index).copied().unwrap_or(f64::NAN);
-        let Label { id, unit, what, peers } = label;
+        let Label { id, unit, what, peers, demand } = label;
         Self {
             id,
             unit,
@@ -61,6 +92,7 @@ impl Row {
             target: None,
             met: None,
             peers,
+            demand,
         }
     }
 
@@ -68,14 +100,21 @@ impl Row {
     fn compare(&mut self, medians: &BTreeMap<String, f64>) {
         let ratio = |peer: &str| Some(self.median / medians.get(peer)?);
         self.ratio = self.peers.iter().filter_map(|(peer, _)| Some((peer.clone(), ratio(peer)?))).collect();
-        let targets: Vec<_> = self.peers.iter().filter_map(|(peer, least)| Some((peer, (*least)?))).collect();
-        if targets.is_empty() {
+        let mut words = Vec::new();
+        let mut met = Vec::new();
+        if let Some(demand) = self.demand {
+            words.push(format!("{demand} {}", self.unit));
+            met.push(Some(demand.is_met_by(self.median)));
+        }
+        for (peer, demand) in &self.peers {
+            let Some(demand) = demand else { continue };
+            words.push(format!("{demand} x {peer}"));
+            met.push(self.ratio.get(peer).map(|&ratio| demand.is_met_by(ratio)));
+        }
+        if words.is_empty() {
             return;
         }
-        let words: Vec<_> = targets.iter().map(|(peer, least)| format!("{least:.2} x {peer}")).collect();
         self.target = Some(words.join(", "));
-        let met: Vec<_> =
-            targets.iter().map(|&(peer, least)| self.ratio.get(peer).map(|&ratio| ratio >= least)).collect();
         self.met = if met.contains(&Some(false)) {
             Some(false)
         } else {
@@ -167,8 +206,8 @@ mod tests {
     use super::*;
 
     fn row(id: &str, median: f64, peers: &[(&str, Option<f64>)]) -> Row {
-        let peers = peers.iter().map(|&(peer, least)| (peer.to_owned(), least)).collect();
-        let label = Label { id: id.to_owned(), unit: "Mpps", what: String::new(), peers };
+        let peers = peers.iter().map(|&(peer, least)| (peer.to_owned(), least.map(Demand::Least))).collect();
+        let label = Label { id: id.to_owned(), unit: "Mpps", what: String::new(), peers, demand: None };
         Row::new(label, vec![median, median / 2.0, median * 2.0])
     }
 
@@ -185,8 +224,27 @@ mod tests {
         let record = Record::new(true, rows);
         let met: Vec<_> = record.rows.iter().map(|row| row.met).collect();
         assert_eq!(met, [None, None, Some(true), Some(false), None, None]);
-        assert_eq!(record.rows[2].target.as_deref(), Some("0.80 x bound, 4.00 x linux"));
+        assert_eq!(record.rows[2].target.as_deref(), Some(">= 0.80 x bound, >= 4.00 x linux"));
         assert_eq!(record.rows[5].ratio["bound"], 0.75);
         assert_eq!((record.rows[0].min, record.rows[0].max), (1.0, 4.0));
+    }
+
+    #[test]
+    fn what_costs_may_be_at_most_so_much() {
+        let label = |demand, peers| Label {
+            id: "cost".to_owned(),
+            unit: "ns",
+            what: String::new(),
+            peers,
+            demand: Some(demand),
+        };
+        let peer = |most| vec![("bound".to_owned(), Some(Demand::Most(most)))];
+        let bound = || row("bound", 50.0, &[]);
+        for (most, twice, met) in
+            [(100.0, 2.0, Some(true)), (99.0, 2.0, Some(false)), (100.0, 1.9, Some(false))]
+        {
+            let cost = Row::new(label(Demand::Most(most), peer(twice)), vec![100.0]);
+            assert_eq!(Record::new(true, vec![bound(), cost]).rows[1].met, met, "{most} {twice}");
+        }
     }
 }

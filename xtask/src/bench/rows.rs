@@ -15,7 +15,10 @@ use super::{
     linux::{self, Lane, LinuxLab},
     path::{FAR, FAR_NEW, Path, Sinks},
     programs,
-    record::Label,
+    record::{
+        Demand::{self, Least, Most},
+        Label,
+    },
     table,
     vrouter::{FLOATING, Vrouter},
 };
@@ -97,7 +100,7 @@ struct Rows<'a, 'w> {
     subjects: Vec<Subject<'a>>,
 }
 
-type Peers<'p> = &'p [(&'p str, Option<f64>)];
+type Peers<'p> = &'p [(&'p str, Option<Demand>)];
 
 impl<'a> Rows<'a, '_> {
     fn wants(&self, id: &str) -> bool {
@@ -113,7 +116,7 @@ impl<'a> Rows<'a, '_> {
         measure: impl Fn(Duration) -> Result<f64> + 'a,
     ) {
         let peers = peers.iter().map(|&(peer, least)| (peer.to_owned(), least)).collect();
-        let label = Label { id: id.to_owned(), unit, what: what.to_owned(), peers };
+        let label = Label { id: id.to_owned(), unit, what: what.to_owned(), peers, demand: None };
         self.subjects.push(Subject { label, measure: Box::new(measure) });
     }
 
@@ -210,8 +213,10 @@ impl<'a> Rows<'a, '_> {
             for (id, name, flows) in rows {
                 let (hash, nft) = (format!("hash_redirect_{name}"), format!("linux_nft_{name}"));
                 let peers: Peers<'_> = match (kind.id, name) {
-                    ("xdp_snat", "1k") => &[("bare_redirect", Some(0.8)), (&hash, None), (&nft, Some(4.0))],
-                    ("xdp_snat", "64k" | "1m") => &[(&hash, Some(0.8)), (&nft, Some(3.0))],
+                    ("xdp_snat", "1k") => {
+                        &[("bare_redirect", Some(Least(0.8))), (&hash, None), (&nft, Some(Least(4.0)))]
+                    }
+                    ("xdp_snat", "64k" | "1m") => &[(&hash, Some(Least(0.8))), (&nft, Some(Least(3.0)))],
                     ("xdp_snat" | "xdp_fip", _) => &[(&hash, None), (&nft, None)],
                     _ => &[(&nft, None)],
                 };
@@ -242,7 +247,7 @@ impl<'a> Rows<'a, '_> {
         }
         let path = Path::routed(&self.vrouter.lab, "policy1", "policy2")?;
         self.establish(id, &path, ROUTED, || self.vrouter.misses("node-a"))?;
-        let peers: Peers<'_> = &[("linux_forward", Some(1.0)), ("linux_nft_1k", Some(1.5))];
+        let peers: Peers<'_> = &[("linux_forward", Some(Least(1.0))), ("linux_nft_1k", Some(Least(1.5)))];
         let what = "vrouter, TC port to TC port, routed, stateful policy; 1k flows";
         self.frames(id, peers, what, &Rc::new(path), ROUTED);
         Ok(())
@@ -268,7 +273,7 @@ impl<'a> Rows<'a, '_> {
             let path = Rc::new(Path::outward(&self.vrouter.lab, "xnew", FAR_NEW)?);
             self.sinks.push(Rc::clone(&path));
             path.take(0, NEW)?;
-            let peers: Peers<'_> = &[("linux_new_flows", Some(3.0))];
+            let peers: Peers<'_> = &[("linux_new_flows", Some(Least(3.0)))];
             let what = "vrouter: first packets, SNAT, stateful policy, XDP, one core";
             let vrouter = self.vrouter;
             self.add("new_flows", "M/s", peers, what, move |length| {
@@ -314,7 +319,9 @@ impl<'a> Rows<'a, '_> {
             let tap = &lab.workload(port).spec().tap;
             let timed = Timed::new(&program, &path.shape, lab.node(node).netns(), tap)?;
             let what = "the program of xdp_snat by itself, one flow, in the caches";
-            self.add("prog_ns", "ns", &[("one_hash", None)], what, move |length| timed.measure(length));
+            self.add("prog_ns", "ns", &[("one_hash", Some(Most(2.0)))], what, move |length| {
+                timed.measure(length)
+            });
         }
         Ok(())
     }
@@ -333,7 +340,7 @@ impl<'a> Rows<'a, '_> {
             ),
             (
                 "tcp_local",
-                &[("direct_veth", Some(0.95)), ("linux_routed", None)],
+                &[("direct_veth", Some(Least(0.95))), ("linux_routed", None)],
                 "one TCP stream, vrouter, routed on one node",
                 vm1,
                 vm3,
@@ -341,7 +348,7 @@ impl<'a> Rows<'a, '_> {
             ),
             (
                 "tcp_vxlan",
-                &[("linux_vxlan", Some(1.0))],
+                &[("linux_vxlan", Some(Least(1.0)))],
                 "one TCP stream, vrouter, routed, across VXLAN",
                 vm1,
                 vm5,

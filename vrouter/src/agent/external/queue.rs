@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-/// Packets that wait for one next hop.
-const PER_HOP: usize = 8;
+/// Packets that wait for one next hop: as many as Linux's `unres_qlen` has.
+const PER_HOP: usize = 101;
 /// Packets that wait.
-const IN_ALL: usize = 1024;
+const IN_ALL: usize = 4096;
 
 /// The queues, by index of the next hop.
 #[derive(Debug)]
@@ -90,19 +90,20 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_of_a_next_hop_gives_way_at_eight() {
+    fn the_oldest_of_a_next_hop_gives_way() {
         let mut queue = Queue::new();
         queue.push(7, 100);
-        for packet in 0..8 {
+        let count = PER_HOP as u32;
+        for packet in 0..count {
             assert_eq!(queue.push(1, packet), None);
         }
-        assert_eq!(queue.push(1, 8), Some(0), "its own oldest, not the oldest of all");
-        assert_eq!(queue.take(1), [1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(queue.push(1, count), Some(0), "its own oldest, not the oldest of all");
+        assert_eq!(queue.take(1), (1..=count).collect::<Vec<_>>());
         assert_eq!(queue.take(7), [100]);
     }
 
     #[test]
-    fn the_oldest_of_all_gives_way_at_a_thousand() {
+    fn the_oldest_of_all_gives_way() {
         let mut queue = Queue::new();
         for hop in 0..IN_ALL as u32 {
             assert_eq!(queue.push(hop, hop), None);

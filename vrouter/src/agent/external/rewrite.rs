@@ -7,7 +7,7 @@ use vrouter_common::{
     checksum,
     flow::{EXIT_PORT, Flow},
     memory::{MemoryPacket, MemoryTables},
-    parse::{self, Depth, Headers, Parsed},
+    parse::{self, Headers},
     plan::Ingress,
     reason::DropReason,
     tables::{Hop, UNDERLAY_RESOLVED, UNDERLAY_ROUTED, Underlay},
@@ -137,9 +137,9 @@ pub fn refusal(held: &Held) -> Option<Vec<u8>> {
 }
 
 fn headers(frame: &[u8], at: usize) -> Result<Headers, DropReason> {
-    match parse::parse(&MemoryPacket::new(frame), at, Depth::Full)? {
-        Parsed::Known(headers) if !headers.arp => Ok(headers),
-        Parsed::Known(_) | Parsed::Unusual => Err(DropReason::Internal),
+    match parse::full(&MemoryPacket::new(frame), at)? {
+        headers if !headers.arp => Ok(headers),
+        _ => Err(DropReason::Internal),
     }
 }
 
