@@ -4,8 +4,8 @@
 //! Drops: `frame_truncated`, `vlan_tagged`, `ethertype_unknown`, `ethernet_source`, `ipv4_*`, `ipv6_*`,
 //! `transport_truncated`, `arp_malformed` (cut short; what it says is read where it is answered).
 //!
-//! [`Depth::Fast`] reads what almost every packet is (IPv4 without options, IPv6 without extension
-//! headers, no fragments) and calls the rest [`Parsed::Unusual`]; [`Depth::Full`] reads it all.
+//! [`fast`] reads what almost every packet is (IPv4 without options, IPv6 without extension
+//! headers, no fragments) and calls the rest [`Parsed::Unusual`]; [`full`] reads it all.
 
 use crate::{
     addr::{Be16, Be32, Ip, Macs},

@@ -55,7 +55,7 @@ macro_rules! bounds {
                 core::arch::asm!(
                     concat!("{start} = *(u32 *)({ctx} + ", $data, ")"),
                     concat!("{end} = *(u32 *)({ctx} + ", $data_end, ")"),
-                    start = out(reg) start, end = lateout(reg) end, ctx = in(reg) $ctx,
+                    start = out(reg) start, end = lateout(reg) end, ctx = in(reg) $ctx as usize,
                     options(pure, nomem, nostack)
                 );
             } else {
@@ -74,11 +74,12 @@ pub(crate) use bounds;
 
 /// The same context, of which the compiler knows nothing any more: the packet may have moved.
 #[inline(always)]
-pub(crate) fn fresh<T>(mut context: *mut T) -> *mut T {
+pub(crate) fn fresh<T>(context: *mut T) -> *mut T {
+    let mut address = context as usize;
     // SAFETY: copies a register to itself. Without an instruction the line table, too, has one entry too many,
     // and the kernel refuses that.
-    unsafe { core::arch::asm!("{0} = {0}", inout(reg) context, options(nomem, nostack, preserves_flags)) };
-    context
+    unsafe { core::arch::asm!("{0} = {0}", inout(reg) address, options(nomem, nostack, preserves_flags)) };
+    address as *mut T
 }
 
 /// Bytes between the packet's start and end, as checked.
