@@ -5,7 +5,7 @@
 //! `transport_truncated`, `arp_malformed` (cut short; what it says is read where it is answered).
 //!
 //! [`fast`] reads what almost every packet is (IPv4 without options, IPv6 without extension
-//! headers, no fragments) and calls the rest [`Parsed::Unusual`]; [`full`] reads it all.
+//! headers, no fragments) and leaves the rest to [`full`].
 
 use crate::{
     addr::{Be16, Be32, Ip, Macs},
