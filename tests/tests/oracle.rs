@@ -22,6 +22,7 @@ const SERVED: [u16; 3] = [7, 22, 53];
 const CLOSED: u16 = 9;
 /// How many conversations go on at once.
 const AT_ONCE: usize = 48;
+const FEW: usize = 6;
 
 /// Where the worlds differ on purpose. Nothing else may differ, and each of these must be seen.
 const INTENDED: &[Intended] = &[
@@ -378,7 +379,7 @@ fn random(seed: u64, count: usize) -> Vec<Case> {
 }
 
 /// Runs them, many at once, and tells what was observed by name.
-fn observe(lab: &Lab, cases: &[Case]) -> BTreeMap<String, String> {
+fn observe(lab: &Lab, cases: &[Case], at_once: usize) -> BTreeMap<String, String> {
     for name in ["gw"].into_iter().chain(INSIDE).chain(OUTSIDE) {
         // Nobody's path MTU, neighbours or redirects of before.
         lab.host(name).run("ip route flush cache").unwrap();
@@ -386,7 +387,7 @@ fn observe(lab: &Lab, cases: &[Case]) -> BTreeMap<String, String> {
     }
     let (next, observed) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()));
     std::thread::scope(|scope| {
-        for _ in 0..AT_ONCE {
+        for _ in 0..at_once {
             scope.spawn(|| {
                 while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let outcome = case.run(lab).unwrap_or_else(|error| format!("failed: {error:#}"));
@@ -442,7 +443,7 @@ fn the_oracle_is_sound() {
     let linux = Linux::start(&topology()).unwrap();
     let _services = furnish(&linux);
     let cases = every_case();
-    let observed = observe(&linux, &cases);
+    let observed = observe(&linux, &cases, AT_ONCE);
     if std::env::var_os("VROUTER_TEST_PRINT").is_some() {
         observed.iter().for_each(|(name, outcome)| println!("{name}: {outcome}"));
     }
@@ -473,7 +474,7 @@ fn the_oracle_is_sound() {
     ] {
         assert_eq!(observed.get(name).map(String::as_str), Some(expected), "{name}");
     }
-    let again = observe(&linux, &cases);
+    let again = observe(&linux, &cases, AT_ONCE);
     assert_eq!(differences(&observed, &again), [], "the same again");
 }
 
@@ -491,24 +492,35 @@ fn one_node_does_what_linux_does() {
 
 fn compare(topology: &Topology) {
     let cases = every_case();
-    let (linux, vrouter, drops) = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         let linux = scope.spawn(|| {
             let linux = Linux::start(topology).unwrap();
-            let _services = furnish(&linux);
-            observe(&linux, &cases)
+            let services = furnish(&linux);
+            let observed = observe(&linux, &cases, AT_ONCE);
+            (linux, services, observed)
         });
         let system = System::start(topology).unwrap();
         let _services = furnish(&system);
-        let vrouter = observe(&system, &cases);
+        let mut vrouter = observe(&system, &cases, AT_ONCE);
+        let (linux, _its_services, mut expected) = linux.join().unwrap();
+        // Fifty at once, on two machines at once, may cost either a packet: what differs is asked again, calmly.
+        let differ = differences(&expected, &vrouter);
+        let again = cases.iter().filter(|case| differ.iter().any(|(name, ..)| *name == case.name));
+        let again: Vec<Case> = again.cloned().collect();
+        expected.extend(observe(&linux, &again, FEW));
+        vrouter.extend(observe(&system, &again, FEW));
         for node in &topology.nodes {
             assert_eq!(system.drops(&node.name).unwrap()["internal"], 0, "{}", node.name);
         }
-        let drops: Vec<_> = topology.nodes.iter().map(|node| system.drops(&node.name).unwrap()).collect();
-        (linux.join().unwrap(), vrouter, drops)
+        judge(&expected, &vrouter);
     });
+}
+
+/// Every difference is one that is meant, and every one that is meant is there.
+fn judge(linux: &BTreeMap<String, String>, vrouter: &BTreeMap<String, String>) {
     let mut unexpected = String::new();
     let mut missing: Vec<&str> = INTENDED.iter().map(|intended| intended.what).collect();
-    for (name, linux, vrouter) in differences(&linux, &vrouter) {
+    for (name, linux, vrouter) in differences(linux, vrouter) {
         match INTENDED.iter().find(|intended| (intended.applies)(&name, &linux, &vrouter)) {
             Some(intended) => {
                 if let Some(at) = missing.iter().position(|what| *what == intended.what) {
@@ -521,10 +533,5 @@ fn compare(topology: &Topology) {
             }
         }
     }
-    let drops: Vec<Vec<_>> =
-        drops.into_iter().map(|drops| drops.into_iter().filter(|&(_, count)| count > 0).collect()).collect();
-    assert!(
-        unexpected.is_empty() && missing.is_empty(),
-        "{unexpected}intended, but not seen: {missing:?}\ndropped: {drops:?}"
-    );
+    assert!(unexpected.is_empty() && missing.is_empty(), "{unexpected}intended, but not seen: {missing:?}");
 }

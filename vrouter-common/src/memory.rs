@@ -584,14 +584,15 @@ fn try_run(tables: &MemoryTables, entry: Entry, mut packet: MemoryPacket) -> Res
         tables.count(Event::ToKernel);
         return Ok(Verdict::Passed);
     };
-    if let Some(exit) = pipeline::established(&mut packet, tables, &ingress, Hook::Tc) {
+    let mut unknown = false;
+    if let Some(exit) = pipeline::established(&mut packet, tables, &ingress, Hook::Tc, &mut unknown) {
         return Ok(sent(exit?, &packet));
     }
     // As the kernel's, it holds what the packet before left in it.
     let work = &mut *tables.scratch.borrow_mut();
     pipeline::read(&packet, tables, &ingress, &mut work.headers, &mut work.quoted, Hook::Tc)?;
     let Work { headers, quoted, plan, .. } = &mut *work;
-    pipeline::recall(&packet, tables, &ingress, headers, quoted, plan)?;
+    pipeline::recall(&packet, tables, &ingress, unknown, headers, quoted, plan)?;
     let mut decision = pipeline::first(&packet, tables, &ingress, headers, quoted, plan)?;
     while decision == Decision::Route {
         decision = pipeline::pass(&packet, tables, headers, plan)?;
@@ -705,7 +706,8 @@ fn try_run_xdp(
 ) -> Result<Option<(Exit, Vec<u8>)>, DropReason> {
     let Some(ingress) = enter(tables, entry, &packet)? else { return Ok(None) };
     let left = Ok(Some((Exit::NextHook, Vec::new())));
-    if let Some(exit) = pipeline::established(&mut packet, tables, &ingress, Hook::Xdp) {
+    let mut unknown = false;
+    if let Some(exit) = pipeline::established(&mut packet, tables, &ingress, Hook::Xdp, &mut unknown) {
         return Ok(Some((exit?, packet.to_vec())));
     }
     // As the kernel's, it holds what the packet before left in it.
@@ -715,7 +717,7 @@ fn try_run_xdp(
     if pipeline::is_for_tc(headers) {
         return left;
     }
-    pipeline::recall(&packet, tables, &ingress, headers, quoted, plan)?;
+    pipeline::recall(&packet, tables, &ingress, unknown, headers, quoted, plan)?;
     let mut decision = pipeline::first(&packet, tables, &ingress, headers, quoted, plan)?;
     while decision == Decision::Route {
         decision = pipeline::pass(&packet, tables, headers, plan)?;

@@ -15,13 +15,15 @@ use crate::{
     wire::*,
 };
 
-/// The way of an established packet: parse, one lookup, apply. `None`: no current entry decides it.
+/// The way of an established packet: parse, one lookup, apply. `None`: no current entry decides it; then
+/// `unknown` says whether it is certain that there is none at all.
 #[inline(always)]
 pub fn established<P: Packet, T: Tables>(
     packet: &mut P,
     tables: &T,
     ingress: &Ingress,
     hook: Hook,
+    unknown: &mut bool,
 ) -> Option<Result<Exit, DropReason>> {
     if packet.has_vlan_tag() {
         return None;
@@ -30,8 +32,8 @@ pub fn established<P: Packet, T: Tables>(
     const IPV6: Be16 = Be16::new(ETHERTYPE_IPV6);
     // Compiled twice: with the family known, half of the key and every offset is a constant.
     match packet.view(ingress.at, ETH_LEN)?.be16(12) {
-        IPV4 => established_ip(packet, tables, ingress, hook, false),
-        IPV6 => established_ip(packet, tables, ingress, hook, true),
+        IPV4 => established_ip(packet, tables, ingress, hook, false, unknown),
+        IPV6 => established_ip(packet, tables, ingress, hook, true, unknown),
         // What is wrong with it is said once, where everything is checked.
         _ => None,
     }
@@ -44,6 +46,7 @@ fn established_ip<P: Packet, T: Tables>(
     ingress: &Ingress,
     hook: Hook,
     v6: bool,
+    unknown: &mut bool,
 ) -> Option<Result<Exit, DropReason>> {
     let headers = parse::fast(packet, ingress.at, v6)?;
     let key = plan::key(&headers, ingress.from, ingress.zone);
@@ -51,7 +54,13 @@ fn established_ip<P: Packet, T: Tables>(
     let tag = key.tag();
     let flow = match tables.flow(&key) {
         Some(flow) => flow,
-        None => tables.transient(&key)?,
+        None => match tables.transient(&key) {
+            Some(flow) => flow,
+            None => {
+                *unknown = true;
+                return None;
+            }
+        },
     };
     if !is_current(packet, tables, flow, tag, ingress, &headers) {
         return None;
@@ -116,18 +125,20 @@ pub fn is_for_tc(headers: &Headers) -> bool {
     headers.arp || headers.fragment || headers.is_neighbour_discovery()
 }
 
-/// Finds what is known of a packet that was [`read`], and asks whether its sender may send it.
+/// Finds what is known of a packet that was [`read`], and asks whether its sender may send it. `unknown`: see
+/// [`established`].
 #[inline(always)]
 pub fn recall<P: Packet, T: Tables>(
     packet: &P,
     tables: &T,
     ingress: &Ingress,
+    unknown: bool,
     headers: &Headers,
     quoted: &Quoted,
     plan: &mut Plan,
 ) -> Result<(), DropReason> {
     tables.count(Event::FlowMiss);
-    decide::recall(packet, tables, ingress, headers, quoted, plan)
+    decide::recall(packet, tables, ingress, unknown, headers, quoted, plan)
 }
 
 /// Decides it. [`Decision::Route`]: [`pass`] goes on.

@@ -63,6 +63,8 @@ impl Ingress {
 pub struct Work {
     /// Where it came in.
     pub ingress: Ingress,
+    /// No flow has its key: the fast path has looked.
+    pub unknown: bool,
     /// What the packet says.
     pub headers: Headers,
     /// What the packet it is an error about said.

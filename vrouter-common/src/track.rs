@@ -31,9 +31,16 @@ const STREAM_PACKETS: u64 = 64;
 /// The most bytes of an IP datagram, without its header's options.
 const DATAGRAM_MAX: u32 = 65535;
 
-/// Finds what is known of the packet's connection.
+/// Finds what is known of the packet's connection. `unknown`: nothing has its key.
 #[inline(always)]
-pub fn recall<T: Tables>(tables: &T, ingress: &Ingress, headers: &Headers, quoted: &Quoted, plan: &mut Plan) {
+pub fn recall<T: Tables>(
+    tables: &T,
+    ingress: &Ingress,
+    unknown: bool,
+    headers: &Headers,
+    quoted: &Quoted,
+    plan: &mut Plan,
+) {
     plan.role = ROLE_NONE;
     plan.known_in = KNOWN_NOWHERE;
     plan.tuple = headers.tuple();
@@ -52,6 +59,9 @@ pub fn recall<T: Tables>(tables: &T, ingress: &Ingress, headers: &Headers, quote
         return;
     }
     plan.known_key = plan.tuple.key(ingress.from, ingress.zone);
+    if unknown {
+        return;
+    }
     look(tables, plan);
     if plan.known_in == KNOWN_NOWHERE {
         return;
@@ -518,7 +528,9 @@ pub fn claim<T: Tables>(tables: &T, plan: &mut Plan, port: u16) -> Result<bool, 
     let to = plan.peer.translated(&plan.reply_key);
     translate_to(&mut plan.peer, &plan.reply_key.tuple(), &to);
     let table = if plan.known_in == KNOWN_ANSWERED { FlowTable::Flows } else { FlowTable::Transient };
-    match claim_in(tables, table, &plan.reply_key, &plan.peer) {
+    // Its own port is nearly always free; of others, those of answered connections should cost no more than a look.
+    let is_likely_free = port == 0 || plan.key.sport == Be16::new(port);
+    match claim_in(tables, table, &plan.reply_key, &plan.peer, is_likely_free) {
         Ok(()) => {
             if port != 0 {
                 plan.tuple.sport = Be16::new(port);
@@ -534,7 +546,13 @@ pub fn claim<T: Tables>(tables: &T, plan: &mut Plan, port: u16) -> Result<bool, 
 /// Stores a leg if neither table has its key. An entry that moves from one table to the other is in both for
 /// a moment, so the other is asked after storing: then whoever came first has it.
 #[inline(always)]
-fn claim_in<T: Tables>(tables: &T, table: FlowTable, key: &FlowKey, leg: &Flow) -> Result<(), StoreError> {
+fn claim_in<T: Tables>(
+    tables: &T,
+    table: FlowTable,
+    key: &FlowKey,
+    leg: &Flow,
+    is_likely_free: bool,
+) -> Result<(), StoreError> {
     let is_there = |other: FlowTable| match other {
         FlowTable::Flows => tables.flow(key).is_some(),
         FlowTable::Transient => tables.transient(key).is_some_and(|there| there.role != ROLE_NONE),
@@ -543,7 +561,7 @@ fn claim_in<T: Tables>(tables: &T, table: FlowTable, key: &FlowKey, leg: &Flow) 
         FlowTable::Flows => FlowTable::Transient,
         FlowTable::Transient => FlowTable::Flows,
     };
-    if is_there(other) {
+    if !is_likely_free && is_there(other) {
         return Err(StoreError::Exists);
     }
     tables.store(table, key, leg, Store::New)?;

@@ -436,7 +436,8 @@ fn fast_external(skb: *mut __sk_buff) -> i32 {
 #[inline(always)]
 fn fast(packet: &mut Skb, ingress: &Ingress) -> i32 {
     let bytes = packet.len() as u64;
-    match pipeline::established(packet, &Maps, ingress, Hook::Tc) {
+    let mut unknown = false;
+    match pipeline::established(packet, &Maps, ingress, Hook::Tc, &mut unknown) {
         Some(Ok(exit)) => emit(exit),
         Some(Err(reason)) => dropped(reason, bytes),
         None => {
@@ -444,7 +445,10 @@ fn fast(packet: &mut Skb, ingress: &Ingress) -> i32 {
                 return dropped(DropReason::Internal, 0);
             };
             // SAFETY: this CPU's own scratch; programs on one CPU do not interrupt each other here.
-            unsafe { (*work).ingress = *ingress };
+            unsafe {
+                (*work).ingress = *ingress;
+                (*work).unknown = unknown;
+            }
             MISS
         }
     }
@@ -518,8 +522,8 @@ pub extern "C" fn vr_tc_recall(skb: *mut __sk_buff) -> i32 {
         return dropped(DropReason::Internal, 0);
     };
     // SAFETY: as in `vr_tc_first`.
-    let Work { ingress, headers, quoted, plan } = unsafe { &mut *work };
-    match pipeline::recall(&packet, &Maps, ingress, headers, quoted, plan) {
+    let Work { ingress, unknown, headers, quoted, plan } = unsafe { &mut *work };
+    match pipeline::recall(&packet, &Maps, ingress, *unknown, headers, quoted, plan) {
         Ok(()) => 0,
         Err(reason) => dropped(reason, packet.len() as u64),
     }
@@ -535,7 +539,7 @@ pub extern "C" fn vr_tc_first(skb: *mut __sk_buff) -> i32 {
         return dropped(DropReason::Internal, bytes);
     };
     // SAFETY: this CPU's own scratch; programs on one CPU do not interrupt each other here.
-    let Work { ingress, headers, quoted, plan } = unsafe { &mut *work };
+    let Work { ingress, headers, quoted, plan, .. } = unsafe { &mut *work };
     let ingress = ingress.plain();
     match pipeline::first(&packet, &Maps, &ingress, headers, quoted, plan) {
         Ok(decision) => {

@@ -174,7 +174,8 @@ fn fast_external(ctx: *mut xdp_md) -> u32 {
 #[inline(always)]
 fn fast(ctx: *mut xdp_md, ingress: &Ingress) -> u32 {
     let mut frame = Frame(ctx, true);
-    match pipeline::established(&mut frame, &Maps, ingress, Hook::Xdp) {
+    let mut unknown = false;
+    match pipeline::established(&mut frame, &Maps, ingress, Hook::Xdp, &mut unknown) {
         Some(Ok(exit)) => emit(&frame, exit),
         Some(Err(reason)) => dropped(reason, frame.len() as u64),
         None => {
@@ -182,7 +183,10 @@ fn fast(ctx: *mut xdp_md, ingress: &Ingress) -> u32 {
                 return dropped(DropReason::Internal, 0);
             };
             // SAFETY: this CPU's own scratch; programs on one CPU do not interrupt each other here.
-            unsafe { (*work).ingress = *ingress };
+            unsafe {
+                (*work).ingress = *ingress;
+                (*work).unknown = unknown;
+            }
             MISS
         }
     }
@@ -260,8 +264,8 @@ pub extern "C" fn vr_xdp_recall(ctx: *mut xdp_md) -> u32 {
         return dropped(DropReason::Internal, 0);
     };
     // SAFETY: as in `first`.
-    let Work { ingress, headers, quoted, plan } = unsafe { &mut *work };
-    match pipeline::recall(&frame, &Maps, ingress, headers, quoted, plan) {
+    let Work { ingress, unknown, headers, quoted, plan } = unsafe { &mut *work };
+    match pipeline::recall(&frame, &Maps, ingress, *unknown, headers, quoted, plan) {
         Ok(()) => 0,
         Err(reason) => dropped(reason, frame.len() as u64),
     }
@@ -277,7 +281,7 @@ pub extern "C" fn vr_xdp_first(ctx: *mut xdp_md) -> u32 {
         return dropped(DropReason::Internal, bytes);
     };
     // SAFETY: as in `first`.
-    let Work { ingress, headers, quoted, plan } = unsafe { &mut *work };
+    let Work { ingress, headers, quoted, plan, .. } = unsafe { &mut *work };
     let ingress = ingress.plain();
     match pipeline::first(&frame, &Maps, &ingress, headers, quoted, plan) {
         Ok(decision) => code(decision, plan),

@@ -52,10 +52,10 @@ use crate::{
     },
 };
 use external::{External, Outside};
-use source::FileSource;
+use source::{FileSource, Notices};
 use underlay::Underlays;
 
-/// How often the topology file is looked at.
+/// How often the topology file is looked at even if nothing tells that it changed.
 const FILE_INTERVAL: Duration = Duration::from_millis(250);
 /// How often the underlay is looked at even if the kernel reported nothing.
 const UNDERLAY_INTERVAL: Duration = Duration::from_secs(5);
@@ -75,6 +75,7 @@ pub async fn run(config: AgentConfig) -> Result<()> {
     }
     let (netlink, mut changes) = Netlink::new()?;
     let mut agent = Agent::start(config, pins, netlink).await?;
+    let mut notices = Notices::of(&agent.config.topology);
     let mut moves = agent.external.moves();
     let mut requests = control::listen(&run_dir, agent.status.clone())?;
     let (mut terminated, mut interrupted) =
@@ -89,6 +90,7 @@ pub async fn run(config: AgentConfig) -> Result<()> {
             _ = interrupted.recv() => break,
             result = &mut requests => result?,
             _ = files.tick() => agent.look_at_file().await,
+            () = notices.next() => agent.look_at_file().await,
             _ = underlays.tick() => agent.follow_underlay().await,
             _ = tokio::time::sleep_until(agent.flows.due().into()) => agent.sweep(),
             networks = moves.next() => agent.commit(&Touch::Networks(networks)).await,

@@ -15,7 +15,7 @@ use aya::{
     Ebpf, EbpfLoader,
     maps::MapType,
     programs::{
-        LinkOrder, SchedClassifier, TcAttachType, Xdp, XdpMode,
+        LinkOrder, Program, SchedClassifier, TcAttachType, Xdp, XdpMode,
         links::{FdLink, PinnedLink},
         tc::{SchedClassifierLink, TcAttachOptions},
         xdp::XdpLink,
@@ -209,20 +209,7 @@ impl DataPath {
             loader.map_pin_path(name, maps.join(name));
         }
         let mut ebpf = loader.load(OBJECT).context("cannot create the maps")?;
-        for name in CLASSIFIERS {
-            let program: &mut SchedClassifier = ebpf
-                .program_mut(name)
-                .with_context(|| format!("the object has no program {name}"))?
-                .try_into()?;
-            program.load().map_err(|error| loading(name, error))?;
-        }
-        for name in XDP_PROGRAMS {
-            let program: &mut Xdp = ebpf
-                .program_mut(name)
-                .with_context(|| format!("the object has no program {name}"))?
-                .try_into()?;
-            program.load().map_err(|error| loading(name, error))?;
-        }
+        load_programs(&mut ebpf)?;
         let mut data_path = Self { ebpf, pins, attached: BTreeSet::new() };
         data_path.take_over()?;
         data_path.pin_programs()?;
@@ -387,6 +374,32 @@ fn check_pins(maps: &Path) -> Result<()> {
 fn parse_pin(path: &Path) -> Option<(Hook, u32)> {
     let name = path.file_name()?.to_str()?;
     Hook::ALL.into_iter().find_map(|hook| Some((hook, name.strip_prefix(hook.pin_prefix())?.parse().ok()?)))
+}
+
+/// Loads every program, each on a thread of its own: an agent's start is mostly the kernel's verifying them, and
+/// it verifies as many at once as there are CPUs.
+fn load_programs(ebpf: &mut Ebpf) -> Result<()> {
+    let mut programs: BTreeMap<&str, &mut Program> = ebpf.programs_mut().collect();
+    let wanted = CLASSIFIERS.iter().chain(XDP_PROGRAMS);
+    std::thread::scope(|scope| {
+        let mut loads = Vec::new();
+        for &name in wanted {
+            let program =
+                programs.remove(name).with_context(|| format!("the object has no program {name}"))?;
+            loads.push(scope.spawn(move || -> Result<()> {
+                let loaded = match program {
+                    Program::SchedClassifier(program) => program.load(),
+                    Program::Xdp(program) => program.load(),
+                    _ => bail!("the program {name} is of another kind"),
+                };
+                loaded.map_err(|error| loading(name, error))
+            }));
+        }
+        for load in loads {
+            load.join().map_err(|_| anyhow::anyhow!("loading a program panicked"))??;
+        }
+        Ok(())
+    })
 }
 
 fn loading(name: &str, error: aya::programs::ProgramError) -> anyhow::Error {

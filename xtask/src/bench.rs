@@ -9,24 +9,32 @@
 mod bpf;
 mod chart;
 mod conntrack;
+mod control;
 mod cost;
 mod frames;
+mod latency;
 mod linux;
 mod path;
 mod programs;
 mod record;
 mod rows;
+mod scale;
 mod table;
 mod vrouter;
 
-use std::time::{Duration, Instant};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, bail};
 use vrouter_tests::{clean, require_root};
 
 use crate::{report, repository, setup};
+use control::Control;
 use linux::LinuxLab;
 use record::{Record, Row};
+use scale::Scale;
 use vrouter::Vrouter;
 
 /// Measure vrouter beside bare XDP and beside Linux: table on stdout, JSON and a chart in target/bench.
@@ -59,7 +67,8 @@ pub fn run(args: Args) -> Result<()> {
     println!("Making the labs: vrouter nodes, and the same in Linux: routes, nftables, kernel VXLAN.");
     let vrouter = Vrouter::new(&binary, &|id| args.wants(id))?;
     let linux = LinuxLab::new(&vrouter.lab)?;
-    let rows = measure(&args, &vrouter, &linux)?;
+    let extra = Extra::new(&binary, &|id| args.wants(id))?;
+    let rows = measure(&args, &vrouter, &linux, &extra)?;
     let record = Record::new(args.quick, rows);
     println!("\n{}", record.table());
     let [json, chart] = record.write(&repository::target_dir()?.join("bench"))?;
@@ -67,11 +76,38 @@ pub fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
-fn measure(args: &Args, vrouter: &Vrouter, linux: &LinuxLab) -> Result<Vec<Row>> {
+/// Labs of their own, for rows that ask for more than ports.
+pub struct Extra {
+    /// With little and with much of everything.
+    scales: Option<[Scale; 2]>,
+    /// With many ports on other nodes.
+    control: Option<Control>,
+}
+
+impl Extra {
+    fn new(binary: &Path, wants: &dyn Fn(&str) -> bool) -> Result<Self> {
+        let scales = if rows::SCALE.into_iter().any(wants) {
+            let [small, large] = scale::SIZES;
+            println!("Making nodes with {small} and with {large} rules, routes and ports.");
+            Some([Scale::new(binary, small)?, Scale::new(binary, large)?])
+        } else {
+            None
+        };
+        let control = if rows::CONTROL.into_iter().any(wants) {
+            println!("Making a node with 100 networks of 100 ports.");
+            Some(Control::new(binary)?)
+        } else {
+            None
+        };
+        Ok(Self { scales, control })
+    }
+}
+
+fn measure(args: &Args, vrouter: &Vrouter, linux: &LinuxLab, extra: &Extra) -> Result<Vec<Row>> {
     let (rounds, length) =
         if args.quick { (3, Duration::from_millis(500)) } else { (9, Duration::from_secs(1)) };
     let start = Instant::now();
-    let subjects = rows::subjects(&|id| args.wants(id), vrouter, linux)?;
+    let subjects = rows::subjects(&|id| args.wants(id), vrouter, linux, extra)?;
     if subjects.is_empty() {
         bail!("no row's id contains {}", args.only.join(" or "));
     }

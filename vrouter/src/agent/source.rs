@@ -1,11 +1,18 @@
-//! The topology file, looked at again and again.
+//! The topology file: looked at when its directory says so, and, as a file may be changed where no such notice is
+//! given (by another host, behind a symbolic link), again and again.
 
 use std::{
     fs::{self, OpenOptions},
     io::{self, Read as _},
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    os::{
+        fd::{AsFd as _, AsRawFd, RawFd},
+        unix::fs::{MetadataExt, OpenOptionsExt},
+    },
     path::{Path, PathBuf},
 };
+
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::topology::{self, Problems, model::Topology};
 
@@ -71,6 +78,54 @@ impl FileSource {
         self.unreadable = Some(what.clone());
         let topology = Err(Problems::of_document(name, what, "make it readable; it is looked at again"));
         Some(Read { digest: 0, topology })
+    }
+}
+
+/// Tells that something in the file's directory was written or put in its place. Without it, which is no fault,
+/// nothing is ever told.
+pub struct Notices(Option<AsyncFd<Watch>>);
+
+/// Tokio asks for the number.
+struct Watch(Inotify);
+
+impl AsRawFd for Watch {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
+}
+
+impl Notices {
+    /// Of the directory a file is in.
+    pub fn of(file: &Path) -> Self {
+        let directory = match file.parent() {
+            Some(parent) if parent != Path::new("") => parent,
+            _ => Path::new("."),
+        };
+        let watch = || -> io::Result<AsyncFd<Watch>> {
+            let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
+            inotify.add_watch(directory, AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_MOVED_TO)?;
+            // SAFETY: it has one descriptor, the same until it is dropped.
+            let watch = unsafe { AsyncFd::register_with_interest(Watch(inotify), Interest::READABLE) };
+            Ok(watch?)
+        };
+        Self(
+            watch()
+                .inspect_err(|error| tracing::debug!(%error, "the topology's directory is not watched"))
+                .ok(),
+        )
+    }
+
+    /// Waits for the next.
+    pub async fn next(&mut self) {
+        let Some(watch) = &self.0 else { return std::future::pending().await };
+        match watch.readable().await {
+            Ok(mut ready) => {
+                // What happened does not matter: the file is looked at.
+                while watch.get_ref().0.read_events().is_ok_and(|events| !events.is_empty()) {}
+                ready.clear_ready();
+            }
+            Err(_) => self.0 = None,
+        }
     }
 }
 

@@ -72,6 +72,13 @@ impl Path {
         Self::new(End::of(from), End::of(to), shape, None)
     }
 
+    /// From a workload on `web` to addresses behind another, from `dst` up.
+    pub fn through(lab: &Lab, from: &str, to: &str, dst: Ipv4Addr) -> Result<Self> {
+        let (from, to) = (lab.workload(from), lab.workload(to));
+        take_frames(lab, from)?;
+        Self::new(End::of(from), End::of(to), from_workload(from, dst)?, None)
+    }
+
     /// From a workload on `web` to addresses outside, from `to` up.
     pub fn outward(lab: &Lab, from: &str, to: Ipv4Addr) -> Result<Self> {
         let from = lab.workload(from);
@@ -196,7 +203,8 @@ fn resolve_upstream(from: &Workload) -> Result<()> {
 fn take_frames(lab: &Lab, workload: &Workload) -> Result<()> {
     let spec = workload.spec();
     let tap = End { netns: lab.node(&spec.node).netns().clone(), interface: spec.tap.clone() };
-    for End { netns, interface } in [tap, End::of(workload), outside(lab, workload)] {
+    let outside = lab.external_network().map(|_| outside(lab, workload));
+    for End { netns, interface } in [tap, End::of(workload)].into_iter().chain(outside) {
         netns.run(&format!("ethtool -K {interface} gro on"))?;
     }
     Ok(())

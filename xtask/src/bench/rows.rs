@@ -1,7 +1,7 @@
 //! The rows: what each measures, beside what, and how much of that it should reach.
 
 use std::{
-    path::Path as FilePath,
+    cell::Cell,
     rc::Rc,
     time::{Duration, Instant},
 };
@@ -10,8 +10,9 @@ use anyhow::{Context as _, Result, bail};
 use vrouter_tests::{Host, tools};
 
 use super::{
-    bpf,
+    Extra, bpf, control,
     cost::Timed,
+    latency,
     linux::{self, Lane, LinuxLab},
     path::{FAR, FAR_NEW, Path, Sinks},
     programs,
@@ -19,7 +20,7 @@ use super::{
         Demand::{self, Least, Most},
         Label,
     },
-    table,
+    scale, table,
     vrouter::{FLOATING, Vrouter},
 };
 use crate::report;
@@ -34,6 +35,11 @@ const ROUTED: u32 = 1_000;
 const NEW: u64 = 60_000_000;
 /// Flows of one table of node-a beside those that a row asks for: three ports have flows of two legs each.
 const OTHERS: u32 = 5;
+
+/// Rows that need nodes with little and with much.
+pub const SCALE: [&str; 4] = ["scale_hit", "scale_hit_10", "scale_miss", "scale_miss_10"];
+/// Rows that need a node with many ports.
+pub const CONTROL: [&str; 3] = ["control_start", "control_change", "agent_memory"];
 
 /// Rows of established connections.
 struct Kind {
@@ -76,8 +82,9 @@ pub fn subjects<'a>(
     wants: &dyn Fn(&str) -> bool,
     vrouter: &'a Vrouter,
     linux: &'a LinuxLab,
+    extra: &'a Extra,
 ) -> Result<Vec<Subject<'a>>> {
-    let mut rows = Rows { wants, vrouter, linux, sinks: Vec::new(), subjects: Vec::new() };
+    let mut rows = Rows { wants, vrouter, linux, extra, sinks: Vec::new(), subjects: Vec::new() };
     rows.plain()?;
     rows.lookups()?;
     for kind in KINDS {
@@ -87,7 +94,11 @@ pub fn subjects<'a>(
     rows.nftables()?;
     rows.new_flows()?;
     rows.costs()?;
+    rows.scale()?;
     rows.streams();
+    rows.latencies();
+    rows.memory();
+    rows.control();
     rows.finish()
 }
 
@@ -95,6 +106,7 @@ struct Rows<'a, 'w> {
     wants: &'w dyn Fn(&str) -> bool,
     vrouter: &'a Vrouter,
     linux: &'a LinuxLab,
+    extra: &'a Extra,
     /// Paths whose ends get sinks once everything is established: until then the ends answer.
     sinks: Vec<Rc<Path>>,
     subjects: Vec<Subject<'a>>,
@@ -314,8 +326,7 @@ impl<'a> Rows<'a, '_> {
             let (port, node) = ("xsnat", "node-a");
             let path = Path::outward(lab, port, FAR)?;
             self.establish("prog_ns", &path, 1, || self.vrouter.misses(node))?;
-            let pin = FilePath::new("/sys/fs/bpf/vrouter").join(self.vrouter.instance(node));
-            let program = bpf::pinned(&pin.join("programs/vr_xdp_port"))?;
+            let program = bpf::pinned(&self.vrouter.pins(node).join("programs/vr_xdp_port"))?;
             let tap = &lab.workload(port).spec().tap;
             let timed = Timed::new(&program, &path.shape, lab.node(node).netns(), tap)?;
             let what = "the program of xdp_snat by itself, one flow, in the caches";
@@ -378,6 +389,132 @@ impl<'a> Rows<'a, '_> {
                     Ok(tools::iperf3(from, to, address, seconds, &[])?.bits_per_second / 1e9)
                 });
             }
+        }
+    }
+
+    /// The same with little and with much of what does not concern it.
+    fn scale(&mut self) -> Result<()> {
+        let Some(scales) = &self.extra.scales else { return Ok(()) };
+        for (scale, size) in scales.iter().zip(scale::SIZES) {
+            let large = size == scale::SIZES[1];
+            let [hit, miss] =
+                if large { ["scale_hit", "scale_miss"] } else { ["scale_hit_10", "scale_miss_10"] };
+            if self.wants(hit) {
+                let path = Path::routed(&scale.lab, scale::FROM, scale::TO)?;
+                self.establish(hit, &path, ROUTED, || scale.misses())?;
+                let peers: Peers<'_> = if large { &[("scale_hit_10", Some(Least(0.95)))] } else { &[] };
+                let what = format!("established, {size} rules, routes and ports; 1k flows, XDP");
+                self.frames(hit, peers, &what, &Rc::new(path), ROUTED);
+            }
+            if self.wants(miss) {
+                let path = Rc::new(Path::through(&scale.lab, scale::FROM, scale::TO, scale::routed())?);
+                self.sinks.push(Rc::clone(&path));
+                path.take(0, NEW)?;
+                let peers: Peers<'_> = if large { &[("scale_miss_10", Some(Least(1.0 / 3.0)))] } else { &[] };
+                let what = format!("first packets, {size} rules, routes and ports, XDP");
+                self.add(miss, "M/s", peers, &what, move |length| {
+                    let before = scale.misses()?;
+                    let rate = path.measure(length)?;
+                    all_new(rate, length, scale.misses()? - before)
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn latencies(&mut self) {
+        let (lab, linux) = (&self.vrouter.lab, self.linux);
+        let (vm1, vm3, vm5) = (lab.workload("vm1"), lab.workload("vm3"), lab.workload("vm5"));
+        let rows: [(&str, Option<&str>, &str, [&'a Host; 2], &'a str); 4] = [
+            ("rr_local", Some("linux_rr_local"), "vrouter, routed on one node", [vm1, vm3], vm3.v4()),
+            ("rr_vxlan", Some("linux_rr_vxlan"), "vrouter, routed, across VXLAN", [vm1, vm5], vm5.v4()),
+            (
+                "linux_rr_local",
+                None,
+                "Linux, routed on one node",
+                [linux.host("h1"), linux.host("h2")],
+                linux::H2,
+            ),
+            (
+                "linux_rr_vxlan",
+                None,
+                "Linux, routed, across VXLAN",
+                [linux.host("h1"), linux.host("h3")],
+                linux::H3,
+            ),
+        ];
+        for (id, peer, what, [from, to], address) in rows {
+            let high = format!("{id}_p99");
+            if !self.wants(id) {
+                continue;
+            }
+            // Both rows are of one run.
+            let last = Rc::new(Cell::new(f64::NAN));
+            let peers = peer.map(|peer| [(peer.to_owned(), format!("{peer}_p99"))]);
+            let peer = |index: usize| {
+                let names = peers.iter().flatten();
+                names.map(|(half, most)| [half, most][index].clone()).collect::<Vec<_>>()
+            };
+            let (half, most) = (peer(0), peer(1));
+            let half: Vec<_> = half.iter().map(|peer| (peer.as_str(), Some(Most(1.0)))).collect();
+            let most: Vec<_> = most.iter().map(|peer| (peer.as_str(), Some(Most(1.0)))).collect();
+            let told = Rc::clone(&last);
+            self.add(id, "us", &half, &format!("{what}; one byte and back, median"), move |length| {
+                let latency = latency::measure(from, to, address, length)?;
+                told.set(latency.p99);
+                Ok(latency.p50)
+            });
+            self.add(&high, "us", &most, &format!("{what}; all but one in a hundred"), move |_| {
+                Ok(last.get())
+            });
+        }
+    }
+
+    /// What flows cost in memory: the tables are as they are from the start.
+    fn memory(&mut self) {
+        for (id, entries, demand, what) in [
+            (
+                "memory",
+                1e6,
+                Some(Most(256.0)),
+                "kernel memory of 1 M entries of the flow table, one for each direction",
+            ),
+            ("memory_connections", 2e6, None, "kernel memory of 1 M connections: two entries each"),
+        ] {
+            if !self.wants(id) {
+                continue;
+            }
+            let path = self.vrouter.pins("node-a").join("maps/FLOWS");
+            let share = entries / f64::from(table::SMALL);
+            self.add(id, "MiB", &[], what, move |_| Ok(control::map_memory(&path)? * share));
+            self.demand(demand);
+        }
+    }
+
+    fn control(&mut self) {
+        let Some(control) = &self.extra.control else { return };
+        let what = "100 networks of 100 ports: from an agent's start until all is in force";
+        if self.wants("control_start") {
+            self.add("control_start", "s", &[], what, move |_| control.start());
+            self.demand(Some(Most(2.0)));
+        }
+        let what = "one rule of them changed, until it is in force; all but one in a hundred";
+        if self.wants("control_change") {
+            self.add("control_change", "ms", &[], what, move |_| control.change());
+            self.demand(Some(Most(20.0)));
+        }
+        if self.wants("agent_memory") {
+            self.add("agent_memory", "MiB", &[], "resident memory of that agent", move |_| {
+                control.resident()
+            });
+            self.demand(Some(Most(100.0)));
+        }
+    }
+
+    /// Of the row just added.
+    fn demand(&mut self, demand: Option<Demand>) {
+        if let Some(subject) = self.subjects.last_mut() {
+            subject.label.demand = demand;
         }
     }
 

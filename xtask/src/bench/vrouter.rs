@@ -1,6 +1,9 @@
 //! The vrouter side: a lab whose ports are for one row each.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use vrouter_tests::{
@@ -72,9 +75,9 @@ impl Vrouter {
         Ok(Self { lab, agents })
     }
 
-    /// An agent's instance.
-    pub fn instance(&self, node: &str) -> String {
-        format!("{}-{node}", self.lab.prefix())
+    /// Where a node's agent has pinned everything.
+    pub fn pins(&self, node: &str) -> PathBuf {
+        Path::new("/sys/fs/bpf/vrouter").join(format!("{}-{node}", self.lab.prefix()))
     }
 
     /// Packets that no flow decided, on a node.

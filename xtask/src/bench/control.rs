@@ -1,0 +1,162 @@
+//! How long an agent takes: from its start, and from a changed rule, until what is wanted is in force; and how
+//! much memory it and its maps need.
+
+use std::{
+    cell::RefCell,
+    fs,
+    os::fd::AsRawFd as _,
+    path::{Path as FilePath, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use vrouter_tests::{
+    Agent, AgentOptions, Lab, clean,
+    topology::{self, NodeEntry, Port, Router, Topology},
+};
+
+use super::{bpf, vrouter};
+
+/// Networks, and ports of each.
+const NETWORKS: u32 = 100;
+const PORTS: u32 = 100;
+const GROUP: &str = "changing";
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Looks whether it is in force.
+const LOOK: Duration = Duration::from_micros(200);
+/// Changes of one round.
+const CHANGES: u16 = 12;
+
+/// An agent with many ports.
+pub struct Control {
+    binary: PathBuf,
+    lab: Lab,
+    agent: RefCell<Agent>,
+    wanted: RefCell<Topology>,
+    /// Milliseconds of every change so far.
+    changes: RefCell<Vec<f64>>,
+}
+
+impl Control {
+    /// Starts it.
+    pub fn new(binary: &FilePath) -> Result<Self> {
+        let (lab, wanted) = lab("c", binary)?;
+        let mut agent = lab.start_agent("node-a", &AgentOptions::default())?;
+        agent.wait_ready(PATIENCE)?;
+        Ok(Self {
+            binary: binary.to_owned(),
+            lab,
+            agent: RefCell::new(agent),
+            wanted: RefCell::new(wanted),
+            changes: RefCell::new(Vec::new()),
+        })
+    }
+
+    /// Seconds from the start of an agent on a fresh node until everything is in force.
+    pub fn start(&self) -> Result<f64> {
+        let (lab, _) = lab("c-fresh", &self.binary)?;
+        let start = Instant::now();
+        let agent = lab.start_agent("node-a", &AgentOptions::default())?;
+        wait_for_commits(&agent, 1)?;
+        Ok(start.elapsed().as_secs_f64())
+    }
+
+    /// Changes a rule some times; milliseconds from a change until it is in force, of all but one in a hundred of
+    /// the changes so far.
+    pub fn change(&self) -> Result<f64> {
+        let (agent, mut wanted) = (self.agent.borrow(), self.wanted.borrow_mut());
+        for _ in 0..CHANGES {
+            let ports = 2000 + self.changes.borrow().len();
+            wanted.group_mut(GROUP).rules[1] =
+                format!("{{ direction: ingress, protocol: tcp, ports: {ports} }}");
+            let before = commits(&agent);
+            let text = wanted.to_string();
+            let start = Instant::now();
+            self.lab.write_topology(text)?;
+            wait_for_commits(&agent, before + 1)?;
+            self.changes.borrow_mut().push(start.elapsed().as_secs_f64() * 1000.0);
+        }
+        let mut changes = self.changes.borrow().clone();
+        changes.sort_by(f64::total_cmp);
+        Ok(changes[changes.len() * 99 / 100])
+    }
+
+    /// The agent's memory in MiB.
+    pub fn resident(&self) -> Result<f64> {
+        let id = self.agent.borrow().id().context("the agent is gone")?;
+        let status = fs::read_to_string(format!("/proc/{id}/status"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+        let kib: f64 = line.trim().trim_end_matches("kB").trim().parse()?;
+        Ok(kib / 1024.0)
+    }
+}
+
+/// MiB the kernel has for a pinned map.
+pub fn map_memory(path: &FilePath) -> Result<f64> {
+    let map = bpf::pinned(path)?;
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", map.as_raw_fd()))?;
+    let line = info.lines().find_map(|line| line.strip_prefix("memlock:")).context("no memlock")?;
+    Ok(line.trim().parse::<f64>()? / f64::from(1 << 20))
+}
+
+/// Times a topology came into force, by the agent's log: to ask the agent would take its time.
+fn commits(agent: &Agent) -> usize {
+    agent.log().matches("topology in force").count()
+}
+
+fn wait_for_commits(agent: &Agent, wanted: usize) -> Result<()> {
+    let start = Instant::now();
+    while commits(agent) < wanted {
+        anyhow::ensure!(start.elapsed() < PATIENCE, "a topology is not in force after {PATIENCE:?}");
+        std::thread::sleep(LOOK);
+    }
+    Ok(())
+}
+
+/// A lab of one node that has its topology, with two ports of its own.
+fn lab(name: &str, binary: &FilePath) -> Result<(Lab, Topology)> {
+    let prefix = format!("{}-{name}", vrouter::PREFIX);
+    clean::remove(&prefix)?;
+    let mut wanted = topology::standard();
+    wanted.nodes.truncate(1);
+    wanted.ports.truncate(2);
+    wanted.add_group(GROUP, &["{ direction: egress }", "{ direction: ingress, protocol: tcp, ports: 80 }"]);
+    wanted.put_into("vm1", &[GROUP]);
+    let lab = Lab::builder().prefix(&prefix).topology(&wanted).vrouter(binary).build()?;
+    let wanted = fill(wanted);
+    lab.write_topology(&wanted)?;
+    Ok((lab, wanted))
+}
+
+/// Networks of ports on other nodes, ten networks to a router.
+fn fill(mut wanted: Topology) -> Topology {
+    for node in 0..20 {
+        wanted.nodes.push(NodeEntry::new(&format!("far{node}"), &format!("192.0.2.{}", 100 + node)));
+    }
+    for network in 0..NETWORKS {
+        let (name, prefix) = (format!("net{network}"), format!("10.{}.0", 100 + network));
+        let subnet = format!("{name}-v4");
+        wanted.networks.push(topology::Network::new(
+            &name,
+            &[(&subnet, &format!("{prefix}.0/24"), &format!("{prefix}.1"))],
+        ));
+        match wanted.routers.get_mut(1 + network as usize / 10) {
+            Some(router) => router.interfaces.push(subnet),
+            None => wanted.routers.push(Router::new(&format!("router{network}"), &[&subnet])),
+        }
+        for number in 0..PORTS {
+            let port = network * PORTS + number;
+            wanted.ports.push(Port {
+                name: format!("port{network}-{number}"),
+                network: name.clone(),
+                mac: format!("02:00:01:00:{:02x}:{:02x}", port >> 8, port & 255),
+                fixed_ips: vec![format!("{prefix}.{}", 10 + number)],
+                security_groups: Some(vec![GROUP.to_owned()]),
+                node: format!("far{}", port % 20),
+                interface: format!("tap-{port}"),
+                extra: Vec::new(),
+            });
+        }
+    }
+    wanted
+}
