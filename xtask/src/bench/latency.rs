@@ -8,6 +8,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use nix::sys::{
+    socket::{setsockopt, sockopt},
+    time::{TimeVal, TimeValLike as _},
+};
 use vrouter_tests::Host;
 
 /// Exchanges before it counts.
@@ -39,8 +43,11 @@ fn serve(tell: mpsc::Sender<u16>) -> Result<()> {
     let listener = TcpListener::bind(("0.0.0.0", 0))?;
     tell.send(listener.local_addr()?.port())?;
     drop(tell);
-    let (mut stream, _) = listener.accept()?;
+    // A client that cannot connect must not leave this waiting.
+    setsockopt(&listener, sockopt::ReceiveTimeout, &TimeVal::seconds(10))?;
+    let (mut stream, _) = listener.accept().context("nobody connected")?;
     stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     let mut byte = [0];
     while stream.read(&mut byte)? > 0 {
         stream.write_all(&byte)?;

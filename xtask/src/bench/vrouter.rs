@@ -41,8 +41,13 @@ const PORTS: &[(&str, &str, u8, &str, bool, &str)] = &[
 ];
 
 /// Rows that need another node than node-a.
-const LARGE_ROWS: [(&str, &str); 4] =
-    [("node-b", "tcp_vxlan"), ("node-b", "xdp_snat_1m"), ("node-c", "xdp_fip_1m"), ("node-d", "tc_snat_1m")];
+const LARGE_ROWS: [(&str, &str); 5] = [
+    ("node-b", "tcp_vxlan"),
+    ("node-b", "rr_vxlan"),
+    ("node-b", "xdp_snat_1m"),
+    ("node-c", "xdp_fip_1m"),
+    ("node-d", "tc_snat_1m"),
+];
 
 /// Floating IPs of ports.
 pub const FLOATING: [(&str, &str); 2] = [("203.0.113.143", "xfip"), ("203.0.113.146", "xfip1m")];
