@@ -51,6 +51,8 @@ pub struct Shape {
     pub proto: u8,
     /// An ICMP error about a connection, translated by itself.
     pub error: bool,
+    /// Outer UDP source port; 0: the flow's.
+    pub outer_sport: Be16,
     /// Offset of the transport header behind the (inner) frame's start; 0: there is none.
     pub l4: usize,
 }
@@ -65,6 +67,7 @@ impl Shape {
             ethertype: if headers.v6 { ETHERTYPE_IPV6 } else { ETHERTYPE_IPV4 },
             proto: headers.proto,
             error: false,
+            outer_sport: Be16::new(0),
             l4: if headers.later_fragment { 0 } else { l4 },
         }
     }
@@ -204,7 +207,9 @@ fn emit<P: Packet>(packet: &mut P, flow: &Flow, way: &Way, shape: &Shape) -> Res
     if let Some(underlay) = way.underlay {
         packet.push_outer().map_err(|_| DropReason::NoRoom)?;
         let ethertype = Be16::new(shape.ethertype);
-        tunnel::write(packet, underlay, flow.vni, flow.outer_sport, &way.macs, ethertype)?;
+        let own = shape.outer_sport != Be16::new(0);
+        let sport = if own { shape.outer_sport } else { flow.outer_sport };
+        tunnel::write(packet, underlay, flow.vni, sport, &way.macs, ethertype)?;
         return Ok(if underlay.flags & UNDERLAY_RESOLVED != 0 {
             Exit::Interface(underlay.ifindex)
         } else {

@@ -48,6 +48,7 @@ pub fn recall<P: Packet, T: Tables>(
     plan.answer.kind = 0;
     plan.answer.hops = 0;
     plan.moved = 0;
+    plan.block = false;
     track::recall(tables, ingress, unknown, headers, quoted, plan);
     if ingress.from != FROM_PORT {
         return Ok(());

@@ -12,7 +12,7 @@ use crate::{
     addr::{Be16, Be32, Ip, Macs},
     answer::{self, Refusal},
     deliver::tunnel_to,
-    flow::{EXIT_EXTERNAL, FLOW_FRAMES, ROLE_NONE, Tuple},
+    flow::{EXIT_EXTERNAL, FLOW_BLOCK, FLOW_FRAMES, ROLE_NONE, Tuple},
     nat,
     packet::{Packet, View},
     parse::{Headers, Quoted},
@@ -75,10 +75,22 @@ pub fn enter<P: Packet, T: Tables>(
             router = nat.router;
             nat::destination(nat, plan);
         } else if let Some(way) = owner(tables, bank, network, &plan.tuple) {
-            return pass_on(packet, tables, ingress, router, network, headers, way, plan);
+            let decision = pass_on(packet, tables, ingress, router, network, headers, way, plan)?;
+            return Ok(remember_block(headers, ingress, decision, plan));
         }
     }
     route::route(network, router, headers, plan, ingress.tunnelled())
+}
+
+/// What is passed on by its block alone is remembered by it.
+#[inline(always)]
+fn remember_block(headers: &Headers, ingress: &Ingress, decision: Decision, plan: &mut Plan) -> Decision {
+    if decision != Decision::ForwardOnce || plan.too_big || plan::block_key(headers, ingress.zone).is_none() {
+        return decision;
+    }
+    plan.block = true;
+    plan.flow.flags |= FLOW_BLOCK;
+    Decision::Forward
 }
 
 /// The node that an outside tuple belongs to, if it is another.
@@ -138,24 +150,19 @@ fn towards(plan: &Plan) -> Tuple {
 /// The other node that has the port of a router's address.
 #[inline(always)]
 fn owner<T: Tables>(tables: &T, bank: u32, network: u32, outside: &Tuple) -> Option<SnatOwner> {
-    let port = match outside.proto {
-        PROTO_TCP | PROTO_UDP => outside.dport,
-        PROTO_ICMP if outside.dport == Be16::new((ICMP_ECHO_REPLY as u16) << 8) => outside.sport,
-        _ => return None,
-    };
+    let port = plan::outside_port(outside.proto, outside.sport, outside.dport)?;
     if !outside.dst.is_v4() {
         return None;
     }
     let key = SnatOwnerKey {
         network: Scoped::new(bank, network),
         ip: outside.dst.as_v4(),
-        block: port.get() as u32 / SNAT_BLOCK,
+        block: port as u32 / SNAT_BLOCK,
     };
     tables.snat_owner(&key).copied()
 }
 
-/// Passes a packet on, as it is, to the node that translates it. Nothing is remembered: a gateway keeps no
-/// connections.
+/// Passes a packet on, as it is, to the node that translates it. A gateway keeps no connections.
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "where a packet is, and the way it goes on")]
 fn pass_on<P: Packet, T: Tables>(

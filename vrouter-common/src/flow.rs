@@ -14,7 +14,7 @@ pub struct FlowKey {
     pub src: Ip,
     /// Destination address.
     pub dst: Ip,
-    /// Interface index ([`FROM_PORT`]) or VNI ([`FROM_NETWORK`]).
+    /// Interface index ([`FROM_PORT`]) or VNI.
     pub zone: u32,
     /// Source port; ICMP echo: the identifier.
     pub sport: Be16,
@@ -104,6 +104,8 @@ const fn echo_reversed(type_code: Be16) -> Be16 {
 pub const FROM_PORT: u8 = 0;
 /// From a network: another node's tunnel, or an external interface.
 pub const FROM_NETWORK: u8 = 1;
+/// From an external interface, to a block of a router's ports that another node has: see [`FLOW_BLOCK`].
+pub const FROM_BLOCK: u8 = 2;
 
 impl FlowKey {
     /// Addresses, protocol and ports.
@@ -261,6 +263,10 @@ pub const FLOW_STATEFUL_OUT: u16 = 4;
 pub const FLOW_STATEFUL_IN: u16 = 8;
 /// The source got a port of a router's external address.
 pub const FLOW_SNAT: u16 = 16;
+
+/// The way to the node that has a block of a router's ports, with one entry for all that goes there: a gateway
+/// keeps no connections. The outer source port is each packet's own.
+pub const FLOW_BLOCK: u16 = 32;
 
 /// A remembered decision: nothing is known of a connection.
 pub const ROLE_NONE: u8 = 0;

@@ -4,7 +4,7 @@ use crate::{
     addr::Be16,
     apply::{self, Exit, Hook},
     decide,
-    flow::{FLOW_FRAMES, Flow, FlowKey},
+    flow::{FLOW_BLOCK, FLOW_FRAMES, Flow, FlowKey},
     packet::{Packet, View},
     parse::{self, Headers, Quoted},
     plan::{self, Decision, Ingress, Plan, ROLE_RELATED, Work},
@@ -12,6 +12,7 @@ use crate::{
     route,
     tables::Tables,
     track::{self, Choice, Search, Settled, TRIES_MAX},
+    tunnel,
     wire::*,
 };
 
@@ -51,15 +52,18 @@ fn established_ip<P: Packet, T: Tables>(
     let headers = parse::fast(packet, ingress.at, v6)?;
     let key = plan::key(&headers, ingress.from, ingress.zone);
     // Before the lookup: so far half of the key is constants.
-    let tag = key.tag();
+    let mut tag = key.tag();
     let flow = match tables.flow(&key) {
         Some(flow) => flow,
-        None => match tables.transient(&key) {
+        None => match block(tables, ingress, &headers, &mut tag) {
             Some(flow) => flow,
-            None => {
-                *unknown = true;
-                return None;
-            }
+            None => match tables.transient(&key) {
+                Some(flow) => flow,
+                None => {
+                    *unknown = true;
+                    return None;
+                }
+            },
         },
     };
     if !is_current(packet, tables, flow, tag, ingress, &headers) {
@@ -72,11 +76,31 @@ fn established_ip<P: Packet, T: Tables>(
         tables.note_tcp(flow, headers.tcp_flags & (TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK));
     }
     tables.touch(flow, headers.frame_len());
-    let shape = apply::Shape::new(&headers, ingress);
+    let mut shape = apply::Shape::new(&headers, ingress);
+    if ingress.outside() && flow.flags & FLOW_BLOCK != 0 {
+        shape.outer_sport = tunnel::outer_sport(headers.tuple_hash());
+    }
     match apply::apply(packet, tables, flow, &shape, hook)? {
         Ok(_) if flow.tag_end != tag => Some(Err(DropReason::FlowReused)),
         applied => Some(applied),
     }
+}
+
+/// The way of all packets from outside to a block of ports, if it is another node's.
+#[inline(always)]
+fn block<'t, T: Tables>(
+    tables: &'t T,
+    ingress: &Ingress,
+    headers: &Headers,
+    tag: &mut u32,
+) -> Option<&'t Flow> {
+    if !ingress.outside() {
+        return None;
+    }
+    let key = plan::block_key(headers, ingress.zone)?;
+    let flow = tables.transient(&key)?;
+    *tag = key.tag();
+    Some(flow)
 }
 
 /// Whether what was checked when the flow was decided holds for this packet.

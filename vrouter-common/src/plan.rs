@@ -1,12 +1,12 @@
 //! What is worked out for one packet, and the small questions every stage asks of it.
 
 use crate::{
-    addr::{Be32, Ip, Macs},
-    flow::{FROM_NETWORK, FROM_PORT, Flow, FlowKey, Tuple},
+    addr::{Be16, Be32, Ip, Macs},
+    flow::{FROM_BLOCK, FROM_NETWORK, FROM_PORT, Flow, FlowKey, Tuple},
     packet::{Packet, View},
     parse::{Headers, Quoted},
     reason::DropReason,
-    tables::{Binding, Commit},
+    tables::{Binding, Commit, SNAT_BLOCK},
     tunnel::Outer,
     wire::*,
 };
@@ -54,6 +54,12 @@ impl Ingress {
     #[inline(always)]
     pub const fn tunnelled(&self) -> bool {
         self.at != 0
+    }
+
+    /// Whether it came in by an interface on an external network.
+    #[inline(always)]
+    pub const fn outside(&self) -> bool {
+        self.from == FROM_NETWORK && !self.tunnelled()
     }
 }
 
@@ -106,6 +112,8 @@ pub struct Plan {
     pub mute: bool,
     /// The network on which somebody claimed an address anew; 0: none.
     pub moved: u32,
+    /// Its way is that of all packets to a block of ports, and remembered as such.
+    pub block: bool,
     /// The node the packet came from has lowered the TTL for the first router.
     pub paid: bool,
     /// Routers passed so far.
@@ -160,7 +168,10 @@ impl Plan {
     /// The key of the packet.
     #[inline(always)]
     pub const fn own_key(&self, headers: &Headers, ingress: &Ingress) -> FlowKey {
-        key(headers, ingress.from, ingress.zone)
+        match block_key(headers, ingress.zone) {
+            Some(block) if self.block => block,
+            _ => key(headers, ingress.from, ingress.zone),
+        }
     }
 
     /// Whether the known leg translates, which this packet then does the same way.
@@ -253,6 +264,36 @@ pub const fn key(headers: &Headers, from: u8, zone: u32) -> FlowKey {
         from,
         zero: 0,
     }
+}
+
+/// The port of a router's address that a packet from outside goes to, if it says one: for an echo reply, its
+/// identifier.
+#[inline(always)]
+pub const fn outside_port(proto: u8, sport: Be16, dport: Be16) -> Option<u16> {
+    match proto {
+        PROTO_TCP | PROTO_UDP => Some(dport.get()),
+        PROTO_ICMP if dport.get() == (ICMP_ECHO_REPLY as u16) << 8 => Some(sport.get()),
+        _ => None,
+    }
+}
+
+/// The key of all packets from outside to a block of ports of an IPv4 address.
+#[inline(always)]
+pub const fn block_key(headers: &Headers, zone: u32) -> Option<FlowKey> {
+    if headers.v6 || headers.fragment || headers.options {
+        return None;
+    }
+    let Some(port) = outside_port(headers.proto, headers.sport, headers.dport) else { return None };
+    Some(FlowKey {
+        src: Ip::UNSPECIFIED,
+        dst: headers.dst,
+        zone,
+        sport: Be16::new(0),
+        dport: Be16::new((port as u32 / SNAT_BLOCK * SNAT_BLOCK) as u16),
+        proto: 0,
+        from: FROM_BLOCK,
+        zero: 0,
+    })
 }
 
 /// Bytes of the largest L3 packet this becomes on a wire: its own length, or that of one segment.

@@ -35,7 +35,7 @@ use control::Control;
 use linux::LinuxLab;
 use record::{Record, Row};
 use scale::Scale;
-use vrouter::Vrouter;
+use vrouter::{Gateway, Vrouter};
 
 /// Measure vrouter beside bare XDP and beside Linux: table on stdout, JSON and a chart in target/bench.
 #[derive(clap::Args)]
@@ -82,6 +82,8 @@ pub struct Extra {
     scales: Option<[Scale; 2]>,
     /// With many ports on other nodes.
     control: Option<Control>,
+    /// A gateway.
+    gateway: Option<Gateway>,
 }
 
 impl Extra {
@@ -99,7 +101,8 @@ impl Extra {
         } else {
             None
         };
-        Ok(Self { scales, control })
+        let gateway = if wants("xdp_transit") { Some(Gateway::new(binary)?) } else { None };
+        Ok(Self { scales, control, gateway })
     }
 }
 

@@ -5,6 +5,7 @@ use core::net::IpAddr;
 
 use super::{fixture::*, world::*};
 use crate::{
+    flow::FROM_BLOCK,
     memory::{Entry, MemoryPacket, MemoryTables, Verdict},
     reason::{DropReason, Event},
     tables::*,
@@ -357,7 +358,7 @@ fn foreign(f: Family) -> Vec<Pkt> {
 }
 
 #[test]
-fn n9_a_gateway_passes_on_what_another_node_translates_and_keeps_nothing() {
+fn n9_a_gateway_passes_on_what_another_node_translates_and_keeps_no_connection() {
     for f in BOTH {
         for pkt in foreign(f) {
             let world = World::new(RULE_STATEFUL);
@@ -380,10 +381,49 @@ fn n9_a_gateway_passes_on_what_another_node_translates_and_keeps_nothing() {
                 }
                 assert_eq!(inner, expected, "as it came, one router on");
             }
-            assert!(tables.flows().is_empty() && tables.transients().is_empty(), "a gateway keeps nothing");
+            assert!(tables.flows().is_empty());
+            let kept = tables.transients();
+            assert!(
+                kept.iter().all(|(key, _)| key.from == FROM_BLOCK),
+                "a gateway keeps no connection: {kept:?}"
+            );
             assert!(tables.drops.borrow().is_empty());
         }
     }
+}
+
+#[test]
+fn n9_a_gateway_keeps_one_entry_for_a_block_of_ports_and_decides_by_it() {
+    let mut world = World::new(RULE_STATEFUL);
+    let tables = &mut world.nodes[0];
+    let pkt = from(Family::V4, End::Outside, gateway(Family::V4, RA)).via(gateway_mac(RA, 0));
+    let run = |tables: &MemoryTables, sport: u16, dport: u16| {
+        let frame = pkt.clone().ports(sport, dport).frame();
+        let (ifindex, out) = sent(run(tables, Entry::External(EXT), &frame));
+        assert_eq!((ifindex, &out[30..34]), (UPLINK, &[192, 0, 2, 2][..]), "to node 2");
+        let (_, inside) = inner(&out);
+        assert_valid(&inside);
+        assert_eq!(inside[34..38], frame[34..38], "as it came");
+        u16::from_be_bytes([out[34], out[35]])
+    };
+    let ports: std::collections::BTreeSet<u16> =
+        (0..100).map(|i| run(tables, 1000 + i, 3072 + i * 10)).collect();
+    assert!(ports.len() > 90, "each spreads over the underlay's paths by itself: {}", ports.len());
+    assert_eq!(tables.transients().len(), 1);
+    assert_eq!(event(tables, Event::FlowMiss), 1, "all but the first by it");
+    run(tables, 1, 4096);
+    assert_eq!((tables.transients().len(), event(tables, Event::FlowMiss)), (2, 2), "the next block");
+    // What it was decided by changed: it is decided again.
+    let (key, flow) = tables.transients()[0];
+    tables.revisions.insert(flow.network, flow.epoch + 1);
+    run(tables, 1, key.dport.get());
+    assert_eq!(event(tables, Event::FlowMiss), 3);
+    // From another neighbour, or to another router's hardware address: not by it.
+    let misses = event(tables, Event::FlowMiss);
+    let mut frame = pkt.clone().ports(9, 4097).frame();
+    frame[11] ^= 1;
+    super::fixture::run(tables, Entry::External(EXT), &frame);
+    assert_eq!(event(tables, Event::FlowMiss), misses + 1);
 }
 
 #[test]

@@ -21,7 +21,7 @@ use super::{
 const FIRST_CALL: u32 = 100_000;
 /// 64 bytes on the wire: without the frame check sequence.
 const FRAME_LEN: usize = 60;
-/// The destination port of every flow.
+/// The destination port of flows, unless it matters.
 pub const DESTINATION_PORT: u16 = 12_346;
 const UDP: u8 = 17;
 
@@ -76,6 +76,7 @@ pub struct Shape {
     pub from_mac: [u8; 6],
     pub src: Ipv4Addr,
     pub dst: Ipv4Addr,
+    pub dport: u16,
     pub varied: Varied,
 }
 
@@ -94,7 +95,7 @@ impl Shape {
         frame[26..30].copy_from_slice(&self.src.octets());
         frame[30..34].copy_from_slice(&self.dst.octets());
         frame[34..36].copy_from_slice(&FIRST_PORT.to_be_bytes());
-        frame[36..38].copy_from_slice(&DESTINATION_PORT.to_be_bytes());
+        frame[36..38].copy_from_slice(&self.dport.to_be_bytes());
         frame[38..40].copy_from_slice(&(total - 20).to_be_bytes());
         // What differs between flows is there twice, the second time inverted: so the sums are the same.
         let low = match self.varied {
@@ -217,6 +218,7 @@ mod tests {
             from_mac: [2, 0, 0, 0, 0, 2],
             src: Ipv4Addr::new(10, 0, 1, 21),
             dst: Ipv4Addr::new(198, 18, 0, 0),
+            dport: DESTINATION_PORT,
             varied,
         }
     }

@@ -7,7 +7,7 @@ use vrouter_tests::{Host, Lab, Netns, host::parse_mac};
 
 use super::{
     bpf, conntrack,
-    frames::{Shape, Varied},
+    frames::{DESTINATION_PORT, Shape, Varied},
 };
 
 pub const DIRECT_B: &str = "10.9.0.2";
@@ -53,7 +53,7 @@ impl LinuxLab {
             hosts.push(routed(&near, &name(host), host, third)?);
         }
         let mut lanes = Vec::new();
-        for lane in ["bare", "forward", "hash", "hash-1m", "nft", "nft-new"] {
+        for lane in ["bare", "tx", "forward", "hash", "hash-1m", "nft", "nft-new"] {
             let router = Netns::create(&name(lane))?;
             router.set_sysctl("ipv4/ip_forward", "1")?;
             let third = ["10.7.1", "10.7.2"].map(str::to_owned);
@@ -145,6 +145,7 @@ impl Lane {
             from_mac: self.from.mac()?,
             src: format!("{}.2", self.third[0]).parse()?,
             dst: to,
+            dport: DESTINATION_PORT,
             varied: Varied::Destination,
         })
     }

@@ -12,7 +12,7 @@ use vrouter_tests::{Host, Lab, Workload};
 
 use super::{
     bpf::Attached,
-    frames::{End, Generator, Shape, Varied},
+    frames::{DESTINATION_PORT, End, Generator, Shape, Varied},
     linux::Lane,
 };
 
@@ -98,6 +98,7 @@ impl Path {
             from_mac: hosts["gw"].mac()?,
             src: FAR,
             dst: floating.parse()?,
+            dport: DESTINATION_PORT,
             varied: Varied::Source,
         };
         Self::new(outside(lab, to), End::of(to), shape, None)
@@ -121,6 +122,32 @@ impl Path {
         let program = program(&shape, lane.ifindex(&lane.from)?, lane.ifindex(&lane.to)?)?;
         let attached = Attached::new(&lane.router, &Lane::interface_of(&lane.from), &program)?;
         Self::new(End::of(&lane.from), End::of(&lane.to), shape, Some(attached))
+    }
+
+    /// Through an XDP program that sends frames back.
+    pub fn back(lane: &Lane, program: impl FnOnce() -> Result<OwnedFd>) -> Result<Self> {
+        let shape = lane.shape(FAR)?;
+        let attached = Attached::new(&lane.router, &Lane::interface_of(&lane.from), &program()?)?;
+        Self::new(End::of(&lane.from), End::of(&lane.from), shape, Some(attached))
+    }
+
+    /// From addresses outside to a port of the router's address that another node has: in by a node's external
+    /// interface, out on its underlay.
+    pub fn transit(lab: &Lab, node: &str, router: &str, dport: u16) -> Result<Self> {
+        let node = lab.node(node);
+        let hosts = lab.outside().hosts();
+        let near = End { netns: lab.outside().switch().clone(), interface: node.external_port().to_owned() };
+        let far = End { netns: lab.underlay().clone(), interface: node.underlay_port().to_owned() };
+        let shape = Shape {
+            to_mac: who_has(&hosts["outside1"], "203.0.113.101", router)?,
+            from_mac: hosts["gw"].mac()?,
+            src: FAR,
+            dst: router.parse()?,
+            dport,
+            varied: Varied::Source,
+        };
+        near.netns.run(&format!("ethtool -K {} gro on", near.interface))?;
+        Self::new(near, far, shape, None)
     }
 
     /// Makes flows established: every one is answered from the other end. `undecided` counts the packets that
@@ -177,6 +204,7 @@ fn from_workload(from: &Workload, dst: Ipv4Addr) -> Result<Shape> {
         from_mac: from.mac()?,
         src: from.v4().parse()?,
         dst,
+        dport: DESTINATION_PORT,
         varied: Varied::Destination,
     })
 }

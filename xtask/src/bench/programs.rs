@@ -142,6 +142,17 @@ pub fn rewrite(bytes: &[u8], ifindex: u32) -> Vec<Insn> {
     program
 }
 
+/// Swaps the hardware addresses of every frame and sends it back.
+pub fn send_back() -> Vec<Insn> {
+    let mut program = open(14);
+    for at in [0, 2, 4] {
+        let (one, other) = (at, at + 6);
+        program.extend([load16(1, 7, one), load16(2, 7, other), store16(7, one, 2), store16(7, other, 1)]);
+    }
+    program.extend(ends_with(XDP_TX));
+    program
+}
+
 /// Looks up each frame's flow in `table` and goes by what it finds there: interface index and MACs. `zone`:
 /// where vrouter's key has the interface. All that any data path with a flow table must do, and nothing else.
 pub fn hash_redirect(table: &Map, zone: u32) -> Vec<Insn> {

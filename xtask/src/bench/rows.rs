@@ -21,7 +21,7 @@ use super::{
         Label,
     },
     scale, table,
-    vrouter::{FLOATING, Vrouter},
+    vrouter::{FLOATING, Gateway, Vrouter},
 };
 use crate::report;
 
@@ -91,6 +91,7 @@ pub fn subjects<'a>(
         rows.connections(kind)?;
     }
     rows.policy()?;
+    rows.transit()?;
     rows.nftables()?;
     rows.new_flows()?;
     rows.costs()?;
@@ -265,6 +266,23 @@ impl<'a> Rows<'a, '_> {
         Ok(())
     }
 
+    /// What a gateway passes on to the node that has the port.
+    fn transit(&mut self) -> Result<()> {
+        if self.wants("bare_tx") {
+            let path = Path::back(self.linux.lane("tx"), || bpf::load(&programs::send_back()))?;
+            let what = "XDP: swap MACs, send back; nothing else";
+            self.frames("bare_tx", &[], what, &Rc::new(path), 1);
+        }
+        if let Some(gateway) = &self.extra.gateway {
+            let port = gateway.foreign_port()?;
+            let path = Path::transit(&gateway.lab, Gateway::NODE, Gateway::ROUTER, port)?;
+            let peers: Peers<'_> = &[("bare_tx", Some(Least(0.7)))];
+            let what = "vrouter, gateway: external interface to the node that has the port, VXLAN; 1k flows";
+            self.frames("xdp_transit", peers, what, &Rc::new(path), ROUTED);
+        }
+        Ok(())
+    }
+
     fn nftables(&mut self) -> Result<()> {
         let rows = self.sizes("linux_nft").concat();
         let Some(most) = rows.iter().map(|&(.., flows)| flows).max() else { return Ok(()) };
@@ -425,7 +443,8 @@ impl<'a> Rows<'a, '_> {
     fn latencies(&mut self) {
         let (lab, linux) = (&self.vrouter.lab, self.linux);
         let (vm1, vm3, vm5) = (lab.workload("vm1"), lab.workload("vm3"), lab.workload("vm5"));
-        let rows: [(&str, Option<&str>, &str, [&'a Host; 2], &'a str); 4] = [
+        type Exchange<'a> = (&'static str, Option<&'static str>, &'static str, [&'a Host; 2], &'a str);
+        let rows: [Exchange<'a>; 4] = [
             ("rr_local", Some("linux_rr_local"), "vrouter, routed on one node", [vm1, vm3], vm3.v4()),
             ("rr_vxlan", Some("linux_rr_vxlan"), "vrouter, routed, across VXLAN", [vm1, vm5], vm5.v4()),
             (

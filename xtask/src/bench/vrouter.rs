@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use vrouter_tests::{
-    Agent, AgentOptions, Lab,
+    Agent, AgentOptions, Lab, clean,
     topology::{self, FloatingIp, NodeEntry, SecurityGroup, Topology},
 };
 
@@ -90,6 +90,48 @@ impl Vrouter {
         let agent = self.agents.iter().find(|agent| agent.node().name() == node);
         let status = agent.with_context(|| format!("no agent on {node}"))?.status()?;
         status["counters"]["flow_miss"].as_u64().context("vrouter status has no counter flow_miss")
+    }
+}
+
+/// A gateway: a node that has nothing but the router's address, with XDP outside and on the underlay.
+pub struct Gateway {
+    pub lab: Lab,
+    agent: Agent,
+}
+
+impl Gateway {
+    /// Its node.
+    pub const NODE: &'static str = "node-a";
+    /// The router's address.
+    pub const ROUTER: &'static str = "203.0.113.10";
+
+    /// Makes it. The other node, which has half of the ports, needs no agent: what goes there is counted on the
+    /// way.
+    pub fn new(binary: &Path) -> Result<Self> {
+        let prefix = format!("{PREFIX}-g");
+        clean::remove(&prefix)?;
+        let mut wanted = topology::with_outside();
+        wanted.nodes[0].gateway = true;
+        wanted.nodes[1].gateway = false;
+        let lab = Lab::builder().prefix(&prefix).topology(&wanted).vrouter(binary).build()?;
+        let extra = ["--external-hook", "xdp"].map(str::to_owned).to_vec();
+        let options = AgentOptions { uplink_hook: Some("xdp".to_owned()), extra, ..AgentOptions::default() };
+        let mut agent = lab.start_agent(Self::NODE, &options)?;
+        agent.wait_ready(Duration::from_secs(20))?;
+        Ok(Self { lab, agent })
+    }
+
+    /// A port of the router's address that the other node has.
+    pub fn foreign_port(&self) -> Result<u16> {
+        let nat = self.agent.json(&["show", "nat"])?;
+        let blocks = nat["snat"][0]["blocks"].as_array().context("vrouter show nat has no blocks")?;
+        let mut own = Vec::new();
+        for block in blocks {
+            let (first, last) = block.as_str().and_then(|block| block.split_once('-')).context("no block")?;
+            own.push(first.parse::<u16>()?..=last.parse()?);
+        }
+        let mut ports = (1024..=u16::MAX).step_by(1024);
+        ports.find(|port| !own.iter().any(|own| own.contains(port))).context("all ports are its own")
     }
 }
 
