@@ -285,7 +285,7 @@ pub const fn block_key(headers: &Headers, zone: u32) -> Option<FlowKey> {
     }
     let Some(port) = outside_port(headers.proto, headers.sport, headers.dport) else { return None };
     Some(FlowKey {
-        src: Ip::UNSPECIFIED,
+        src: Ip::V4_UNSPECIFIED,
         dst: headers.dst,
         zone,
         sport: Be16::new(0),
