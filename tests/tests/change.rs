@@ -164,7 +164,9 @@ fn c1_killed_at_random_points_an_agent_costs_no_packet_and_no_flow() {
         load.udp.iter().for_each(|udp| udp.wait_for_more(10).unwrap());
         let after = a.flows().unwrap();
         // Those of UDP and ICMP that nobody uses any more may have expired.
-        for key in flows.keys().filter(|key| key.contains(" proto 6 ")) {
+        let tcp: Vec<&String> = flows.keys().filter(|key| key.contains(" proto 6 ")).collect();
+        assert!(!tcp.is_empty(), "round {round}: no TCP among {} flows", flows.len());
+        for key in tcp {
             assert!(after.contains_key(key), "round {round}: {key} is gone");
         }
         for (key, value) in flows_to(&flows, &format!("10.0.2.13:{}", load.udp[0].ports().1)) {

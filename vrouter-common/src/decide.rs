@@ -30,7 +30,6 @@ pub fn recall<P: Packet, T: Tables>(
     packet: &P,
     tables: &T,
     ingress: &Ingress,
-    unknown: bool,
     headers: &Headers,
     quoted: &Quoted,
     plan: &mut Plan,
@@ -49,7 +48,7 @@ pub fn recall<P: Packet, T: Tables>(
     plan.answer.hops = 0;
     plan.moved = 0;
     plan.block = false;
-    track::recall(tables, ingress, unknown, headers, quoted, plan);
+    track::recall(tables, ingress, headers, quoted, plan);
     if ingress.from != FROM_PORT {
         return Ok(());
     }

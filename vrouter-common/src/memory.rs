@@ -590,9 +590,10 @@ fn try_run(tables: &MemoryTables, entry: Entry, mut packet: MemoryPacket) -> Res
     }
     // As the kernel's, it holds what the packet before left in it.
     let work = &mut *tables.scratch.borrow_mut();
+    work.plan.unknown = unknown;
     pipeline::read(&packet, tables, &ingress, &mut work.headers, &mut work.quoted, Hook::Tc)?;
     let Work { headers, quoted, plan, .. } = &mut *work;
-    pipeline::recall(&packet, tables, &ingress, unknown, headers, quoted, plan)?;
+    pipeline::recall(&packet, tables, &ingress, headers, quoted, plan)?;
     let mut decision = pipeline::first(&packet, tables, &ingress, headers, quoted, plan)?;
     while decision == Decision::Route {
         decision = pipeline::pass(&packet, tables, headers, plan)?;
@@ -712,12 +713,13 @@ fn try_run_xdp(
     }
     // As the kernel's, it holds what the packet before left in it.
     let work = &mut *tables.scratch.borrow_mut();
+    work.plan.unknown = unknown;
     pipeline::read(&packet, tables, &ingress, &mut work.headers, &mut work.quoted, Hook::Xdp)?;
     let Work { headers, quoted, plan, .. } = &mut *work;
     if pipeline::is_for_tc(headers) {
         return left;
     }
-    pipeline::recall(&packet, tables, &ingress, unknown, headers, quoted, plan)?;
+    pipeline::recall(&packet, tables, &ingress, headers, quoted, plan)?;
     let mut decision = pipeline::first(&packet, tables, &ingress, headers, quoted, plan)?;
     while decision == Decision::Route {
         decision = pipeline::pass(&packet, tables, headers, plan)?;

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// The way of an established packet: parse, one lookup, apply. `None`: no current entry decides it; then
-/// `unknown` says whether it is certain that there is none at all.
+/// `unknown`, for [`crate::plan::Plan::unknown`], says whether it is certain that there is none at all.
 #[inline(always)]
 pub fn established<P: Packet, T: Tables>(
     packet: &mut P,
@@ -53,17 +53,18 @@ fn established_ip<P: Packet, T: Tables>(
     let key = plan::key(&headers, ingress.from, ingress.zone);
     // Before the lookup: so far half of the key is constants.
     let mut tag = key.tag();
-    let flow = match tables.flow(&key) {
+    let known = match tables.flow(&key) {
+        Some(flow) => Some(flow),
+        None => tables.transient(&key),
+    };
+    let flow = match known {
         Some(flow) => flow,
         None => match block(tables, ingress, &headers, &mut tag) {
             Some(flow) => flow,
-            None => match tables.transient(&key) {
-                Some(flow) => flow,
-                None => {
-                    *unknown = true;
-                    return None;
-                }
-            },
+            None => {
+                *unknown = true;
+                return None;
+            }
         },
     };
     if !is_current(packet, tables, flow, tag, ingress, &headers) {
@@ -86,7 +87,8 @@ fn established_ip<P: Packet, T: Tables>(
     }
 }
 
-/// The way of all packets from outside to a block of ports, if it is another node's.
+/// The way of all packets from outside to a block of ports, if it is another node's. Asked last, as in deciding:
+/// a connection of this node may have a port of a block that went to another since it began.
 #[inline(always)]
 fn block<'t, T: Tables>(
     tables: &'t T,
@@ -149,20 +151,18 @@ pub fn is_for_tc(headers: &Headers) -> bool {
     headers.arp || headers.fragment || headers.is_neighbour_discovery()
 }
 
-/// Finds what is known of a packet that was [`read`], and asks whether its sender may send it. `unknown`: see
-/// [`established`].
+/// Finds what is known of a packet that was [`read`], and asks whether its sender may send it.
 #[inline(always)]
 pub fn recall<P: Packet, T: Tables>(
     packet: &P,
     tables: &T,
     ingress: &Ingress,
-    unknown: bool,
     headers: &Headers,
     quoted: &Quoted,
     plan: &mut Plan,
 ) -> Result<(), DropReason> {
     tables.count(Event::FlowMiss);
-    decide::recall(packet, tables, ingress, unknown, headers, quoted, plan)
+    decide::recall(packet, tables, ingress, headers, quoted, plan)
 }
 
 /// Decides it. [`Decision::Route`]: [`pass`] goes on.

@@ -69,8 +69,6 @@ impl Ingress {
 pub struct Work {
     /// Where it came in.
     pub ingress: Ingress,
-    /// No flow has its key: the fast path has looked.
-    pub unknown: bool,
     /// What the packet says.
     pub headers: Headers,
     /// What the packet it is an error about said.
@@ -114,6 +112,8 @@ pub struct Plan {
     pub moved: u32,
     /// Its way is that of all packets to a block of ports, and remembered as such.
     pub block: bool,
+    /// No flow has its key: the fast path has looked, and says so for each packet it leaves.
+    pub unknown: bool,
     /// The node the packet came from has lowered the TTL for the first router.
     pub paid: bool,
     /// Routers passed so far.

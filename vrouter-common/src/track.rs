@@ -31,16 +31,9 @@ const STREAM_PACKETS: u64 = 64;
 /// The most bytes of an IP datagram, without its header's options.
 const DATAGRAM_MAX: u32 = 65535;
 
-/// Finds what is known of the packet's connection. `unknown`: nothing has its key.
+/// Finds what is known of the packet's connection.
 #[inline(always)]
-pub fn recall<T: Tables>(
-    tables: &T,
-    ingress: &Ingress,
-    unknown: bool,
-    headers: &Headers,
-    quoted: &Quoted,
-    plan: &mut Plan,
-) {
+pub fn recall<T: Tables>(tables: &T, ingress: &Ingress, headers: &Headers, quoted: &Quoted, plan: &mut Plan) {
     plan.role = ROLE_NONE;
     plan.known_in = KNOWN_NOWHERE;
     plan.tuple = headers.tuple();
@@ -59,7 +52,7 @@ pub fn recall<T: Tables>(
         return;
     }
     plan.known_key = plan.tuple.key(ingress.from, ingress.zone);
-    if unknown {
+    if plan.unknown {
         return;
     }
     look(tables, plan);

@@ -36,7 +36,10 @@ const HEADERS: u32 = 160;
 const HEADERS_FULL: u32 = 512;
 
 /// A socket buffer, and whether its bounds are kept: see `bounds`.
-pub struct Skb(*mut __sk_buff, bool);
+pub struct Skb {
+    context: *mut __sk_buff,
+    kept: bool,
+}
 
 // The offsets the macro below loads from.
 const _: () = assert!(core::mem::offset_of!(__sk_buff, data) == 76);
@@ -125,10 +128,16 @@ impl View for Bytes {
 }
 
 impl Skb {
-    /// Takes the context, and makes sure that the headers lie in the linear part.
+    /// Of a program's context, whose headers lie in the linear part.
     #[inline(always)]
-    fn new(skb: *mut __sk_buff) -> Self {
-        Self(Self::with_linear(skb, HEADERS).0, true)
+    fn new(context: *mut __sk_buff) -> Self {
+        Self { context, kept: false }
+    }
+
+    /// For the fast path: makes sure that they do.
+    #[inline(always)]
+    fn fast(skb: *mut __sk_buff) -> Self {
+        Self { kept: true, ..Self::with_linear(skb, HEADERS) }
     }
 
     /// The same for the first `wanted` bytes.
@@ -142,13 +151,13 @@ impl Skb {
                 helpers::bpf_skb_pull_data(skb, wanted);
             }
         }
-        Self(fresh(skb), false)
+        Self::new(fresh(skb))
     }
 
     #[inline(always)]
     fn protocol_is_ip(&self) -> bool {
         // SAFETY: the program's context.
-        let protocol = unsafe { (*self.0).protocol } as u16;
+        let protocol = unsafe { (*self.context).protocol } as u16;
         protocol == ETHERTYPE_IPV4.to_be() || protocol == ETHERTYPE_IPV6.to_be()
     }
 }
@@ -159,12 +168,12 @@ impl Packet for Skb {
     #[inline(always)]
     fn len(&self) -> usize {
         // SAFETY: the program's context.
-        unsafe { (*self.0).len as usize }
+        unsafe { (*self.context).len as usize }
     }
 
     #[inline(always)]
     fn view(&self, at: usize, len: usize) -> Option<Bytes> {
-        let (start, end) = bounds!(self.0, self.1, 76, 80);
+        let (start, end) = bounds!(self.context, self.kept, 76, 80);
         // This exact shape is what the verifier learns from.
         if start + at + len > end {
             return None;
@@ -175,13 +184,13 @@ impl Packet for Skb {
     #[inline(always)]
     fn gso_size(&self) -> u32 {
         // SAFETY: the program's context.
-        unsafe { (*self.0).gso_size }
+        unsafe { (*self.context).gso_size }
     }
 
     #[inline(always)]
     fn has_vlan_tag(&self) -> bool {
         // SAFETY: the program's context.
-        unsafe { (*self.0).vlan_present != 0 }
+        unsafe { (*self.context).vlan_present != 0 }
     }
 
     /// IP packets become encapsulated ones the kernel knows how to segment; anything else just grows.
@@ -196,20 +205,20 @@ impl Packet for Skb {
         let result = unsafe {
             if self.protocol_is_ip() {
                 let room = OUTER_LEN as i32;
-                let result = helpers::bpf_skb_adjust_room(self.0, room, BPF_ADJ_ROOM_MAC, FLAGS);
-                self.0 = fresh(self.0);
+                let result = helpers::bpf_skb_adjust_room(self.context, room, BPF_ADJ_ROOM_MAC, FLAGS);
+                self.context = fresh(self.context);
                 if result == 0 {
                     return Ok(());
                 }
                 // EALREADY: it came through a tunnel, and a workload has forwarded it as it is. The kernel
                 // still knows it as encapsulated, with its inner headers where they are about to be again.
                 let fixed = BPF_F_ADJ_ROOM_FIXED_GSO as u64;
-                helpers::bpf_skb_adjust_room(self.0, room, BPF_ADJ_ROOM_MAC, fixed)
+                helpers::bpf_skb_adjust_room(self.context, room, BPF_ADJ_ROOM_MAC, fixed)
             } else {
-                helpers::bpf_skb_change_head(self.0, OUTER_LEN as u32, 0)
+                helpers::bpf_skb_change_head(self.context, OUTER_LEN as u32, 0)
             }
         };
-        self.0 = fresh(self.0);
+        self.context = fresh(self.context);
         if result == 0 { Ok(()) } else { Err(NoRoom) }
     }
 
@@ -226,21 +235,21 @@ impl Packet for Skb {
             let room = -(OUTER_LEN as i32);
             // Tells the kernel that the packet is IPv6 now. Kernels before 6.3 have no such flag.
             let flags = fixed | BPF_F_ADJ_ROOM_DECAP_L3_IPV6 as u64;
-            if v6 && helpers::bpf_skb_adjust_room(self.0, room, BPF_ADJ_ROOM_MAC, flags) == 0 {
+            if v6 && helpers::bpf_skb_adjust_room(self.context, room, BPF_ADJ_ROOM_MAC, flags) == 0 {
                 0
             } else {
-                helpers::bpf_skb_adjust_room(self.0, room, BPF_ADJ_ROOM_MAC, fixed)
+                helpers::bpf_skb_adjust_room(self.context, room, BPF_ADJ_ROOM_MAC, fixed)
             }
         };
-        self.0 = fresh(self.0);
+        self.context = fresh(self.context);
         if result == 0 { Ok(()) } else { Err(NoRoom) }
     }
 
     #[inline(always)]
     fn push_front(&mut self, bytes: usize) -> Result<(), NoRoom> {
         // SAFETY: the program's context; no view is alive.
-        let result = unsafe { helpers::bpf_skb_change_head(self.0, bytes as u32, 0) };
-        self.0 = fresh(self.0);
+        let result = unsafe { helpers::bpf_skb_change_head(self.context, bytes as u32, 0) };
+        self.context = fresh(self.context);
         if result == 0 { Ok(()) } else { Err(NoRoom) }
     }
 
@@ -250,8 +259,8 @@ impl Packet for Skb {
             return Ok(());
         }
         // SAFETY: the program's context; no view is alive.
-        let result = unsafe { helpers::bpf_skb_change_tail(self.0, len as u32, 0) };
-        self.0 = fresh(self.0);
+        let result = unsafe { helpers::bpf_skb_change_tail(self.context, len as u32, 0) };
+        self.context = fresh(self.context);
         if result == 0 { Ok(()) } else { Err(NoRoom) }
     }
 
@@ -276,17 +285,18 @@ impl Packet for Skb {
             if addresses != 0 {
                 let pseudo = flags | BPF_F_PSEUDO_HDR;
                 let (at, by) = (at as u32, addresses as u64);
-                let done = v6 && helpers::bpf_l4_csum_replace(self.0, at, 0, by, pseudo | BPF_F_IPV6) == 0;
-                if !done && helpers::bpf_l4_csum_replace(self.0, at, 0, by, pseudo) != 0 {
+                let done =
+                    v6 && helpers::bpf_l4_csum_replace(self.context, at, 0, by, pseudo | BPF_F_IPV6) == 0;
+                if !done && helpers::bpf_l4_csum_replace(self.context, at, 0, by, pseudo) != 0 {
                     return Err(NoRoom);
                 }
             }
-            if own != 0 && helpers::bpf_l4_csum_replace(self.0, at as u32, 0, own as u64, flags) != 0 {
+            if own != 0 && helpers::bpf_l4_csum_replace(self.context, at as u32, 0, own as u64, flags) != 0 {
                 return Err(NoRoom);
             }
         }
         // The helper makes the header writable, which may move it.
-        self.0 = fresh(self.0);
+        self.context = fresh(self.context);
         Ok(())
     }
 
@@ -302,7 +312,7 @@ impl Packet for Skb {
         }
         // SAFETY: the buffer has room for SUM_MAX bytes and the padding behind them.
         unsafe {
-            if helpers::bpf_skb_load_bytes(self.0.cast(), at as u32, buffer.cast(), len as u32) != 0 {
+            if helpers::bpf_skb_load_bytes(self.context.cast(), at as u32, buffer.cast(), len as u32) != 0 {
                 return None;
             }
             for i in 0..4 {
@@ -395,7 +405,7 @@ fn go(skb: *mut __sk_buff, verdict: i32) -> i32 {
 
 #[inline(never)]
 fn fast_port(skb: *mut __sk_buff) -> i32 {
-    let mut packet = Skb::new(skb);
+    let mut packet = Skb::fast(skb);
     // SAFETY: the program's context.
     let ingress = Ingress::port(unsafe { (*skb).ifindex });
     fast(&mut packet, &ingress)
@@ -403,7 +413,7 @@ fn fast_port(skb: *mut __sk_buff) -> i32 {
 
 #[inline(never)]
 fn fast_uplink(skb: *mut __sk_buff) -> i32 {
-    let mut packet = Skb::new(skb);
+    let mut packet = Skb::fast(skb);
     let vtep = match maps::COMMIT.get(0) {
         Some(commit) => commit.vtep,
         None => return TC_ACT_UNSPEC,
@@ -421,7 +431,7 @@ fn fast_uplink(skb: *mut __sk_buff) -> i32 {
 
 #[inline(never)]
 fn fast_external(skb: *mut __sk_buff) -> i32 {
-    let mut packet = Skb::new(skb);
+    let mut packet = Skb::fast(skb);
     // SAFETY: the program's context.
     let ifindex = unsafe { (*skb).ifindex };
     match maps::COMMIT.get(0).and_then(|commit| commit.external_vni(ifindex)) {
@@ -447,7 +457,7 @@ fn fast(packet: &mut Skb, ingress: &Ingress) -> i32 {
             // SAFETY: this CPU's own scratch; programs on one CPU do not interrupt each other here.
             unsafe {
                 (*work).ingress = *ingress;
-                (*work).unknown = unknown;
+                (*work).plan.unknown = unknown;
             }
             MISS
         }
@@ -517,13 +527,13 @@ fn first(skb: *mut __sk_buff) -> i32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn vr_tc_recall(skb: *mut __sk_buff) -> i32 {
-    let packet = Skb(skb, false);
+    let packet = Skb::new(skb);
     let Some(work) = maps::WORK.get_ptr_mut(0) else {
         return dropped(DropReason::Internal, 0);
     };
     // SAFETY: as in `vr_tc_first`.
-    let Work { ingress, unknown, headers, quoted, plan } = unsafe { &mut *work };
-    match pipeline::recall(&packet, &Maps, ingress, *unknown, headers, quoted, plan) {
+    let Work { ingress, headers, quoted, plan } = unsafe { &mut *work };
+    match pipeline::recall(&packet, &Maps, ingress, headers, quoted, plan) {
         Ok(()) => 0,
         Err(reason) => dropped(reason, packet.len() as u64),
     }
@@ -533,13 +543,13 @@ pub extern "C" fn vr_tc_recall(skb: *mut __sk_buff) -> i32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn vr_tc_first(skb: *mut __sk_buff) -> i32 {
-    let packet = Skb(skb, false);
+    let packet = Skb::new(skb);
     let bytes = packet.len() as u64;
     let Some(work) = maps::WORK.get_ptr_mut(0) else {
         return dropped(DropReason::Internal, bytes);
     };
     // SAFETY: this CPU's own scratch; programs on one CPU do not interrupt each other here.
-    let Work { ingress, headers, quoted, plan, .. } = unsafe { &mut *work };
+    let Work { ingress, headers, quoted, plan } = unsafe { &mut *work };
     let ingress = ingress.plain();
     match pipeline::first(&packet, &Maps, &ingress, headers, quoted, plan) {
         Ok(decision) => {
@@ -559,7 +569,7 @@ pub extern "C" fn vr_tc_first(skb: *mut __sk_buff) -> i32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn vr_tc_pass(skb: *mut __sk_buff) -> i32 {
-    let packet = Skb(skb, false);
+    let packet = Skb::new(skb);
     let bytes = packet.len() as u64;
     let Some(work) = maps::WORK.get_ptr_mut(0) else {
         return dropped(DropReason::Internal, bytes);
@@ -595,7 +605,7 @@ fn code(decision: Decision, bytes: u64) -> i32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn vr_tc_settle(skb: *mut __sk_buff, verdict: i32) -> i32 {
-    let bytes = Skb(skb, false).len() as u64;
+    let bytes = Skb::new(skb).len() as u64;
     let Some(work) = maps::WORK.get_ptr_mut(0) else {
         return dropped(DropReason::Internal, bytes);
     };
@@ -619,7 +629,7 @@ pub extern "C" fn vr_tc_settle(skb: *mut __sk_buff, verdict: i32) -> i32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn vr_tc_reserve(skb: *mut __sk_buff) -> i32 {
-    let bytes = Skb(skb, false).len() as u64;
+    let bytes = Skb::new(skb).len() as u64;
     let Some(work) = maps::WORK.get_ptr_mut(0) else {
         return dropped(DropReason::Internal, bytes);
     };
@@ -653,7 +663,7 @@ fn settle(skb: *mut __sk_buff, verdict: i32) -> i32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn vr_tc_apply(skb: *mut __sk_buff) -> i32 {
-    let mut packet = Skb(skb, false);
+    let mut packet = Skb::new(skb);
     let bytes = packet.len() as u64;
     let Some(work) = maps::WORK.get_ptr_mut(0) else {
         return dropped(DropReason::Internal, bytes);
@@ -683,7 +693,7 @@ fn notify(kind: u32, hop: u32) {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn vr_tc_upcall(skb: *mut __sk_buff, kind: u32) -> i32 {
-    let packet = Skb(skb, false);
+    let packet = Skb::new(skb);
     let bytes = packet.len() as u64;
     let reason = if kind == UPCALL_WAIT { DropReason::HopPending } else { DropReason::TooBig };
     let Some(work) = maps::WORK.get_ptr_mut(0) else {
@@ -730,7 +740,7 @@ pub extern "C" fn vr_tc_upcall(skb: *mut __sk_buff, kind: u32) -> i32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn vr_tc_ask(skb: *mut __sk_buff) -> i32 {
-    let mut packet = Skb(skb, false);
+    let mut packet = Skb::new(skb);
     let bytes = packet.len() as u64;
     let Some(work) = maps::WORK.get_ptr_mut(0) else {
         return dropped(DropReason::Internal, bytes);
@@ -783,7 +793,7 @@ pub extern "C" fn vr_tc_read(skb: *mut __sk_buff) -> i32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn vr_tc_answer(skb: *mut __sk_buff) -> i32 {
-    let mut packet = Skb(skb, false);
+    let mut packet = Skb::new(skb);
     let bytes = packet.len() as u64;
     let Some(work) = maps::WORK.get_ptr_mut(0) else {
         return dropped(DropReason::Internal, bytes);
@@ -821,7 +831,7 @@ const RECEIVERS_MAX: u32 = 8192;
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn vr_tc_flood(skb: *mut __sk_buff) -> i32 {
-    let mut packet = Skb(skb, false);
+    let mut packet = Skb::new(skb);
     let bytes = packet.len() as u64;
     let (Some(work), Some(commit)) = (maps::WORK.get_ptr_mut(0), maps::COMMIT.get(0)) else {
         return dropped(DropReason::Internal, bytes);
@@ -923,7 +933,7 @@ extern "C" fn flood_node(_index: u32, round: *mut c_void) -> i64 {
         return 1;
     };
     round.cursor = receiver.next;
-    let packet = Skb(round.skb, false);
+    let packet = Skb::new(round.skb);
     let Some(way) = maps::UNDERLAY.get(receiver.at).filter(|way| way.flags & UNDERLAY_RESOLVED != 0) else {
         Maps.count_drop(DropReason::UnderlayUnreachable, packet.len() as u64);
         return 0;

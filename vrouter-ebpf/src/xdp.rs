@@ -26,7 +26,18 @@ use crate::{
 };
 
 /// An XDP frame, and whether its bounds are kept: see `bounds`.
-pub struct Frame(*mut xdp_md, bool);
+pub struct Frame {
+    context: *mut xdp_md,
+    kept: bool,
+}
+
+impl Frame {
+    /// Of a program's context.
+    #[inline(always)]
+    fn new(context: *mut xdp_md) -> Self {
+        Self { context, kept: false }
+    }
+}
 
 impl Packet for Frame {
     type View<'a> = Bytes;
@@ -34,19 +45,19 @@ impl Packet for Frame {
     #[inline(always)]
     fn len(&self) -> usize {
         // SAFETY: the program's context.
-        unsafe { helpers::bpf_xdp_get_buff_len(self.0) as usize }
+        unsafe { helpers::bpf_xdp_get_buff_len(self.context) as usize }
     }
 
     /// Frames are in one piece, nearly always.
     #[inline(always)]
     fn reaches(&self, end: usize) -> bool {
-        let (first, last) = bounds!(self.0, self.1, 0, 4);
+        let (first, last) = bounds!(self.context, self.kept, 0, 4);
         end <= last - first || end <= self.len()
     }
 
     #[inline(always)]
     fn view(&self, at: usize, len: usize) -> Option<Bytes> {
-        let (start, end) = bounds!(self.0, self.1, 0, 4);
+        let (start, end) = bounds!(self.context, self.kept, 0, 4);
         if start + at + len > end {
             return None;
         }
@@ -61,16 +72,16 @@ impl Packet for Frame {
     #[inline(always)]
     fn pop_outer(&mut self) -> Result<(), NoRoom> {
         // SAFETY: the program's context; no view is alive.
-        let result = unsafe { helpers::bpf_xdp_adjust_head(self.0, OUTER_LEN as i32) };
-        self.0 = fresh(self.0);
+        let result = unsafe { helpers::bpf_xdp_adjust_head(self.context, OUTER_LEN as i32) };
+        self.context = fresh(self.context);
         if result == 0 { Ok(()) } else { Err(NoRoom) }
     }
 
     #[inline(always)]
     fn push_front(&mut self, bytes: usize) -> Result<(), NoRoom> {
         // SAFETY: the program's context; no view is alive.
-        let result = unsafe { helpers::bpf_xdp_adjust_head(self.0, -(bytes as i32)) };
-        self.0 = fresh(self.0);
+        let result = unsafe { helpers::bpf_xdp_adjust_head(self.context, -(bytes as i32)) };
+        self.context = fresh(self.context);
         if result == 0 { Ok(()) } else { Err(NoRoom) }
     }
 
@@ -146,7 +157,7 @@ fn fast_port(ctx: *mut xdp_md) -> u32 {
 
 #[inline(never)]
 fn fast_uplink(ctx: *mut xdp_md) -> u32 {
-    let frame = Frame(ctx, false);
+    let frame = Frame::new(ctx);
     let vtep = match maps::COMMIT.get(0) {
         Some(commit) => commit.vtep,
         None => return xdp_action::XDP_PASS,
@@ -173,7 +184,7 @@ fn fast_external(ctx: *mut xdp_md) -> u32 {
 
 #[inline(always)]
 fn fast(ctx: *mut xdp_md, ingress: &Ingress) -> u32 {
-    let mut frame = Frame(ctx, true);
+    let mut frame = Frame { context: ctx, kept: true };
     let mut unknown = false;
     match pipeline::established(&mut frame, &Maps, ingress, Hook::Xdp, &mut unknown) {
         Some(Ok(exit)) => emit(&frame, exit),
@@ -185,7 +196,7 @@ fn fast(ctx: *mut xdp_md, ingress: &Ingress) -> u32 {
             // SAFETY: this CPU's own scratch; programs on one CPU do not interrupt each other here.
             unsafe {
                 (*work).ingress = *ingress;
-                (*work).unknown = unknown;
+                (*work).plan.unknown = unknown;
             }
             MISS
         }
@@ -241,7 +252,7 @@ fn first(ctx: *mut xdp_md) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn vr_xdp_read(ctx: *mut xdp_md) -> u32 {
-    let frame = Frame(ctx, false);
+    let frame = Frame::new(ctx);
     let Some(work) = maps::WORK.get_ptr_mut(0) else {
         return dropped(DropReason::Internal, 0);
     };
@@ -259,13 +270,13 @@ pub extern "C" fn vr_xdp_read(ctx: *mut xdp_md) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn vr_xdp_recall(ctx: *mut xdp_md) -> u32 {
-    let frame = Frame(ctx, false);
+    let frame = Frame::new(ctx);
     let Some(work) = maps::WORK.get_ptr_mut(0) else {
         return dropped(DropReason::Internal, 0);
     };
     // SAFETY: as in `first`.
-    let Work { ingress, unknown, headers, quoted, plan } = unsafe { &mut *work };
-    match pipeline::recall(&frame, &Maps, ingress, *unknown, headers, quoted, plan) {
+    let Work { ingress, headers, quoted, plan } = unsafe { &mut *work };
+    match pipeline::recall(&frame, &Maps, ingress, headers, quoted, plan) {
         Ok(()) => 0,
         Err(reason) => dropped(reason, frame.len() as u64),
     }
@@ -275,13 +286,13 @@ pub extern "C" fn vr_xdp_recall(ctx: *mut xdp_md) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn vr_xdp_first(ctx: *mut xdp_md) -> u32 {
-    let frame = Frame(ctx, false);
+    let frame = Frame::new(ctx);
     let bytes = frame.len() as u64;
     let Some(work) = maps::WORK.get_ptr_mut(0) else {
         return dropped(DropReason::Internal, bytes);
     };
     // SAFETY: as in `first`.
-    let Work { ingress, headers, quoted, plan, .. } = unsafe { &mut *work };
+    let Work { ingress, headers, quoted, plan } = unsafe { &mut *work };
     let ingress = ingress.plain();
     match pipeline::first(&frame, &Maps, &ingress, headers, quoted, plan) {
         Ok(decision) => code(decision, plan),
@@ -293,7 +304,7 @@ pub extern "C" fn vr_xdp_first(ctx: *mut xdp_md) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn vr_xdp_pass(ctx: *mut xdp_md) -> u32 {
-    let frame = Frame(ctx, false);
+    let frame = Frame::new(ctx);
     let bytes = frame.len() as u64;
     let Some(work) = maps::WORK.get_ptr_mut(0) else {
         return dropped(DropReason::Internal, bytes);
@@ -321,7 +332,7 @@ fn code(decision: Decision, plan: &Plan) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn vr_xdp_settle(ctx: *mut xdp_md, verdict: u32) -> u32 {
-    let bytes = Frame(ctx, false).len() as u64;
+    let bytes = Frame::new(ctx).len() as u64;
     let Some(work) = maps::WORK.get_ptr_mut(0) else {
         return dropped(DropReason::Internal, bytes);
     };
@@ -340,7 +351,7 @@ pub extern "C" fn vr_xdp_settle(ctx: *mut xdp_md, verdict: u32) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn vr_xdp_reserve(ctx: *mut xdp_md) -> u32 {
-    let bytes = Frame(ctx, false).len() as u64;
+    let bytes = Frame::new(ctx).len() as u64;
     let Some(work) = maps::WORK.get_ptr_mut(0) else {
         return dropped(DropReason::Internal, bytes);
     };
@@ -360,7 +371,7 @@ pub extern "C" fn vr_xdp_reserve(ctx: *mut xdp_md) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn vr_xdp_apply(ctx: *mut xdp_md) -> u32 {
-    let mut frame = Frame(ctx, false);
+    let mut frame = Frame::new(ctx);
     let bytes = frame.len() as u64;
     let Some(work) = maps::WORK.get_ptr_mut(0) else {
         return dropped(DropReason::Internal, bytes);
