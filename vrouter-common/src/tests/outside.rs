@@ -5,6 +5,7 @@ use core::net::IpAddr;
 
 use super::{fixture::*, world::*};
 use crate::{
+    addr::Ip,
     flow::FROM_BLOCK,
     memory::{Entry, MemoryPacket, MemoryTables, Verdict},
     reason::{DropReason, Event},
@@ -424,6 +425,36 @@ fn n9_a_gateway_keeps_one_entry_for_a_block_of_ports_and_decides_by_it() {
     frame[11] ^= 1;
     super::fixture::run(tables, Entry::External(EXT), &frame);
     assert_eq!(event(tables, Event::FlowMiss), misses + 1);
+}
+
+/// A connection that began before its block went to another node stays where it is known.
+#[test]
+fn n9_a_connection_of_the_gateway_goes_before_its_block() {
+    let f = Family::V4;
+    let mut world = World::new(RULE_STATEFUL);
+    let Arrived::Outside(0, out) = world.send(End::Inside(A2), &outwards(f, A2, 1500)) else {
+        panic!("not sent outside by node 1");
+    };
+    let port = u16::from_be_bytes([out[34], out[35]]);
+    let key = SnatOwnerKey {
+        network: Scoped::new(0, PUBLIC),
+        ip: Ip::from(gateway(f, RA)).as_v4(),
+        block: u32::from(port) / SNAT_BLOCK,
+    };
+    let there = SnatOwner { node: 2, mac: gateway_mac(RA, 1), zero: 0 };
+    world.nodes[0].image.snat_owners.insert(key, there);
+    let to_port =
+        |port| from(f, End::Outside, gateway(f, RA)).via(gateway_mac(RA, 0)).ports(53, port).frame();
+    for _ in 0..2 {
+        // Another of the block, which makes the block's entry.
+        sent(run(&world.nodes[0], Entry::External(EXT), &to_port(port ^ 1)));
+    }
+    let kept = world.nodes[0].transients();
+    assert!(kept.iter().any(|(key, _)| key.from == FROM_BLOCK), "{kept:?}");
+    for _ in 0..2 {
+        let arrived = world.send(End::Outside, &to_port(port));
+        assert!(matches!(arrived, Arrived::Port(A2, _)), "{arrived:?}");
+    }
 }
 
 #[test]
