@@ -496,8 +496,9 @@ fn c3_a_router_interface_that_goes_stops_routing_and_one_that_comes_starts_it() 
 
     let mut topology = base.clone();
     topology.router_mut("r1").interfaces.retain(|interface| interface != "db4");
-    lab.write_topology(&topology).unwrap();
+    // Read before: what is written is in force within milliseconds.
     let mut digest = in_force(&a).1;
+    lab.write_topology(&topology).unwrap();
     digest = wait_for_change(&mut a, &digest);
     b.wait_ready(SOON).unwrap();
     let no_route = a.drops("no_route").unwrap();
