@@ -47,6 +47,8 @@ pub struct WorkloadSpec {
     pub gateways: Vec<String>,
     /// Its MTU.
     pub mtu: u32,
+    /// It processes packets: its port has XDP.
+    pub xdp: bool,
 }
 
 /// A running lab. Dropping it removes every trace of it.
@@ -472,6 +474,7 @@ impl WorkloadSpec {
             addresses: Vec::new(),
             gateways: Vec::new(),
             mtu: 1450,
+            xdp: false,
         }
     }
 
@@ -491,6 +494,7 @@ impl WorkloadSpec {
     fn from_port(topology: &Topology, port: &crate::topology::Port) -> Self {
         let mut spec = Self::new(&port.name, &port.node, &port.mac);
         spec.tap.clone_from(&port.interface);
+        spec.xdp = port.extra.iter().any(|line| line == "hook: xdp");
         let network = topology.networks.iter().find(|network| network.name == port.network);
         spec.mtu = network.and_then(|network| network.mtu).unwrap_or(spec.mtu);
         for ip in &port.fixed_ips {

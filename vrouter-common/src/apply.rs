@@ -5,7 +5,7 @@
 use crate::{
     addr::{Be16, Be32, Macs},
     checksum,
-    flow::{EXIT_PORT, EXIT_TUNNEL, FLOW_NAT, Flow, FlowKey},
+    flow::{EXIT_PORT, EXIT_TUNNEL, FLOW_NAT, FLOW_PEER, Flow, FlowKey},
     packet::{Packet, View},
     parse::{Headers, Quoted},
     plan::Ingress,
@@ -20,6 +20,8 @@ use crate::{
 pub enum Exit {
     /// By an interface.
     Interface(u32),
+    /// By an interface that is one end of a veth, straight to what the other end receives.
+    Peer(u32),
     /// By an interface, with the Ethernet addresses the kernel's neighbour table has for `nexthop`.
     Neighbour {
         /// Interface index.
@@ -220,6 +222,12 @@ fn emit<P: Packet>(packet: &mut P, flow: &Flow, way: &Way, shape: &Shape) -> Res
     eth.put_macs(0, &way.macs);
     if shape.tunnelled {
         eth.put_be16(12, Be16::new(shape.ethertype));
+    }
+    // Only ports have the flag: see `deliver::to_port`. What the kernel takes a packet for is not asked again at the
+    // other end, and from a tunnel it took all but IPv6 for IPv4.
+    let is_ip = shape.ethertype == ETHERTYPE_IPV4 || shape.ethertype == ETHERTYPE_IPV6;
+    if flow.flags & FLOW_PEER != 0 && is_ip {
+        return Ok(Exit::Peer(way.ifindex));
     }
     Ok(Exit::Interface(way.ifindex))
 }

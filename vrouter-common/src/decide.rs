@@ -219,7 +219,7 @@ fn from_tunnel<P: Packet, T: Tables>(
     plan.flow.out_macs = macs;
     plan.flow.mtu = u16::MAX;
     match station.place {
-        PLACE_LOCAL | PLACE_LOCAL_FRAMES => to_port(station, plan),
+        PLACE_LOCAL | PLACE_LOCAL_FRAMES | PLACE_LOCAL_PEER => to_port(station, plan),
         PLACE_UNPLUGGED => return Err(DropReason::PortUnplugged),
         _ => return Err(DropReason::TunnelMisdelivered),
     }

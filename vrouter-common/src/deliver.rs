@@ -4,7 +4,7 @@
 //! `router_ignored`, `hairpin`, `port_unplugged`, `port_unbound`.
 
 use crate::{
-    flow::{EXIT_PORT, EXIT_TUNNEL, FLOW_FRAMES, FROM_NETWORK, FROM_PORT},
+    flow::{EXIT_PORT, EXIT_TUNNEL, FLOW_FRAMES, FLOW_PEER, FROM_NETWORK, FROM_PORT},
     parse::Headers,
     plan::{Decision, Plan},
     reason::DropReason,
@@ -20,6 +20,9 @@ pub fn to_port(station: &Station, plan: &mut Plan) {
     plan.flow.target = station.at;
     if station.place == PLACE_LOCAL_FRAMES {
         plan.flow.flags |= FLOW_FRAMES;
+    }
+    if station.place == PLACE_LOCAL_PEER {
+        plan.flow.flags |= FLOW_PEER;
     }
     plan.reply_from = FROM_PORT as u32;
     plan.reply_zone = station.at;
@@ -76,7 +79,7 @@ pub fn deliver<T: Tables>(
     plan.flow.network_out = network;
     plan.flow.mtu = if mtu > u16::MAX as u32 { u16::MAX } else { mtu as u16 };
     match station.place {
-        PLACE_LOCAL | PLACE_LOCAL_FRAMES => {
+        PLACE_LOCAL | PLACE_LOCAL_FRAMES | PLACE_LOCAL_PEER => {
             to_port(station, plan);
             Ok(())
         }

@@ -126,7 +126,7 @@ fn answers<T: Tables>(tables: &T, bank: u32, network: u32, station: &Station, ip
     let key = NatKey { network: Scoped::new(bank, network), ip, port: Be16::new(0), proto: 0, zero: 0 };
     let Some(nat) = tables.nat(&key) else { return false };
     match tables.learned(&LearnedKey { network: nat.inside_network, ip: nat.inside }) {
-        Some(learned) => matches!(learned.station.place, PLACE_LOCAL | PLACE_LOCAL_FRAMES),
+        Some(learned) => learned.station.is_here(),
         None => false,
     }
 }

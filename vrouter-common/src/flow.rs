@@ -268,6 +268,9 @@ pub const FLOW_SNAT: u16 = 16;
 /// keeps no connections. The outer source port is each packet's own.
 pub const FLOW_BLOCK: u16 = 32;
 
+/// The port is one end of a veth, and the packet goes on as received by the other ([`crate::apply::Exit::Peer`]).
+pub const FLOW_PEER: u16 = 64;
+
 /// A remembered decision: nothing is known of a connection.
 pub const ROLE_NONE: u8 = 0;
 /// The direction of a connection's first packet.

@@ -687,7 +687,7 @@ pub fn run_xdp(
 ) -> Result<Option<(u32, Vec<u8>)>, DropReason> {
     let bytes = packet.len() as u64;
     match try_run_xdp(tables, entry, packet) {
-        Ok(Some((Exit::Interface(ifindex), frame))) => Ok(Some((ifindex, frame))),
+        Ok(Some((Exit::Interface(ifindex) | Exit::Peer(ifindex), frame))) => Ok(Some((ifindex, frame))),
         Ok(Some(_)) => {
             tables.count(Event::XdpPassed);
             Ok(None)
@@ -736,7 +736,7 @@ fn try_run_xdp(
 
 fn sent(exit: Exit, packet: &MemoryPacket) -> Verdict {
     match exit {
-        Exit::Interface(ifindex) => Verdict::Sent { ifindex, frame: packet.to_vec() },
+        Exit::Interface(ifindex) | Exit::Peer(ifindex) => Verdict::Sent { ifindex, frame: packet.to_vec() },
         Exit::Neighbour { ifindex, nexthop } => {
             Verdict::SentToNeighbour { ifindex, nexthop, frame: packet.to_vec() }
         }

@@ -250,7 +250,7 @@ pub struct Station {
     pub kind: u8,
     /// `PLACE_*`: where it is.
     pub place: u8,
-    /// Interface index ([`PLACE_LOCAL`]) or node number ([`PLACE_REMOTE`]), else 0.
+    /// Interface index ([`PLACE_LOCAL`] and its kinds) or node number ([`PLACE_REMOTE`]), else 0.
     pub at: u32,
     /// Port or router number.
     pub owner: u32,
@@ -279,6 +279,17 @@ pub const PLACE_LOCAL_FRAMES: u8 = 5;
 /// On external networks: a floating IP of a port that is bound nowhere, whose fixed IP is held by whoever
 /// claims it by ARP or ND; the node where that is answers for it.
 pub const PLACE_LEARNED: u8 = 6;
+
+/// An interface of this node, one end of a veth whose other end is in another network namespace.
+pub const PLACE_LOCAL_PEER: u8 = 7;
+
+impl Station {
+    /// Whether it is an interface of this node.
+    #[inline(always)]
+    pub const fn is_here(&self) -> bool {
+        matches!(self.place, PLACE_LOCAL | PLACE_LOCAL_FRAMES | PLACE_LOCAL_PEER)
+    }
+}
 
 /// Key of [`Learned`]: an address of an allowed address pair, or of a port that is bound nowhere.
 #[repr(C)]

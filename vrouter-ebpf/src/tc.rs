@@ -352,10 +352,21 @@ fn dropped(reason: DropReason, bytes: u64) -> i32 {
 
 /// Sends a packet where it leaves.
 #[inline(always)]
-fn emit(exit: Exit) -> i32 {
+fn emit(skb: *mut __sk_buff, exit: Exit) -> i32 {
     match exit {
         // SAFETY: a helper of scalars.
         Exit::Interface(ifindex) => unsafe { helpers::bpf_redirect(ifindex, 0) as i32 },
+        Exit::Peer(ifindex) => {
+            const PACKET_HOST: u32 = 0;
+            // SAFETY: the program's context, and scalars. Whom the frame is for was asked at the interface where
+            // it came in; the other end is not asked again.
+            unsafe {
+                if (*skb).pkt_type != PACKET_HOST {
+                    helpers::bpf_skb_change_type(skb, PACKET_HOST);
+                }
+                helpers::bpf_redirect_peer(ifindex, 0) as i32
+            }
+        }
         Exit::Neighbour { ifindex, nexthop } => {
             const AF_INET: u32 = 2;
             // SAFETY: plain integers, for which zero is a value.
@@ -448,7 +459,7 @@ fn fast(packet: &mut Skb, ingress: &Ingress) -> i32 {
     let bytes = packet.len() as u64;
     let mut unknown = false;
     match pipeline::established(packet, &Maps, ingress, Hook::Tc, &mut unknown) {
-        Some(Ok(exit)) => emit(exit),
+        Some(Ok(exit)) => emit(packet.context, exit),
         Some(Err(reason)) => dropped(reason, bytes),
         None => {
             let Some(work) = maps::WORK.get_ptr_mut(0) else {
@@ -672,7 +683,7 @@ pub extern "C" fn vr_tc_apply(skb: *mut __sk_buff) -> i32 {
     let work = unsafe { &mut *work };
     let ingress = work.ingress.plain();
     match pipeline::apply_first(&mut packet, &Maps, &ingress, work, Hook::Tc) {
-        Some(Ok(exit)) => emit(exit),
+        Some(Ok(exit)) => emit(packet.context, exit),
         Some(Err(reason)) => dropped(reason, bytes),
         None => dropped(DropReason::HopPending, bytes),
     }
@@ -753,7 +764,7 @@ pub extern "C" fn vr_tc_ask(skb: *mut __sk_buff) -> i32 {
     match answer::request::write(&mut packet, &Maps, &work.plan) {
         Ok(exit) => {
             Maps.count(Event::HopAsked);
-            emit(exit)
+            emit(skb, exit)
         }
         Err(reason) => dropped(reason, bytes),
     }
@@ -808,7 +819,7 @@ pub extern "C" fn vr_tc_answer(skb: *mut __sk_buff) -> i32 {
         Ok(event) => {
             Maps.count(event);
             // SAFETY: the program's context.
-            emit(Exit::Interface(unsafe { (*skb).ifindex }))
+            emit(skb, Exit::Interface(unsafe { (*skb).ifindex }))
         }
         Err(reason) => dropped(reason, bytes),
     }

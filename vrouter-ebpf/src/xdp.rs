@@ -117,7 +117,7 @@ fn emit(frame: &Frame, exit: Exit) -> u32 {
         Exit::Interface(ifindex) => unsafe { helpers::bpf_redirect(ifindex, 0) as u32 },
         Exit::NextHook => to_tc(),
         // Not asked for by this hook.
-        Exit::Neighbour { .. } => dropped(DropReason::Internal, frame.len() as u64),
+        Exit::Neighbour { .. } | Exit::Peer(_) => dropped(DropReason::Internal, frame.len() as u64),
     }
 }
 

@@ -26,10 +26,7 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 use vrouter_common::{
-    tables::{
-        self, EXTERNAL_FRAMES, EXTERNALS_MAX, Learned, LearnedKey, NAME_ROUTER, Name, NameKey, PLACE_LOCAL,
-        PLACE_LOCAL_FRAMES,
-    },
+    tables::{self, EXTERNAL_FRAMES, EXTERNALS_MAX, Learned, LearnedKey, NAME_ROUTER, Name, NameKey},
     wire::OVERLAY_OVERHEAD,
 };
 
@@ -374,7 +371,11 @@ impl Agent {
         };
         let around = Surroundings {
             node: self.config.node.clone(),
-            interfaces: self.links.iter().map(|link| (link.name.clone(), link.index)).collect(),
+            interfaces: self
+                .links
+                .iter()
+                .map(|link| (link.name.clone(), compile::Interface::of(link)))
+                .collect(),
             underlay_mtu: self.underlay_mtu(),
             externals: self.externals(topology),
         };
@@ -642,9 +643,8 @@ fn network_of<'t>(config: &ExternalConfig, topology: &'t Topology) -> Option<&'t
 
 /// Addresses that workloads of this node claim.
 fn held(learned: &Map<LearnedKey, Learned>) -> Result<BTreeSet<external::outside::Address>> {
-    let here = |place| matches!(place, PLACE_LOCAL | PLACE_LOCAL_FRAMES);
     let entries = learned.entries()?.into_iter();
-    Ok(entries.filter(|(_, it)| here(it.station.place)).map(|(key, _)| (key.network, key.ip)).collect())
+    Ok(entries.filter(|(_, it)| it.station.is_here()).map(|(key, _)| (key.network, key.ip)).collect())
 }
 
 /// Parts of a topology that are read and checked, but that this version does not act on.

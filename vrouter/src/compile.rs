@@ -25,6 +25,7 @@ use vrouter_common::{
 
 use crate::{
     identities::Identities,
+    netlink::Link,
     topology::{
         Rendezvous, Translators,
         model::{Hook, Network, Port, Topology},
@@ -38,12 +39,29 @@ use scope::Scope;
 pub struct Surroundings {
     /// This node's name.
     pub node: String,
-    /// Interface indexes by name, as they are now.
-    pub interfaces: HashMap<String, u32>,
+    /// Interfaces by name, as they are now.
+    pub interfaces: HashMap<String, Interface>,
     /// The underlay's MTU: the smallest of the uplinks'.
     pub underlay_mtu: u32,
     /// This node's interfaces on external networks, by the network's name.
     pub externals: BTreeMap<String, ExternalInterface>,
+}
+
+/// An interface of this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// Its number.
+    pub index: u32,
+    /// It is one end of a veth whose other end is in another network namespace: what is for it can be handed to
+    /// the other end at once (`bpf_redirect_peer`), past this end's queue.
+    pub peer: bool,
+}
+
+impl Interface {
+    /// What there is to know of a link.
+    pub fn of(link: &Link) -> Self {
+        Self { index: link.index, peer: link.kind.as_deref() == Some("veth") && link.paired_elsewhere }
+    }
 }
 
 /// An interface on an external network.
@@ -234,7 +252,7 @@ impl<'a> Compiler<'a> {
         for ip in port.fixed_ips.iter().copied().map(Ip::from).chain([link_local]) {
             self.out.image.addresses.insert(AddressKey::new(0, network_id, ip), station);
         }
-        if matches!(place, PLACE_LOCAL | PLACE_LOCAL_FRAMES) {
+        if station.is_here() {
             self.allowed(port, port_id, link_local);
         }
         Ok(())
@@ -259,15 +277,15 @@ impl<'a> Compiler<'a> {
             self.flood_nodes.entry(network_id).or_default().insert(id);
             return Ok((PLACE_REMOTE, id));
         }
-        let ifindex = self.around.interfaces.get(interface).copied();
+        let plugged = self.around.interfaces.get(interface).copied();
         let xdp = port.hook == Hook::Xdp;
         self.out.local_ports.push(LocalPort {
             name: port.name.clone(),
             interface: interface.clone(),
-            ifindex,
+            ifindex: plugged.map(|interface| interface.index),
             xdp,
         });
-        let Some(ifindex) = ifindex else {
+        let Some(Interface { index: ifindex, peer }) = plugged else {
             return Ok((PLACE_UNPLUGGED, 0));
         };
         let flags = if port.port_security { 0 } else { BINDING_NO_SECURITY };
@@ -283,7 +301,13 @@ impl<'a> Compiler<'a> {
         };
         self.out.image.bindings.insert(BindingKey { ifindex: Scoped::new(0, ifindex) }, binding);
         self.flood_ports.entry(network_id).or_default().insert(port_id, ifindex);
-        Ok((if xdp { PLACE_LOCAL_FRAMES } else { PLACE_LOCAL }, ifindex))
+        let place = match (xdp, peer) {
+            // A packet processor's own programs see what comes in: nothing goes past them.
+            (true, _) => PLACE_LOCAL_FRAMES,
+            (false, true) => PLACE_LOCAL_PEER,
+            (false, false) => PLACE_LOCAL,
+        };
+        Ok((place, ifindex))
     }
 
     fn allowed(&mut self, port: &Port, port_id: u32, link_local: Ip) {

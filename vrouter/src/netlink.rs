@@ -76,6 +76,8 @@ pub struct Link {
     pub carrier: bool,
     /// What made it, such as `veth`, `tun` or `vxlan`; `None` for hardware and the loopback.
     pub kind: Option<String>,
+    /// What it is paired with, such as the other end of a veth, is in another network namespace.
+    pub paired_elsewhere: bool,
 }
 
 /// How the host would send a packet to a destination.

@@ -337,7 +337,7 @@ impl View {
     pub fn place(&self, station: &Station) -> String {
         match station.place {
             PLACE_EVERYWHERE => "everywhere".to_owned(),
-            PLACE_LOCAL => format!("here, ifindex {}", station.at),
+            PLACE_LOCAL | PLACE_LOCAL_PEER => format!("here, ifindex {}", station.at),
             PLACE_LOCAL_FRAMES => format!("here, ifindex {} (xdp)", station.at),
             PLACE_REMOTE => self.name(NAME_NODE, station.at),
             PLACE_UNPLUGGED => "here, interface missing".to_owned(),

@@ -48,7 +48,10 @@ nodes:
 fn around(interfaces: &[(&str, u32)]) -> Surroundings {
     Surroundings {
         node: "a".to_owned(),
-        interfaces: interfaces.iter().map(|&(name, index)| (name.to_owned(), index)).collect(),
+        interfaces: interfaces
+            .iter()
+            .map(|&(name, index)| (name.to_owned(), Interface { index, peer: false }))
+            .collect(),
         underlay_mtu: 1500,
         externals: BTreeMap::new(),
     }

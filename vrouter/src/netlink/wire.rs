@@ -84,6 +84,7 @@ impl LinkMessage {
             up: flags & libc::IFF_UP as u32 != 0,
             carrier: flags & libc::IFF_LOWER_UP as u32 != 0,
             kind: None,
+            paired_elsewhere: false,
         };
         for attribute in NlasIterator::new(attributes) {
             let attribute = attribute?;
@@ -92,6 +93,8 @@ impl LinkMessage {
                 // Links that are not Ethernet have addresses of other lengths, or none.
                 libc::IFLA_ADDRESS => link.mac = attribute.value().try_into().unwrap_or_default(),
                 libc::IFLA_MTU => link.mtu = parse_u32(attribute.value())?,
+                // Only there if the namespace is another one.
+                libc::IFLA_LINK_NETNSID => link.paired_elsewhere = true,
                 libc::IFLA_LINKINFO => link.kind = link_kind(&attribute)?,
                 _ => {}
             }

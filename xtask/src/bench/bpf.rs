@@ -21,8 +21,10 @@ const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_MAP_TYPE_HASH: u32 = 1;
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
 const BPF_MAP_TYPE_PROG_ARRAY: u32 = 3;
+const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
 const BPF_PROG_TYPE_XDP: u32 = 6;
 const BPF_XDP: u32 = 37;
+const BPF_TCX_INGRESS: u32 = 46;
 const BPF_F_XDP_HAS_FRAGS: u32 = 32;
 const XDP_FLAGS_DRV_MODE: u32 = 4;
 const BPF_F_TEST_XDP_LIVE_FRAMES: u32 = 2;
@@ -123,19 +125,37 @@ impl Map {
     }
 }
 
+/// Where programs run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// Native XDP: frames.
+    Xdp,
+    /// TC ingress: socket buffers.
+    Tc,
+}
+
 /// Loads an XDP program.
 pub fn load(program: &[Insn]) -> Result<OwnedFd> {
+    load_for(Hook::Xdp, program)
+}
+
+/// Loads a program.
+pub fn load_for(hook: Hook, program: &[Insn]) -> Result<OwnedFd> {
+    let (kind, flags, attach) = match hook {
+        // As vrouter's programs are, so that they can be called.
+        Hook::Xdp => (BPF_PROG_TYPE_XDP, BPF_F_XDP_HAS_FRAGS, BPF_XDP),
+        Hook::Tc => (BPF_PROG_TYPE_SCHED_CLS, 0, 0),
+    };
     let license = CString::new("GPL")?;
     let mut log = vec![0_u8; 65_536];
     let mut attr = [0; 18];
-    attr[0] = two(BPF_PROG_TYPE_XDP, u32::try_from(program.len())?);
+    attr[0] = two(kind, u32::try_from(program.len())?);
     attr[1] = program.as_ptr() as u64;
     attr[2] = license.as_ptr() as u64;
     attr[3] = two(1, u32::try_from(log.len())?);
     attr[4] = log.as_mut_ptr() as u64;
-    // As vrouter's programs are, so that they can be called.
-    attr[5] = two(0, BPF_F_XDP_HAS_FRAGS);
-    attr[8] = two(0, BPF_XDP);
+    attr[5] = two(0, flags);
+    attr[8] = two(0, attach);
     descriptor(BPF_PROG_LOAD, &mut attr).with_context(|| {
         let end = log.iter().position(|&byte| byte == 0).unwrap_or(0);
         format!("the kernel refused a measuring program:\n{}", String::from_utf8_lossy(&log[..end]))
@@ -150,18 +170,27 @@ pub fn pinned(path: &Path) -> Result<OwnedFd> {
     descriptor(BPF_OBJ_GET, &mut attr).with_context(|| format!("cannot open the program {}", path.display()))
 }
 
-/// An XDP program on an interface for as long as this lives.
+/// A program on an interface for as long as this lives.
 pub struct Attached {
     _link: OwnedFd,
 }
 
 impl Attached {
-    /// Attaches it, native.
+    /// Attaches an XDP program, native.
     pub fn new(netns: &Netns, interface: &str, program: &OwnedFd) -> Result<Self> {
+        Self::at(Hook::Xdp, netns, interface, program)
+    }
+
+    /// Attaches a program.
+    pub fn at(hook: Hook, netns: &Netns, interface: &str, program: &OwnedFd) -> Result<Self> {
+        let (kind, flags) = match hook {
+            Hook::Xdp => (BPF_XDP, XDP_FLAGS_DRV_MODE),
+            Hook::Tc => (BPF_TCX_INGRESS, 0),
+        };
         let link = netns.enter(|| -> Result<OwnedFd> {
             let mut attr = [0; 18];
             attr[0] = two(number(program), ifindex(interface)?);
-            attr[1] = two(BPF_XDP, XDP_FLAGS_DRV_MODE);
+            attr[1] = two(kind, flags);
             descriptor(BPF_LINK_CREATE, &mut attr)
                 .with_context(|| format!("cannot attach a measuring program to {interface}"))
         })??;

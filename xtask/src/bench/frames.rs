@@ -13,7 +13,7 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use vrouter_tests::{Host, Netns};
 
 use super::{
-    bpf::{self, Attached, Map},
+    bpf::{self, Attached, Hook, Map},
     programs::{self, FIRST_PORT, PORTS, Turns},
 };
 
@@ -41,13 +41,16 @@ impl End {
     }
 
     /// Drops what arrives.
-    pub fn sink(&self) -> Result<Attached> {
-        Attached::new(&self.netns, &self.interface, &bpf::load(&programs::sink())?)
+    pub fn sink(&self, hook: Hook) -> Result<Attached> {
+        let program = bpf::load_for(hook, &programs::sink(hook))?;
+        Attached::at(hook, &self.netns, &self.interface, &program)
     }
 
     /// Answers what arrives.
-    pub fn reflector(&self) -> Result<Attached> {
-        Attached::new(&self.netns, &self.interface, &bpf::load(&programs::reflector())?)
+    pub fn reflector(&self, hook: Hook) -> Result<Attached> {
+        let ifindex = self.netns.enter(|| bpf::ifindex(&self.interface))??;
+        let program = bpf::load_for(hook, &programs::reflector(hook, ifindex))?;
+        Attached::at(hook, &self.netns, &self.interface, &program)
     }
 
     /// Frames that arrived.

@@ -11,7 +11,7 @@ use anyhow::{Result, bail};
 use vrouter_tests::{Host, Lab, Workload};
 
 use super::{
-    bpf::Attached,
+    bpf::{Attached, Hook},
     frames::{DESTINATION_PORT, End, Generator, Shape, Varied},
     linux::Lane,
 };
@@ -38,6 +38,8 @@ pub struct Path {
     pub far: End,
     /// What they are.
     pub shape: Shape,
+    /// What is measured hands them on as frames, or as socket buffers: where the ends take them.
+    pub hook: Hook,
     generator: Generator,
     /// A program between the ends, if that is what is measured.
     _attached: Option<Attached>,
@@ -52,16 +54,16 @@ impl Sinks {
     pub fn put(&mut self, path: &Path) -> Result<()> {
         let key = (path.far.netns.name().to_owned(), path.far.interface.clone());
         if let Entry::Vacant(place) = self.0.entry(key) {
-            place.insert(path.far.sink()?);
+            place.insert(path.far.sink(path.hook)?);
         }
         Ok(())
     }
 }
 
 impl Path {
-    fn new(near: End, far: End, shape: Shape, attached: Option<Attached>) -> Result<Self> {
+    fn new(near: End, far: End, hook: Hook, shape: Shape, attached: Option<Attached>) -> Result<Self> {
         let generator = Generator::new(&near, &shape)?;
-        Ok(Self { near, far, shape, generator, _attached: attached })
+        Ok(Self { near, far, shape, hook, generator, _attached: attached })
     }
 
     /// From a workload on `web` to another, routed.
@@ -69,14 +71,14 @@ impl Path {
         let (from, to) = (lab.workload(from), lab.workload(to));
         take_frames(lab, from)?;
         let shape = from_workload(from, to.v4().parse()?)?;
-        Self::new(End::of(from), End::of(to), shape, None)
+        Self::new(End::of(from), End::of(to), hook_of(from), shape, None)
     }
 
     /// From a workload on `web` to addresses behind another, from `dst` up.
     pub fn through(lab: &Lab, from: &str, to: &str, dst: Ipv4Addr) -> Result<Self> {
         let (from, to) = (lab.workload(from), lab.workload(to));
         take_frames(lab, from)?;
-        Self::new(End::of(from), End::of(to), from_workload(from, dst)?, None)
+        Self::new(End::of(from), End::of(to), hook_of(from), from_workload(from, dst)?, None)
     }
 
     /// From a workload on `web` to addresses outside, from `to` up.
@@ -84,7 +86,7 @@ impl Path {
         let from = lab.workload(from);
         take_frames(lab, from)?;
         resolve_upstream(from)?;
-        Self::new(End::of(from), outside(lab, from), from_workload(from, to)?, None)
+        Self::new(End::of(from), outside(lab, from), hook_of(from), from_workload(from, to)?, None)
     }
 
     /// From addresses outside, from [`FAR`] up, to a workload's floating IP.
@@ -101,14 +103,14 @@ impl Path {
             dport: DESTINATION_PORT,
             varied: Varied::Source,
         };
-        Self::new(outside(lab, to), End::of(to), shape, None)
+        Self::new(outside(lab, to), End::of(to), hook_of(to), shape, None)
     }
 
     /// Through Linux, forwarding to addresses from `to` up.
     pub fn linux(lane: &Lane, to: Ipv4Addr) -> Result<Self> {
         // Whose interface drops everything cannot answer for its address again.
         lane.resolve()?;
-        Self::new(End::of(&lane.from), End::of(&lane.to), lane.shape(to)?, None)
+        Self::new(End::of(&lane.from), End::of(&lane.to), Hook::Tc, lane.shape(to)?, None)
     }
 
     /// Through an XDP program that redirects, which `program` loads for frames of a shape and the indexes of
@@ -121,14 +123,14 @@ impl Path {
         let shape = lane.shape(to)?;
         let program = program(&shape, lane.ifindex(&lane.from)?, lane.ifindex(&lane.to)?)?;
         let attached = Attached::new(&lane.router, &Lane::interface_of(&lane.from), &program)?;
-        Self::new(End::of(&lane.from), End::of(&lane.to), shape, Some(attached))
+        Self::new(End::of(&lane.from), End::of(&lane.to), Hook::Xdp, shape, Some(attached))
     }
 
     /// Through an XDP program that sends frames back.
     pub fn back(lane: &Lane, program: impl FnOnce() -> Result<OwnedFd>) -> Result<Self> {
         let shape = lane.shape(FAR)?;
         let attached = Attached::new(&lane.router, &Lane::interface_of(&lane.from), &program()?)?;
-        Self::new(End::of(&lane.from), End::of(&lane.from), shape, Some(attached))
+        Self::new(End::of(&lane.from), End::of(&lane.from), Hook::Xdp, shape, Some(attached))
     }
 
     /// From addresses outside to a port of the router's address that another node has: in by a node's external
@@ -147,7 +149,7 @@ impl Path {
             varied: Varied::Source,
         };
         near.netns.run(&format!("ethtool -K {} gro on", near.interface))?;
-        Self::new(near, far, shape, None)
+        Self::new(near, far, Hook::Xdp, shape, None)
     }
 
     /// Makes flows established: every one is answered from the other end. `undecided` counts the packets that
@@ -156,12 +158,12 @@ impl Path {
         self.generator.take(0, u64::from(flows))?;
         for pass in 1..=PASSES_MAX {
             {
-                let _answers = self.far.reflector()?;
-                let _drops = self.near.sink()?;
+                let _answers = self.far.reflector(self.hook)?;
+                let _drops = self.near.sink(self.hook)?;
                 self.generator.make(flows)?;
             }
             if pass > 1 {
-                let _drops = self.far.sink()?;
+                let _drops = self.far.sink(self.hook)?;
                 let before = undecided()?;
                 self.generator.take(0, u64::from(flows))?;
                 let look = flows.max(LOOK);
@@ -190,6 +192,11 @@ impl Path {
         }
         Ok(count as f64 / elapsed.as_secs_f64() / 1e6)
     }
+}
+
+/// Where a workload's port has vrouter.
+fn hook_of(workload: &Workload) -> Hook {
+    if workload.spec().xdp { Hook::Xdp } else { Hook::Tc }
 }
 
 /// The other end of the external interface of a workload's node.
@@ -228,7 +235,7 @@ fn resolve_upstream(from: &Workload) -> Result<()> {
 
 /// Frames handed to a veth need NAPI behind it, which is what GRO makes: on both sides of a workload's
 /// interface, and outside.
-fn take_frames(lab: &Lab, workload: &Workload) -> Result<()> {
+pub fn take_frames(lab: &Lab, workload: &Workload) -> Result<()> {
     let spec = workload.spec();
     let tap = End { netns: lab.node(&spec.node).netns().clone(), interface: spec.tap.clone() };
     let outside = lab.external_network().map(|_| outside(lab, workload));

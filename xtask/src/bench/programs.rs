@@ -1,7 +1,7 @@
 //! The tiny XDP programs around what is measured: a dozen instructions are easier to trust when they are
 //! written out.
 
-use super::bpf::{Insn, Map, insn};
+use super::bpf::{Hook, Insn, Map, insn};
 
 /// Bytes at the start of a frame that are written every time: frames are recycled as they came back.
 pub const WRITTEN: usize = 48;
@@ -25,6 +25,8 @@ const PORT_BITS: i32 = 10;
 const IDENTIFICATION: i16 = 18;
 const SOURCE_PORT: i16 = 34;
 const PAYLOAD: i16 = 42;
+const TC_UNSPEC: i32 = -1;
+const TC_SHOT: i32 = 2;
 const XDP_DROP: i32 = 1;
 const XDP_PASS: i32 = 2;
 const XDP_TX: i32 = 3;
@@ -88,21 +90,37 @@ fn ends_with(verdict: i32) -> [Insn; 2] {
 
 /// r7 = the frame; frames shorter than `len` are dropped.
 fn open(len: i32) -> Vec<Insn> {
+    open_at(Hook::Xdp, len)
+}
+
+fn open_at(hook: Hook, len: i32) -> Vec<Insn> {
+    let (data, drop) = match hook {
+        Hook::Xdp => (0, XDP_DROP),
+        Hook::Tc => (76, TC_SHOT),
+    };
     let mut program = vec![
-        load32(7, 1, 0),        // r7 = ctx->data
-        load32(3, 1, 4),        // r3 = ctx->data_end
+        load32(7, 1, data),     // r7 = ctx->data
+        load32(3, 1, data + 4), // r3 = ctx->data_end
         mov(4, 7),              // r4 = r7 + len
         add_imm(4, len),        //
         insn(0xbd, 4, 3, 2, 0), // if r4 <= r3 goto past the end
     ];
-    program.extend(ends_with(XDP_DROP));
+    program.extend(ends_with(drop));
     program
 }
 
 /// What is not IPv4 goes on to whom it is for: neighbours must stay resolved.
 fn pass_unless_ipv4() -> Vec<Insn> {
+    pass_unless_ipv4_at(Hook::Xdp)
+}
+
+fn pass_unless_ipv4_at(hook: Hook) -> Vec<Insn> {
+    let pass = match hook {
+        Hook::Xdp => XDP_PASS,
+        Hook::Tc => TC_UNSPEC,
+    };
     let mut program = vec![load16(1, 7, 12), insn(0x15, 1, 0, 2, 0x0008)];
-    program.extend(ends_with(XDP_PASS));
+    program.extend(ends_with(pass));
     program
 }
 
@@ -116,21 +134,28 @@ fn redirect(ifindex: u32) -> [Insn; 4] {
 }
 
 /// Drops every IPv4 frame.
-pub fn sink() -> Vec<Insn> {
-    [open(14), pass_unless_ipv4(), ends_with(XDP_DROP).to_vec()].concat()
+pub fn sink(hook: Hook) -> Vec<Insn> {
+    let drop = match hook {
+        Hook::Xdp => XDP_DROP,
+        Hook::Tc => TC_SHOT,
+    };
+    [open_at(hook, 14), pass_unless_ipv4_at(hook), ends_with(drop).to_vec()].concat()
 }
 
-/// Sends every IPv4 frame back where it came from, as the answer to it: addresses and ports change places.
-/// The sums over them stay.
-pub fn reflector() -> Vec<Insn> {
-    let mut program = [open(38), pass_unless_ipv4()].concat();
+/// Sends every IPv4 frame back where it came from (the interface `ifindex`), as the answer to it: addresses and
+/// ports change places. The sums over them stay.
+pub fn reflector(hook: Hook, ifindex: u32) -> Vec<Insn> {
+    let mut program = [open_at(hook, 38), pass_unless_ipv4_at(hook)].concat();
     for (one, other) in [(SRC, DST), (0, 6)] {
         program.extend([load32(1, 7, one), load32(2, 7, other), store32(7, one, 2), store32(7, other, 1)]);
     }
     for (one, other) in [(4, 10), (SOURCE_PORT, SOURCE_PORT + 2)] {
         program.extend([load16(1, 7, one), load16(2, 7, other), store16(7, one, 2), store16(7, other, 1)]);
     }
-    program.extend(ends_with(XDP_TX));
+    match hook {
+        Hook::Xdp => program.extend(ends_with(XDP_TX)),
+        Hook::Tc => program.extend(redirect(ifindex)),
+    }
     program
 }
 

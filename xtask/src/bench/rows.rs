@@ -14,14 +14,14 @@ use super::{
     cost::Timed,
     latency,
     linux::{self, Lane, LinuxLab},
-    path::{FAR, FAR_NEW, Path, Sinks},
+    path::{self, FAR, FAR_NEW, Path, Sinks},
     programs,
     record::{
         Demand::{self, Least, Most},
         Label,
     },
     scale, table,
-    vrouter::{FLOATING, Gateway, Vrouter},
+    vrouter::{FLOATING, FLOATING_OF_VM3, Gateway, Vrouter},
 };
 use crate::report;
 
@@ -96,7 +96,7 @@ pub fn subjects<'a>(
     rows.new_flows()?;
     rows.costs()?;
     rows.scale()?;
-    rows.streams();
+    rows.streams()?;
     rows.latencies();
     rows.memory();
     rows.control();
@@ -355,10 +355,12 @@ impl<'a> Rows<'a, '_> {
         Ok(())
     }
 
-    fn streams(&mut self) {
+    fn streams(&mut self) -> Result<()> {
         let (lab, linux) = (&self.vrouter.lab, self.linux);
         let (vm1, vm3, vm5) = (lab.workload("vm1"), lab.workload("vm3"), lab.workload("vm5"));
-        let rows: [(&str, Peers<'_>, &str, &Host, &Host, &str); 5] = [
+        // Not those of frames, whose ends drop everything.
+        let (xdp3, xdp4) = (lab.workload("xdp3"), lab.workload("xdp4"));
+        let rows: [(&str, Peers<'_>, &str, &Host, &Host, &str); 7] = [
             (
                 "direct_veth",
                 &[],
@@ -370,10 +372,26 @@ impl<'a> Rows<'a, '_> {
             (
                 "tcp_local",
                 &[("direct_veth", Some(Least(0.95))), ("linux_routed", None)],
-                "one TCP stream, vrouter, routed on one node",
+                "one TCP stream, vrouter, on one node: routed, policy, translated both ways (floating IPs)",
+                vm1,
+                vm3,
+                FLOATING_OF_VM3,
+            ),
+            (
+                "tcp_routed",
+                &[("direct_veth", None), ("linux_routed", None)],
+                "one TCP stream, vrouter, on one node: routed, policy",
                 vm1,
                 vm3,
                 vm3.v4(),
+            ),
+            (
+                "tcp_xdp_ports",
+                &[("tcp_routed", None)],
+                "the same between ports with XDP, which leaves what is no frame to TC",
+                xdp3,
+                xdp4,
+                xdp4.v4(),
             ),
             (
                 "tcp_vxlan",
@@ -400,6 +418,13 @@ impl<'a> Rows<'a, '_> {
                 linux::H3,
             ),
         ];
+        if self.wants("tcp_xdp_ports") {
+            for workload in [xdp3, xdp4] {
+                path::take_frames(lab, workload)?;
+                // A frame cannot say that its checksum is still to be completed.
+                workload.netns().run(&format!("ethtool -K {} tx off", Host::INTERFACE))?;
+            }
+        }
         for (id, peers, what, from, to, address) in rows {
             if self.wants(id) {
                 self.add(id, "Gb/s", peers, what, move |length| {
@@ -408,6 +433,7 @@ impl<'a> Rows<'a, '_> {
                 });
             }
         }
+        Ok(())
     }
 
     /// The same with little and with much of what does not concern it.
@@ -427,7 +453,8 @@ impl<'a> Rows<'a, '_> {
             if self.wants(miss) {
                 let path = Rc::new(Path::through(&scale.lab, scale::FROM, scale::TO, scale::routed())?);
                 self.sinks.push(Rc::clone(&path));
-                path.take(0, NEW)?;
+                // Those with little have few addresses: when flows come again, they are long forgotten.
+                path.take(0, NEW.min(scale::flows(size)))?;
                 let peers: Peers<'_> = if large { &[("scale_miss_10", Some(Least(1.0 / 3.0)))] } else { &[] };
                 let what = format!("first packets, {size} rules, routes and ports, XDP");
                 self.add(miss, "M/s", peers, &what, move |length| {

@@ -8,7 +8,7 @@ use vrouter_tests::{
     topology::{self, NodeEntry, Port, Topology},
 };
 
-use super::{frames::DESTINATION_PORT, vrouter};
+use super::{frames::DESTINATION_PORT, programs::PORTS, vrouter};
 
 /// Of each in the small one, and in the large one.
 pub const SIZES: [u32; 2] = [10, 10_000];
@@ -100,6 +100,11 @@ fn fill(mut wanted: Topology, size: u32) -> Topology {
         }
     }
     wanted
+}
+
+/// Flows there are to routed addresses.
+pub fn flows(size: u32) -> u64 {
+    u64::from(size) * 256 * u64::from(PORTS)
 }
 
 /// The first routed address.

@@ -27,6 +27,8 @@ const FREE: &str = "free";
 const PORTS: &[(&str, &str, u8, &str, bool, &str)] = &[
     ("xdp1", "web", 21, "node-a", true, FREE),
     ("xdp2", "db", 22, "node-a", true, FREE),
+    ("xdp3", "web", 23, "node-a", true, FREE),
+    ("xdp4", "db", 24, "node-a", true, FREE),
     ("tc1", "web", 31, "node-a", false, FREE),
     ("tc2", "db", 32, "node-a", false, FREE),
     ("policy1", "web", 33, "node-a", false, GUARDED),
@@ -51,6 +53,9 @@ const LARGE_ROWS: [(&str, &str); 5] = [
 
 /// Floating IPs of ports.
 pub const FLOATING: [(&str, &str); 2] = [("203.0.113.143", "xfip"), ("203.0.113.146", "xfip1m")];
+
+/// A floating IP that streams go to.
+pub const FLOATING_OF_VM3: &str = "203.0.113.150";
 
 /// The lab with its agents. Nodes c and d have but one port each, for a million flows.
 pub struct Vrouter {
@@ -158,6 +163,7 @@ fn topology() -> Topology {
         wanted.ports.push(port);
         wanted.put_into(name, &[group]);
     }
-    wanted.floating_ips = FLOATING.iter().map(|(address, port)| FloatingIp::new(address, port)).collect();
+    let floating = FLOATING.iter().chain(&[(FLOATING_OF_VM3, "vm3")]);
+    wanted.floating_ips = floating.map(|(address, port)| FloatingIp::new(address, port)).collect();
     wanted
 }

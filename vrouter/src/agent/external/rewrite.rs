@@ -5,7 +5,7 @@ use vrouter_common::{
     answer, apply,
     apply::{Exit, Hook},
     checksum,
-    flow::{EXIT_PORT, Flow},
+    flow::{EXIT_PORT, FLOW_PEER, Flow},
     memory::{MemoryPacket, MemoryTables},
     parse::{self, Headers},
     plan::Ingress,
@@ -88,13 +88,15 @@ fn render(held: &Held, way: &Way) -> Result<Vec<u8>, DropReason> {
     let headers = headers(&held.frame, held.upcall.at as usize)?;
     let ingress = Ingress { at: held.upcall.at as usize, ..Ingress::default() };
     // As if for a port: where it leaves is up to `output`, which may have fragments to send.
-    let flow = Flow { exit: EXIT_PORT, target: 0, out_macs, ..*flow };
+    let flow = Flow { exit: EXIT_PORT, target: 0, out_macs, flags: flow.flags & !FLOW_PEER, ..*flow };
     let mut packet = MemoryPacket::new(&held.frame);
     let shape = apply::Shape::new(&headers, &ingress);
     match apply::apply(&mut packet, &MemoryTables::default(), &flow, &shape, Hook::Tc) {
         Some(Ok(Exit::Interface(_))) => {}
         Some(Err(reason)) => return Err(reason),
-        Some(Ok(Exit::Neighbour { .. } | Exit::NextHook)) | None => return Err(DropReason::Internal),
+        Some(Ok(Exit::Peer(_) | Exit::Neighbour { .. } | Exit::NextHook)) | None => {
+            return Err(DropReason::Internal);
+        }
     }
     let mut frame = packet.to_vec();
     frame.truncate(ETH_LEN + usize::from(headers.l3_len));

@@ -68,7 +68,10 @@ impl Node {
         let interface = |ifindex| ExternalInterface { ifindex: Some(ifindex), mtu: Some(1500) };
         let around = Surroundings {
             node: name.to_owned(),
-            interfaces: HashMap::from([("tap1".to_owned(), 11), ("tap3".to_owned(), 13)]),
+            interfaces: HashMap::from(
+                [("tap1", 11), ("tap3", 13)]
+                    .map(|(name, index)| (name.to_owned(), Interface { index, peer: false })),
+            ),
             underlay_mtu: 1500,
             externals: external
                 .map(|ifindex| ("public".to_owned(), interface(ifindex)))

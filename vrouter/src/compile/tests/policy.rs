@@ -33,10 +33,10 @@ struct Policies {
 
 impl Policies {
     fn new(topology: &Topology) -> Self {
-        let interfaces: Vec<(String, u32)> = (1..).map(|i| (format!("tap{i}"), i)).take(8).collect();
+        let interfaces = (1..=8).map(|index| (format!("tap{index}"), Interface { index, peer: false }));
         let around = Surroundings {
             node: "a".to_owned(),
-            interfaces: interfaces.into_iter().collect(),
+            interfaces: interfaces.collect(),
             underlay_mtu: 1500,
             externals: BTreeMap::new(),
         };
