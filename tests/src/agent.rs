@@ -18,6 +18,8 @@ use crate::{Host, Lab, Node, Process};
 pub struct AgentOptions {
     /// `--topology`; the lab's own file if not given.
     pub topology: Option<PathBuf>,
+    /// Arguments that say how etcd is reached, instead of a file.
+    pub etcd: Option<Vec<String>>,
     /// `--flow-entries`.
     pub flow_entries: Option<u32>,
     /// `--uplink-hook`: `auto`, `tc` or `xdp`.
@@ -44,19 +46,14 @@ impl Agent {
         let binary = options.binary.map_or_else(vrouter_binary, Ok)?;
         let instance = format!("{}-{}", lab.prefix(), node.name());
         let topology = options.topology.unwrap_or_else(|| lab.topology_path());
-        let mut arguments: Vec<String> = [
-            "agent",
-            "--node",
-            node.name(),
-            "--instance",
-            &instance,
-            "--uplink",
-            Host::INTERFACE,
-            "--topology",
-        ]
-        .map(str::to_owned)
-        .to_vec();
-        arguments.push(topology.display().to_string());
+        let mut arguments: Vec<String> =
+            ["agent", "--node", node.name(), "--instance", &instance, "--uplink", Host::INTERFACE]
+                .map(str::to_owned)
+                .to_vec();
+        match options.etcd {
+            Some(etcd) => arguments.extend(etcd),
+            None => arguments.extend(["--topology".to_owned(), topology.display().to_string()]),
+        }
         if let Some(network) = lab.external_network() {
             arguments.extend(["--external".to_owned(), format!("{network}={EXTERNAL_INTERFACE}")]);
         }

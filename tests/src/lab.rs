@@ -290,15 +290,24 @@ impl Workload {
 
     /// Makes its interface, both ends, with its addresses and routes.
     pub fn plug(&self) -> Result<()> {
+        self.plug_into(&self.node)
+    }
+
+    /// The same on another node.
+    pub fn plug_on(&self, node: &Node) -> Result<()> {
+        self.plug_into(node.netns())
+    }
+
+    fn plug_into(&self, node: &Netns) -> Result<()> {
         let WorkloadSpec { tap, mac, addresses, gateways, mtu, .. } = &self.spec;
         let peer = self.netns();
-        self.node.ip(&[format!(
+        node.ip(&[format!(
             "link add {tap} mtu {mtu} type veth peer name eth0 mtu {mtu} address {mac} netns {}",
             peer.name()
         )])?;
         // Here the node is a wire: its own stack must not speak on it.
-        self.node.set_sysctl(&format!("ipv6/conf/{tap}/disable_ipv6"), "1")?;
-        self.node.ip(&[format!("link set {tap} up")])?;
+        node.set_sysctl(&format!("ipv6/conf/{tap}/disable_ipv6"), "1")?;
+        node.ip(&[format!("link set {tap} up")])?;
 
         let mut lines = vec!["link set eth0 up".to_owned()];
         for address in addresses {

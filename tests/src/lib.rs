@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod capture;
 pub mod clean;
+pub mod etcd;
 pub mod frame;
 pub mod host;
 pub mod lab;
@@ -27,6 +28,7 @@ pub mod wait;
 
 pub use agent::{Agent, AgentOptions};
 pub use capture::Capture;
+pub use etcd::Cluster;
 pub use host::{Host, Neighbour};
 pub use lab::{Lab, LabBuilder, Node, Workload, WorkloadSpec};
 pub use linux::Linux;

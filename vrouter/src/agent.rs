@@ -23,6 +23,7 @@ use anyhow::{Context, Result, bail};
 use tokio::{
     io::{Interest, unix::AsyncFd},
     signal::unix::{SignalKind, signal},
+    sync::watch,
     time::{MissedTickBehavior, interval},
 };
 use vrouter_common::{
@@ -43,17 +44,16 @@ use crate::{
     identities::Identities,
     kernel::Map,
     netlink::{Change, Link, Netlink},
+    store::{follow::Report, report::PortState},
     topology::{
         Problem, Problems,
         model::{Network, RouteTarget, Topology},
     },
 };
 use external::{External, Outside};
-use source::{FileSource, Notices};
+use source::{Read, Source};
 use underlay::Underlays;
 
-/// How often the topology file is looked at even if nothing tells that it changed.
-const FILE_INTERVAL: Duration = Duration::from_millis(250);
 /// How often the underlay is looked at even if the kernel reported nothing.
 const UNDERLAY_INTERVAL: Duration = Duration::from_secs(5);
 /// Changes of links come in bursts; one round serves them all.
@@ -72,22 +72,23 @@ pub async fn run(config: AgentConfig) -> Result<()> {
     }
     let (netlink, mut changes) = Netlink::new()?;
     let mut agent = Agent::start(config, pins, netlink).await?;
-    let mut notices = Notices::of(&agent.config.topology);
+    let mut source = Source::of(&agent.config)?;
+    if let Source::Store(follower) = &source {
+        status::lock(&agent.status).store = Some(follower.link());
+        agent.report = Some(follower.report.clone());
+    }
     let mut moves = agent.external.moves();
     let mut requests = control::listen(&run_dir, agent.status.clone())?;
     let (mut terminated, mut interrupted) =
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let (mut files, mut underlays) = (interval(FILE_INTERVAL), interval(UNDERLAY_INTERVAL));
-    for ticks in [&mut files, &mut underlays] {
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    }
+    let mut underlays = interval(UNDERLAY_INTERVAL);
+    underlays.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             _ = terminated.recv() => break,
             _ = interrupted.recv() => break,
             result = &mut requests => result?,
-            _ = files.tick() => agent.look_at_file().await,
-            () = notices.next() => agent.look_at_file().await,
+            read = source.next() => agent.take(read).await,
             _ = underlays.tick() => agent.follow_underlay().await,
             _ = tokio::time::sleep_until(agent.flows.due().into()) => agent.sweep(),
             networks = moves.next() => agent.commit(&Touch::Networks(networks)).await,
@@ -149,8 +150,11 @@ struct Agent {
     external: External,
     /// Who claims what the topology leaves open.
     learned: Map<LearnedKey, Learned>,
-    source: FileSource,
     topology: Option<(Topology, u64)>,
+    /// The digest of what was brought in force last.
+    programmed: Option<u64>,
+    /// What others are told of this node, where there is somebody to tell it to.
+    report: Option<watch::Sender<Report>>,
     compiled: Compiled,
     links: Vec<Link>,
     status: Arc<Mutex<AgentStatus>>,
@@ -177,7 +181,6 @@ impl Agent {
         let flows = flows::Sweeper::open(&pins, config.timeouts.clone(), config.flow_idle_seconds)?;
         let learned = Map::open(&maps, "LEARNED")?;
         let found = Outside::of(banks.in_force(), banks.commit(), &held(&learned)?);
-        let source = FileSource::new(config.topology.clone());
         let status = Arc::new(Mutex::new(AgentStatus::new(&config)));
         let told = status.clone();
         let tell = Arc::new(move |next_hops: &_| status::lock(&told).next_hops = Clone::clone(next_hops));
@@ -198,8 +201,9 @@ impl Agent {
             flows,
             external,
             learned,
-            source,
             topology: None,
+            programmed: None,
+            report: None,
             compiled: Compiled::default(),
             links,
             status,
@@ -209,19 +213,26 @@ impl Agent {
         Ok(agent)
     }
 
-    /// Reads the file if it changed; what is in force stays so if it is not in order.
-    async fn look_at_file(&mut self) {
-        let Some(read) = self.source.poll() else { return };
-        let digest = read.digest;
-        let outcome = read.topology.and_then(|topology| self.fits_node(&topology).map(|()| topology));
+    /// Takes what the source has read; what is in force stays so if that is not in order.
+    async fn take(&mut self, read: Read) {
+        let Read { digest, topology, skipped } = read;
+        let origin = self.config.origin();
+        let outcome = topology.and_then(|topology| match topology {
+            Some(topology) => self.fits_node(&topology).map(|()| Some(topology)),
+            None => Ok(None),
+        });
         match outcome {
             Ok(topology) => {
-                tracing::info!(file = %self.config.topology.display(), digest = %format!("{digest:016x}"), "topology read");
+                if !skipped.is_empty() {
+                    tracing::error!("not all of the topology can be used\n{skipped}");
+                }
+                self.set_wanted(digest, skipped.iter().cloned().collect());
+                let Some(topology) = topology else { return self.tell() };
+                tracing::info!(%origin, digest = %format!("{digest:016x}"), "topology read");
                 for warning in not_enforced(&topology) {
-                    tracing::warn!("{warning}");
+                    self.complain(&warning.clone(), warning);
                 }
                 self.topology = Some((topology, digest));
-                self.set_wanted(digest, Vec::new());
                 self.reconcile().await;
             }
             Err(problems) => {
@@ -229,6 +240,36 @@ impl Agent {
                 self.set_wanted(digest, problems.iter().cloned().collect());
             }
         }
+        self.tell();
+    }
+
+    /// Tells other nodes what is in force here, if there is a way.
+    fn tell(&self) {
+        /// More is in `vrouter status` of the node itself.
+        const PROBLEMS: usize = 5;
+        let Some(report) = &self.report else { return };
+        let status = status::lock(&self.status);
+        let problems = status.wanted.iter().flat_map(|wanted| &wanted.problems);
+        let problems = problems.map(|problem| format!("{}: {}", problem.object, problem.message));
+        let ports = self.compiled.local_ports.iter().map(|port| PortState {
+            name: port.name.clone(),
+            interface: port.interface.clone(),
+            up: port.ifindex.is_some(),
+        });
+        let now = Report {
+            revision: self.programmed.map_or(0, |digest| i64::try_from(digest).unwrap_or(0)),
+            vtep: self.compiled.vtep.map(|vtep| vtep.to_string()),
+            problems: problems.chain(status.error.clone()).take(PROBLEMS).collect(),
+            ports: ports.collect(),
+        };
+        drop(status);
+        report.send_if_modified(|told| {
+            let differs = *told != now;
+            if differs {
+                *told = now;
+            }
+            differs
+        });
     }
 
     fn set_wanted(&self, digest: u64, problems: Vec<Problem>) {
@@ -247,7 +288,7 @@ impl Agent {
 
     /// What a document in order may still ask of this node that it cannot give.
     fn fits_node(&self, topology: &Topology) -> Result<(), Problems> {
-        let mut problems = Problems::new(&self.config.topology.display().to_string());
+        let mut problems = Problems::new(&self.config.origin());
         if !topology.nodes.iter().any(|node| node.name == self.config.node) {
             let known: Vec<_> = topology.nodes.iter().map(|node| node.name.as_str()).collect();
             problems.push(
@@ -361,6 +402,7 @@ impl Agent {
     /// Attaches, then compiles and commits.
     async fn reconcile(&mut self) {
         self.commit(&Touch::Changed).await;
+        self.tell();
         self.follow_underlay().await;
     }
 
@@ -418,6 +460,7 @@ impl Agent {
                 "topology in force"
             );
         }
+        self.programmed = Some(digest);
         self.external.follow(Outside::of(self.banks.in_force(), self.banks.commit(), &held(&self.learned)?));
         status::lock(&self.status).error = None;
         Ok(())

@@ -1,13 +1,16 @@
 //! The commands, one file each: `Args` is what clap reads, `run` does it and says how it went.
 
 pub mod agent;
+pub mod apply;
 mod columns;
 pub mod completions;
 pub mod conntrack;
 pub mod flows;
+pub mod get;
 pub mod map_dump;
 pub mod show;
 pub mod status;
+mod store;
 pub mod validate;
 
 use std::path::PathBuf;

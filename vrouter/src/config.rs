@@ -13,6 +13,7 @@ use vrouter_common::tables::EXTERNALS_MAX;
 use crate::{
     agent,
     connections::{Timeout, Timeouts, timeouts::parse_assignment},
+    store::{StoreArgs, StoreConfig, config::StoreTable},
 };
 
 /// Where the configuration is unless told otherwise.
@@ -21,6 +22,7 @@ pub const DEFAULT_CONFIG: &str = "/etc/vrouter/node.toml";
 pub const DEFAULT_INSTANCE: &str = "default";
 /// bpffs unless told otherwise.
 pub const DEFAULT_BPFFS: &str = "/sys/fs/bpf";
+const DEFAULT_STATE_DIR: &str = "/var/lib/vrouter";
 const DEFAULT_TOPOLOGY: &str = "/etc/vrouter/topology.yaml";
 /// nf_conntrack's default on a machine of 16 GiB.
 const DEFAULT_FLOW_ENTRIES: u32 = 262_144;
@@ -98,6 +100,11 @@ pub struct AgentArgs {
     /// Topology file, re-read when it changes
     #[arg(long, value_name = "FILE")]
     pub topology: Option<PathBuf>,
+    /// Where the last good topology is kept if it comes from etcd [default: /var/lib/vrouter]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub store: StoreArgs,
     /// Where bpffs is, or is to be mounted
     #[arg(long, value_name = "DIR")]
     pub bpffs: Option<PathBuf>,
@@ -129,6 +136,8 @@ struct File {
     externals: Option<Externals>,
     external_hook: Option<UplinkHook>,
     topology: Option<PathBuf>,
+    state_dir: Option<PathBuf>,
+    etcd: Option<StoreTable>,
     bpffs: Option<PathBuf>,
     flow_entries: Option<u32>,
     flow_idle_seconds: Option<u32>,
@@ -164,6 +173,9 @@ pub struct AgentConfig {
     pub externals: Vec<ExternalConfig>,
     pub external_hook: UplinkHook,
     pub topology: PathBuf,
+    /// etcd, instead of the file.
+    pub store: Option<StoreConfig>,
+    pub state_dir: PathBuf,
     pub bpffs: PathBuf,
     pub flow_entries: u32,
     pub flow_idle_seconds: u32,
@@ -196,6 +208,13 @@ impl AgentConfig {
             None => Vec::new(),
         };
         check_externals(&externals, &uplinks)?;
+        // A file that is asked for on the command line is what is wanted, whatever the configuration names.
+        let table =
+            if args.topology.is_some() { StoreTable::default() } else { file.etcd.unwrap_or_default() };
+        let store = StoreConfig::new(args.store, table)?;
+        if store.is_some() && (args.topology.is_some() || file.topology.is_some()) {
+            bail!("the topology is to come from a file and from etcd: keep `topology`, or `etcd`");
+        }
         Ok(Self {
             node,
             instance: args.instance.or(file.instance).unwrap_or_else(|| DEFAULT_INSTANCE.to_owned()),
@@ -204,6 +223,8 @@ impl AgentConfig {
             externals,
             external_hook: args.external_hook.or(file.external_hook).unwrap_or_default(),
             topology: args.topology.or(file.topology).unwrap_or_else(|| DEFAULT_TOPOLOGY.into()),
+            store,
+            state_dir: args.state_dir.or(file.state_dir).unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
             bpffs: args.bpffs.or(file.bpffs).unwrap_or_else(|| DEFAULT_BPFFS.into()),
             flow_entries: args.flow_entries.or(file.flow_entries).unwrap_or(DEFAULT_FLOW_ENTRIES).max(1),
             flow_idle_seconds: args
@@ -217,9 +238,33 @@ impl AgentConfig {
         })
     }
 
+    /// Where the topology comes from, in words.
+    pub fn origin(&self) -> String {
+        match &self.store {
+            Some(store) => format!("etcd at {}", store.endpoints.join(", ")),
+            None => self.topology.display().to_string(),
+        }
+    }
+
     /// Where socket and lock are.
     pub fn run_dir(&self) -> PathBuf {
         agent::run_dir(&self.instance)
+    }
+}
+
+/// What commands need to speak to etcd: flags over the table `[etcd]` of a configuration file; and the node's name.
+pub fn store(args: StoreArgs, config: Option<&Path>) -> Result<(StoreConfig, Option<String>)> {
+    let file = match config {
+        Some(path) => read(path)?,
+        None if Path::new(DEFAULT_CONFIG).exists() => read(Path::new(DEFAULT_CONFIG))?,
+        None => File::default(),
+    };
+    match StoreConfig::new(args, file.etcd.unwrap_or_default())? {
+        Some(store) => Ok((store, file.node)),
+        None => bail!(
+            "no etcd is named: give --etcd https://HOST:2379, or write `[etcd] endpoints = [...]` to {DEFAULT_CONFIG}. A \
+             topology in a file is changed by editing the file: the agents follow it"
+        ),
     }
 }
 

@@ -18,4 +18,5 @@ pub mod identities;
 pub mod kernel;
 pub mod netlink;
 pub mod output;
+pub mod store;
 pub mod topology;

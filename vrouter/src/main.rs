@@ -4,7 +4,7 @@ use std::{io::IsTerminal, process::ExitCode};
 
 use clap::{CommandFactory, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
-use vrouter::commands::{agent, completions, conntrack, flows, map_dump, show, status, validate};
+use vrouter::commands::{agent, apply, completions, conntrack, flows, get, map_dump, show, status, validate};
 
 /// A distributed virtual router whose data path is eBPF
 #[derive(Parser)]
@@ -18,6 +18,12 @@ struct Cli {
 enum Command {
     Agent(agent::Args),
     Validate(validate::Args),
+    Apply(apply::ApplyArgs),
+    Get(get::GetArgs),
+    Delete(apply::DeleteArgs),
+    Diff(apply::DiffArgs),
+    Export(get::ExportArgs),
+    Port(apply::PortArgs),
     Status(status::Args),
     Show(show::Args),
     Flows(flows::Args),
@@ -33,6 +39,12 @@ fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Agent(args) => agent::run(args),
         Command::Validate(args) => validate::run(args),
+        Command::Apply(args) => apply::apply(args),
+        Command::Get(args) => get::get(args),
+        Command::Delete(args) => apply::delete(args),
+        Command::Diff(args) => apply::diff(args),
+        Command::Export(args) => get::export(args),
+        Command::Port(args) => apply::port(args),
         Command::Status(args) => status::run(&args),
         Command::Show(args) => show::run(&args),
         Command::Flows(args) => flows::run(&args),

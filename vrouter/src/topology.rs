@@ -19,16 +19,47 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-pub use identity::{Rendezvous, derive_external_mac, derive_router_mac, derive_vni, digest128};
+pub use decode::{Kind, Parts, Single, read_one};
+pub use identity::{DERIVED_VNIS, Rendezvous, derive_external_mac, derive_router_mac, derive_vni, digest128};
 use model::{AddressGroup, Network, Node, Port, Router, SecurityGroup, Subnet, Topology};
 pub use problem::{Problem, Problems};
 pub use translator::Translators;
+pub use yaml::{Node as Tree, NodeKind as TreeKind};
 
 /// Reads and checks a document; `file_name` is what its problems call it.
 pub fn parse(file_name: &str, text: &str) -> Result<Topology, Problems> {
     let mut problems = Problems::new(file_name);
     let Some(root) = yaml::read(text, &mut problems) else { return Err(problems) };
-    let decoded = decode::decode(&root, &mut problems);
+    check_tree(&root, problems)
+}
+
+/// Reads a document, without looking at what it says.
+pub fn read_tree(file_name: &str, text: &str) -> Result<Tree, Problems> {
+    let mut problems = Problems::new(file_name);
+    match yaml::read(text, &mut problems) {
+        Some(root) if problems.is_empty() => Ok(root),
+        _ => Err(problems),
+    }
+}
+
+/// Checks a document that was read.
+pub fn check(file_name: &str, root: &Tree) -> Result<Topology, Problems> {
+    check_tree(root, Problems::new(file_name))
+}
+
+fn check_tree(root: &Tree, mut problems: Problems) -> Result<Topology, Problems> {
+    let decoded = decode::decode(root, &mut problems);
+    checked(decoded, problems)
+}
+
+/// Puts objects together that were read one by one, and checks the rules between them. Problems have no lines.
+pub fn assemble(source: &str, parts: Parts) -> Result<Topology, Problems> {
+    let mut problems = Problems::new(source);
+    let decoded = decode::Decoded::of_parts(parts, &mut problems);
+    checked(decoded, problems)
+}
+
+fn checked(decoded: decode::Decoded<'_>, mut problems: Problems) -> Result<Topology, Problems> {
     validate::validate(&decoded, &mut problems);
     if problems.is_empty() {
         return Ok(decoded.topology);
@@ -37,22 +68,51 @@ pub fn parse(file_name: &str, text: &str) -> Result<Topology, Problems> {
     Err(problems)
 }
 
+/// Whether a text can be the name of a kernel interface; why not, and what to write.
+pub fn check_interface_name(text: &str) -> Result<(), String> {
+    let node = Tree { line: 0, kind: TreeKind::Scalar { text: text.to_owned(), quoted: true } };
+    match scalar::interface_name(&node) {
+        Ok(_) => Ok(()),
+        Err(fault) => Err(format!("the interface {}: {}", fault.message, fault.remedy)),
+    }
+}
+
+/// Reads a file without looking at what it says; `-` is standard input.
+pub fn load_tree(path: &Path) -> Result<(String, Tree), Problems> {
+    let (name, read) = if path.as_os_str() == "-" {
+        let name = "standard input".to_owned();
+        let text = read_text(&name, std::io::stdin().lock());
+        (name, text)
+    } else {
+        let name = path.display().to_string();
+        let file = File::open(path).map_err(|error| cannot_open(&name, &error))?;
+        let text = read_text(&name, file);
+        (name, text)
+    };
+    let tree = read_tree(&name, &read?)?;
+    Ok((name, tree))
+}
+
+fn cannot_open(name: &str, error: &std::io::Error) -> Problems {
+    Problems::of_document(name, format!("cannot be opened: {error}"), "check the path and who may read it")
+}
+
 /// Reads and checks a file.
 pub fn load(path: impl AsRef<Path>) -> Result<Topology, Problems> {
     let path = path.as_ref();
     let name = path.display().to_string();
     match File::open(path) {
         Ok(file) => load_from(&name, file),
-        Err(error) => Err(Problems::of_document(
-            &name,
-            format!("cannot be opened: {error}"),
-            "check the path and who may read it",
-        )),
+        Err(error) => Err(cannot_open(&name, &error)),
     }
 }
 
 /// Reads and checks what `source` yields until its end, no more than a document may hold.
 pub fn load_from(file_name: &str, source: impl Read) -> Result<Topology, Problems> {
+    parse(file_name, &read_text(file_name, source)?)
+}
+
+fn read_text(file_name: &str, source: impl Read) -> Result<String, Problems> {
     let mut bytes = Vec::new();
     // One byte more than allowed, so that `parse` sees it is too long; endless files end here.
     if let Err(error) = source.take(yaml::MAX_BYTES as u64 + 1).read_to_end(&mut bytes) {
@@ -60,7 +120,7 @@ pub fn load_from(file_name: &str, source: impl Read) -> Result<Topology, Problem
         return Err(Problems::of_document(file_name, message, "name a file that holds the document"));
     }
     match String::from_utf8(bytes) {
-        Ok(text) => parse(file_name, &text),
+        Ok(text) => Ok(text),
         Err(error) => {
             let valid = error.utf8_error().valid_up_to();
             let before = error.as_bytes().get(..valid).unwrap_or_default();

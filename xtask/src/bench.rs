@@ -14,6 +14,7 @@ mod cost;
 mod frames;
 mod latency;
 mod linux;
+mod many;
 mod path;
 mod programs;
 mod record;
@@ -43,6 +44,9 @@ pub struct Args {
     /// Fewer and shorter rounds: a rough picture in a few minutes.
     #[arg(long)]
     quick: bool,
+    /// The control plane instead: 1,000 nodes and 100,000 ports in etcd.
+    #[arg(long, conflicts_with = "only")]
+    control: bool,
     /// Only rows whose id contains this; may be given more than once.
     #[arg(long, value_name = "TEXT")]
     only: Vec<String>,
@@ -58,6 +62,10 @@ impl Args {
 pub fn run(args: Args) -> Result<()> {
     require_root()?;
     setup::ensure(setup::Needs::LABS)?;
+    if args.control {
+        clean::remove_on_signal(vrouter::PREFIX)?;
+        return many::run(args.quick);
+    }
     println!("Building the release.");
     repository::run(&mut repository::cargo("build --release -p vrouter"))?;
     let binary = repository::target_dir()?.join("release/vrouter");

@@ -1,5 +1,7 @@
 //! `cargo xtask demo`: two nodes that route real traffic, shown step by step.
 
+mod many;
+
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -14,6 +16,9 @@ pub struct Args {
     /// Leave the lab up, to look around in it.
     #[arg(long)]
     keep: bool,
+    /// Many nodes instead: the topology in an etcd cluster of three, three nodes, and members and agents that die.
+    #[arg(long)]
+    etcd: bool,
     /// Remove every trace of a lab that was kept, and do nothing else.
     #[arg(long, conflicts_with = "keep")]
     clean: bool,
@@ -37,6 +42,9 @@ pub fn run(args: Args) -> Result<()> {
     if clean::exists(PREFIX) {
         say("A lab of an earlier demo is still up; it is replaced.");
         clean::remove(PREFIX)?;
+    }
+    if args.etcd {
+        return many::run(&vrouter, args.keep);
     }
     let lab = build_lab(&vrouter)?;
     let mut agents = start_agents(&lab)?;
@@ -465,6 +473,11 @@ fn explain(lab: &Lab, vrouter: &Path) {
     .to_vec();
     println!("\nThe lab stays up, agents included. To look around:\n");
     println!("{}", report::table(["to", "type"], &rows));
+}
+
+/// How to end it.
+fn explain_removal() {
+    println!("    cargo xtask demo --clean        removes it all");
 }
 
 /// Announces a step.

@@ -1,5 +1,7 @@
 //! `cargo xtask setup`: installs what is missing on a Debian machine, and nothing else.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -41,13 +43,16 @@ const fn package(name: &'static str, provides: &'static str) -> Package {
 }
 
 /// To link anything for the host. Who reads this has them, or `cargo xtask` could not have been built.
-const BUILD_PACKAGES: [Package; 3] = [
+const BUILD_PACKAGES: [Package; 5] = [
     package("gcc", "cc"),
     package("libc6-dev", "/usr/include/stdio.h"),
+    // The client of etcd is generated from its protocol's description.
+    package("protobuf-compiler", "protoc"),
+    package("libprotobuf-dev", "/usr/include/google/protobuf/descriptor.proto"),
     package("ca-certificates", "/etc/ssl/certs/ca-certificates.crt"),
 ];
 
-const LAB_PACKAGES: [Package; 12] = [
+const LAB_PACKAGES: [Package; 15] = [
     package("iproute2", "ip"),
     package("util-linux", "nsenter"),
     package("iputils-ping", "ping"),
@@ -60,6 +65,9 @@ const LAB_PACKAGES: [Package; 12] = [
     package("procps", "sysctl"),
     package("nftables", "nft"),
     package("bpftool", "bpftool"),
+    package("etcd-server", "etcd"),
+    package("etcd-client", "etcdctl"),
+    package("openssl", "openssl"),
 ];
 
 /// A compiler with `core` for BPF. Debian keeps it for Firefox.
@@ -173,7 +181,30 @@ impl Apt {
         }
         say(&format!("apt-get install {names}"));
         let install = ["install", "-y", "-q", "--no-install-recommends"];
+        let _quiet = NoServices::new();
         repository::run(apt_get(&install).args(packages)).with_context(|| by_hand)
+    }
+}
+
+/// While it lives, packages that are installed start nothing: tests start their own etcd.
+struct NoServices(Option<&'static Path>);
+
+impl NoServices {
+    /// Debian's way (invoke-rc.d(8)); a policy that is there already stays.
+    fn new() -> Self {
+        let policy = Path::new("/usr/sbin/policy-rc.d");
+        let made = !policy.exists()
+            && fs::write(policy, "#!/bin/sh\nexit 101\n").is_ok()
+            && fs::set_permissions(policy, fs::Permissions::from_mode(0o755)).is_ok();
+        Self(made.then_some(policy))
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if let Some(policy) = self.0 {
+            fs::remove_file(policy).ok();
+        }
     }
 }
 

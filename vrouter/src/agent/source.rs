@@ -1,4 +1,6 @@
-//! The topology file: looked at when its directory says so, and, as a file may be changed where no such notice is
+//! Where the topology comes from: a file, or etcd (see [`crate::store`]).
+//!
+//! The file is looked at when its directory says so, and, as a file may be changed where no such notice is
 //! given (by another host, behind a symbolic link), again and again.
 
 use std::{
@@ -9,15 +11,86 @@ use std::{
         unix::fs::{MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
+    time::Duration,
 };
 
+use anyhow::Result;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    time::{Interval, MissedTickBehavior, interval},
+};
 
-use crate::topology::{self, Problems, model::Topology};
+use crate::{
+    config::AgentConfig,
+    store::follow::{Follower, News, Options},
+    topology::{self, Problems, model::Topology},
+};
 
 /// One byte more than a document may have, so that it is refused as too long.
 const READ_MAX: u64 = (64 << 20) + 1;
+
+/// How often the file is looked at even if nothing tells that it changed.
+const FILE_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Where the topology comes from.
+pub enum Source {
+    /// A file.
+    File { file: FileSource, notices: Notices, ticks: Interval },
+    /// etcd.
+    Store(Follower),
+}
+
+/// What a source has read.
+pub struct Read {
+    /// Tells one from another: of a file's content, or etcd's revision.
+    pub digest: u64,
+    /// `Ok(None)`: what is in force is to stay.
+    pub topology: Result<Option<Topology>, Problems>,
+    /// What is left out of it, or stays as it was, and why.
+    pub skipped: Problems,
+}
+
+impl Source {
+    /// As configured.
+    pub fn of(config: &AgentConfig) -> Result<Self> {
+        if let Some(store) = &config.store {
+            let options = Options {
+                config: store.clone(),
+                node: config.node.clone(),
+                externals: config.externals.iter().map(|external| external.network.clone()).collect(),
+                cache: Some(config.state_dir.join(&config.instance).join("topology.json")),
+            };
+            return Ok(Self::Store(Follower::start(options)?));
+        }
+        let mut ticks = interval(FILE_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (file, notices) = (FileSource::new(config.topology.clone()), Notices::of(&config.topology));
+        Ok(Self::File { file, notices, ticks })
+    }
+
+    /// Waits for something new.
+    pub async fn next(&mut self) -> Read {
+        match self {
+            Self::File { file, notices, ticks } => loop {
+                tokio::select! {
+                    _ = ticks.tick() => {}
+                    () = notices.next() => {}
+                }
+                if let Some(read) = file.poll() {
+                    return read;
+                }
+            },
+            Self::Store(follower) => match follower.news.recv().await {
+                Some(News { revision, topology, skipped, .. }) => {
+                    Read { digest: u64::try_from(revision).unwrap_or(0), topology: Ok(topology), skipped }
+                }
+                // Its thread ended; what is in force stays.
+                None => std::future::pending().await,
+            },
+        }
+    }
+}
 
 /// A file that is read when it changed.
 pub struct FileSource {
@@ -27,12 +100,6 @@ pub struct FileSource {
     digest: Option<u64>,
     /// Why it could not be read the last time.
     unreadable: Option<String>,
-}
-
-/// What a read found.
-pub struct Read {
-    pub digest: u64,
-    pub topology: Result<Topology, Problems>,
 }
 
 impl FileSource {
@@ -65,7 +132,7 @@ impl FileSource {
             Ok(text) => topology::parse(&name, &text),
             Err(_) => Err(Problems::of_document(&name, "is not UTF-8 text", "save it as UTF-8")),
         };
-        Some(Read { digest, topology })
+        Some(Read { digest, topology: topology.map(Some), skipped: Problems::default() })
     }
 
     /// A file that is gone is reported once; it may be on its way back, as when an editor replaces it.
@@ -77,7 +144,7 @@ impl FileSource {
         (self.seen, self.digest) = (None, None);
         self.unreadable = Some(what.clone());
         let topology = Err(Problems::of_document(name, what, "make it readable; it is looked at again"));
-        Some(Read { digest: 0, topology })
+        Some(Read { digest: 0, topology, skipped: Problems::default() })
     }
 }
 

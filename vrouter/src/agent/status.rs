@@ -2,11 +2,12 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::{external::NextHopsStatus, flows::FlowsStatus};
 use crate::{
-    compile::LocalPort, config::AgentConfig, connections::Timeouts, netlink::Link, topology::Problem,
+    compile::LocalPort, config::AgentConfig, connections::Timeouts, netlink, store::follow::Link,
+    topology::Problem,
 };
 
 /// The agent's half of `vrouter status`.
@@ -18,6 +19,9 @@ pub struct AgentStatus {
     pub node: String,
     pub topology: String,
     pub wanted: Option<Wanted>,
+    /// How it stands with etcd, if the topology comes from there.
+    #[serde(serialize_with = "link")]
+    pub store: Option<Link>,
     /// Why the last apply failed.
     pub error: Option<String>,
     pub uplinks: Vec<UplinkStatus>,
@@ -90,8 +94,9 @@ impl AgentStatus {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION"),
             node: config.node.clone(),
-            topology: config.topology.display().to_string(),
+            topology: config.origin(),
             wanted: None,
+            store: None,
             error: None,
             uplinks: Vec::new(),
             externals: Vec::new(),
@@ -106,7 +111,7 @@ impl AgentStatus {
 }
 
 impl UplinkStatus {
-    pub fn new(link: &Link) -> Self {
+    pub fn new(link: &netlink::Link) -> Self {
         Self {
             name: link.name.clone(),
             ifindex: Some(link.index),
@@ -128,6 +133,10 @@ impl From<&LocalPort> for PortStatus {
     fn from(port: &LocalPort) -> Self {
         Self { name: port.name.clone(), interface: port.interface.clone(), ifindex: port.ifindex }
     }
+}
+
+fn link<S: Serializer>(link: &Option<Link>, serializer: S) -> Result<S::Ok, S::Error> {
+    link.as_ref().map(Link::state).serialize(serializer)
 }
 
 /// A panic elsewhere does not make a status unreadable.

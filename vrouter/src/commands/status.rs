@@ -88,11 +88,22 @@ fn collect(args: &Args) -> Result<Status> {
         Some(agent) => {
             let problems = wanted["problems"].as_array().map_or(0, Vec::len);
             if problems > 0 {
-                complaints.push(format!(
-                    "the topology file has {problems} problem(s); the last good one stays in force"
-                ));
+                complaints.push(if agent["store"].is_null() {
+                    format!("the topology file has {problems} problem(s); the last good one stays in force")
+                } else {
+                    format!(
+                        "{problems} problem(s) with the topology in etcd (see the agent's log, or --output json); what \
+                         was good stays in force"
+                    )
+                });
             } else if wanted["digest"].as_str().is_some_and(|wanted| wanted != digest) {
                 complaints.push("the wanted topology is not in force yet".to_owned());
+            }
+            if agent["store"]["connected"] == false {
+                complaints.push(format!(
+                    "etcd cannot be reached, what is in force stays: {}",
+                    agent["store"]["error"].as_str().unwrap_or("the first connection is being made")
+                ));
             }
             if let Some(error) = agent["error"].as_str() {
                 complaints.push(format!("the last apply failed: {error}"));

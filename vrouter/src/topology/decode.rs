@@ -11,11 +11,14 @@ mod security;
 
 use std::collections::HashSet;
 
-use super::model::{DEFAULT_GROUP, Remote, SecurityGroup, Topology};
+use super::model::{
+    self, AddressGroup, DEFAULT_GROUP, FloatingIp, Network, Port, Remote, Router, SecurityGroup, Topology,
+};
 use super::object::Object;
 use super::problem::Problems;
 use super::scalar;
 use super::yaml::{Node, NodeKind};
+use router::Gateways;
 
 /// What could be read of a document.
 #[derive(Default)]
@@ -30,6 +33,54 @@ pub struct Decoded<'t> {
     pub broken: PerKind<Broken>,
 }
 
+/// Objects that were read one by one, to be put together.
+#[derive(Clone, Debug, Default)]
+pub struct Parts {
+    /// With whether the VNI is derived from the name.
+    pub networks: Vec<(Network, bool)>,
+    /// Of which interfaces may have unspecified addresses: those of their subnets' gateways.
+    pub routers: Vec<Router>,
+    pub security_groups: Vec<SecurityGroup>,
+    pub address_groups: Vec<AddressGroup>,
+    pub ports: Vec<Port>,
+    pub floating_ips: Vec<FloatingIp>,
+    pub nodes: Vec<model::Node>,
+}
+
+/// One object, read by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Single {
+    /// With whether the VNI is derived from the name.
+    Network(Network, bool),
+    /// Interfaces that have their subnets' gateway addresses hold unspecified ones.
+    Router(Router),
+    SecurityGroup(SecurityGroup),
+    AddressGroup(AddressGroup),
+    Port(Port),
+    FloatingIp(FloatingIp),
+    Node(model::Node),
+}
+
+/// Reads an object by itself. `None`, or a problem: it is not in order.
+pub fn read_one(kind: Kind, node: &Node, problems: &mut Problems) -> Option<Single> {
+    let label = label(node, kind, || kind.noun().to_owned());
+    let mut object = Object::open(node, label, kind.fields(), problems)?;
+    let object = &mut object;
+    Some(match kind {
+        Kind::Network => {
+            let (network, derived) = network::network(object)?;
+            Single::Network(network, derived)
+        }
+        Kind::Subnet => return None,
+        Kind::Router => Single::Router(router::router(object, &Gateways::unknown())?),
+        Kind::SecurityGroup => Single::SecurityGroup(security::group(object)?),
+        Kind::AddressGroup => Single::AddressGroup(security::address_group(object)?),
+        Kind::Port => Single::Port(port::port(object)?),
+        Kind::FloatingIp => Single::FloatingIp(port::floating_ip(object)?),
+        Kind::Node => Single::Node(port::node(object)?),
+    })
+}
+
 /// The objects of a kind that are in the document but could not be read.
 #[derive(Default)]
 pub struct Broken {
@@ -39,7 +90,8 @@ pub struct Broken {
 }
 
 /// The kinds of objects that have names of their own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[expect(missing_docs, reason = "the names say it")]
 pub enum Kind {
     Network,
     Subnet,
@@ -67,6 +119,31 @@ impl Kind {
         Self::Node,
     ];
 
+    /// The kinds of what a document lists: all but subnets, which are parts of networks.
+    pub fn objects() -> impl DoubleEndedIterator<Item = Self> + Clone {
+        Self::ALL.into_iter().filter(|kind| *kind != Self::Subnet)
+    }
+
+    /// The kind that a document lists in a section.
+    pub fn of_section(section: &str) -> Option<Self> {
+        Self::objects().find(|kind| kind.section() == section)
+    }
+
+    /// The fields an object of it may have, the one that names it first.
+    pub fn fields(self) -> &'static [&'static str] {
+        match self {
+            Self::Network => network::FIELDS,
+            Self::Subnet => network::SUBNET_FIELDS,
+            Self::Router => router::FIELDS,
+            Self::SecurityGroup => security::GROUP_FIELDS,
+            Self::AddressGroup => security::ADDRESS_GROUP_FIELDS,
+            Self::Port => port::PORT_FIELDS,
+            Self::FloatingIp => port::FLOATING_IP_FIELDS,
+            Self::Node => port::NODE_FIELDS,
+        }
+    }
+
+    /// What people call one.
     pub fn noun(self) -> &'static str {
         match self {
             Self::Network => "network",
@@ -95,7 +172,7 @@ impl Kind {
     }
 
     /// The field that names the object.
-    fn name_field(self) -> &'static str {
+    pub fn name_field(self) -> &'static str {
         if self == Self::FloatingIp { "address" } else { "name" }
     }
 }
@@ -140,8 +217,7 @@ pub fn decode<'t>(root: &'t Node, problems: &mut Problems) -> Decoded<'t> {
     let mut decoded = Decoded::default();
     // Duplicate keys were noted before; whatever they hid cannot be called missing.
     let hidden = problems.count();
-    let known = Kind::ALL.into_iter().filter(|kind| *kind != Kind::Subnet).map(Kind::section);
-    let known: Vec<&str> = known.collect();
+    let known: Vec<&str> = Kind::objects().map(Kind::section).collect();
     let Some(mut document) = Object::open(root, "document".to_owned(), &known, problems) else {
         return decoded;
     };
@@ -158,7 +234,7 @@ impl<'t> Decoded<'t> {
             self.topology.networks.push(network);
             self.derived_vni.push(derived);
         }
-        let gateways = router::Gateways::of(&self.topology.networks);
+        let gateways = Gateways::of(&self.topology.networks);
         self.topology.routers =
             self.section(document, Kind::Router, router::FIELDS, |object| router::router(object, &gateways));
         self.topology.security_groups =
@@ -174,6 +250,22 @@ impl<'t> Decoded<'t> {
             self.section(document, Kind::FloatingIp, port::FLOATING_IP_FIELDS, port::floating_ip);
         self.topology.nodes = self.section(document, Kind::Node, port::NODE_FIELDS, port::node);
         self.add_default_group();
+    }
+
+    /// Of objects that were read one by one.
+    pub fn of_parts(parts: Parts, problems: &mut Problems) -> Self {
+        let Parts { networks, mut routers, security_groups, address_groups, ports, floating_ips, nodes } =
+            parts;
+        let (networks, derived_vni): (Vec<_>, Vec<_>) = networks.into_iter().unzip();
+        let gateways = Gateways::of(&networks);
+        for router in &mut routers {
+            gateways.fill_in(router, problems);
+        }
+        let topology =
+            Topology { networks, routers, security_groups, address_groups, ports, floating_ips, nodes };
+        let mut decoded = Self { topology, derived_vni, ..Self::default() };
+        decoded.add_default_group();
+        decoded
     }
 
     /// The group `default` is there even if the document does not define it, as soon as somebody refers to it.

@@ -4,10 +4,14 @@
 //! an object must never renumber another: a counter would do neither, so both come from a hash of the name
 //! alone. The hash is FNV-1a, spelled out here because it is on the wire and may never change.
 
+use std::ops::RangeInclusive;
+
 use super::model::Mac;
 
 /// First VNI of the derived half of the number space; what people number by hand usually lies below it.
 const DERIVED_VNI_BASE: u32 = 0x80_0000;
+/// The derived half.
+pub const DERIVED_VNIS: RangeInclusive<u32> = DERIVED_VNI_BASE..=0xff_ffff;
 
 /// The VNI of a network that does not state one: 0x800000 to 0xffffff, a function of its name only.
 #[must_use]

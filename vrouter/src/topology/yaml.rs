@@ -12,19 +12,24 @@ use super::problem::Problems;
 use super::scalar::quote;
 
 /// A value and where it stands.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Node {
-    /// 1-based.
+    /// 1-based; 0: in no document.
     pub line: usize,
     pub kind: NodeKind,
 }
 
-#[derive(Debug)]
+/// What a value is made of.
+#[derive(Clone, Debug)]
 pub enum NodeKind {
+    /// A single value, of whatever type.
     Scalar {
+        /// As written, without quotes.
         text: String,
+        /// Whether it was in quotes.
         quoted: bool,
     },
+    /// A list.
     Sequence(Vec<Node>),
     /// In document order; keys are scalars and unique.
     Mapping(Vec<(Node, Node)>),

@@ -12,7 +12,7 @@ use crate::topology::ranges::{edge, same_family};
 use crate::topology::scalar;
 
 pub const FIELDS: &[&str] = &["name", "vni", "mtu", "external", "subnets"];
-const SUBNET_FIELDS: &[&str] = &["name", "cidr", "gateway", "dns"];
+pub const SUBNET_FIELDS: &[&str] = &["name", "cidr", "gateway", "dns"];
 
 /// The smallest MTU a link may have: RFC 791 for IPv4, RFC 8200 for IPv6.
 const MIN_MTU: u32 = 68;

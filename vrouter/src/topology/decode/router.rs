@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use crate::topology::model::{Network, RouteTarget, Router, RouterGateway, RouterInterface, StaticRoute};
 use crate::topology::object::Object;
+use crate::topology::problem::Problems;
 use crate::topology::scalar::{self, Fault};
 use crate::topology::yaml::{Node, NodeKind};
 
@@ -27,6 +28,35 @@ impl Gateways {
         }
         Self(gateways)
     }
+
+    /// Where no subnet is known.
+    pub fn unknown() -> Self {
+        Self(HashMap::new())
+    }
+
+    /// Puts them in where a router that was read without them needs them.
+    pub fn fill_in(&self, router: &mut Router, problems: &mut Problems) {
+        let name = &router.name;
+        for interface in router.interfaces.iter_mut().filter(|interface| interface.address.is_unspecified()) {
+            match self.0.get(&interface.subnet) {
+                Some(Some(gateway)) => interface.address = *gateway,
+                Some(None) => {
+                    let (message, remedy) = without_gateway(&interface.subnet);
+                    problems.push(interface.line, format!("router {name}"), message, remedy);
+                }
+                // Validation says that there is no such subnet.
+                None => {}
+            }
+        }
+    }
+}
+
+/// What is wrong with an interface that states no address, on a subnet that has none for it.
+fn without_gateway(subnet: &str) -> (String, String) {
+    (
+        format!("the interface on subnet {subnet} has no address: the subnet has no gateway"),
+        format!("write `{{ subnet: {subnet}, address: … }}`, or give the subnet a gateway"),
+    )
 }
 
 pub fn router(object: &mut Object<'_, '_>, gateways: &Gateways) -> Option<Router> {
@@ -69,11 +99,8 @@ fn interface(
         (Some(address), _) => address,
         (None, Some(Some(gateway))) => *gateway,
         (None, Some(None)) => {
-            object.problem(
-                line,
-                format!("the interface on subnet {subnet} has no address: the subnet has no gateway"),
-                format!("write `{{ subnet: {subnet}, address: … }}`, or give the subnet a gateway"),
-            );
+            let (message, remedy) = without_gateway(&subnet);
+            object.problem(line, message, remedy);
             return None;
         }
         // The subnet does not exist or is broken: validation says so, and the address goes nowhere.

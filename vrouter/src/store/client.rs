@@ -1,0 +1,246 @@
+//! A connection to etcd, and everything under `config/` as it is at one revision.
+
+use std::{collections::BTreeMap, future::Future};
+
+use anyhow::{Context, Result, bail};
+use etcd_client::{Client, Error, GetOptions, KvClient, WatchClient};
+
+use super::{
+    config::{REQUEST_TIMEOUT, StoreConfig},
+    keys::{Key, Keys, ObjectName},
+    record::{Head, Record, Staged, Unusable},
+    report::NodeState,
+};
+
+/// Keys asked for at once.
+const PAGE: i64 = 1000;
+/// A page of large objects, or what happened while nobody watched.
+const MESSAGE_MAX: usize = 256 << 20;
+/// Times a snapshot is begun again because its revision was compacted meanwhile.
+const ATTEMPTS: u32 = 3;
+
+/// A key's value and the revision it was written at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Raw {
+    pub value: Vec<u8>,
+    pub revision: i64,
+}
+
+/// Everything under `config/` at one revision.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    pub revision: i64,
+    /// By key; what is no key of ours is left out.
+    pub raw: BTreeMap<String, Raw>,
+}
+
+/// A connection.
+#[derive(Clone)]
+pub struct Store {
+    client: Client,
+    keys: Keys,
+}
+
+impl Store {
+    /// Connects, with what the configuration names: members, certificates, user. Fails if no member answers.
+    pub async fn connect(config: &StoreConfig) -> Result<Self> {
+        let connect = Client::connect(&config.endpoints, Some(config.options()?));
+        let client = bounded(connect)
+            .await
+            .with_context(|| format!("cannot connect to etcd at {}", config.endpoints.join(", ")))?;
+        Ok(Self { client, keys: config.keys.clone() })
+    }
+
+    /// The layout of its keys.
+    pub fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
+    /// For what has no method of its own.
+    pub fn client(&mut self) -> &mut Client {
+        &mut self.client
+    }
+
+    /// For large answers.
+    pub fn kv(&self) -> KvClient {
+        self.client.kv_client().max_decoding_message_size(MESSAGE_MAX)
+    }
+
+    /// The same for what happens from now on.
+    pub fn watcher(&self) -> WatchClient {
+        self.client.watch_client().max_decoding_message_size(MESSAGE_MAX)
+    }
+
+    /// Everything under `config/`.
+    pub async fn snapshot(&mut self) -> Result<Snapshot> {
+        let prefix = self.keys.config().to_owned();
+        for _ in 0..ATTEMPTS {
+            match self.range(&prefix).await {
+                Ok((revision, raw)) => return Ok(Snapshot { revision, raw }),
+                Err(error) if is_compacted(&error) => {}
+                Err(error) => return Err(error.context("cannot read the topology from etcd")),
+            }
+        }
+        bail!("cannot read the topology from etcd: it is compacted faster than it can be read")
+    }
+
+    /// One key's value.
+    pub async fn snapshot_of(&mut self, key: &str) -> Result<Option<Raw>> {
+        let mut answer = bounded(self.kv().get(key, None)).await.context("cannot read from etcd")?;
+        let kv = answer.take_kvs().into_iter().next();
+        Ok(kv.map(|kv| {
+            let revision = kv.mod_revision();
+            Raw { value: kv.into_key_value().1, revision }
+        }))
+    }
+
+    /// How all nodes are that run.
+    pub async fn states(&mut self) -> Result<BTreeMap<String, NodeState>> {
+        let prefix = self.keys.states().to_owned();
+        let (_, raw) = self.range(&prefix).await.context("cannot read the nodes' states from etcd")?;
+        let states = raw.into_iter().filter_map(|(key, raw)| {
+            let node = self.keys.read_state(key.as_bytes())?;
+            Some((node, NodeState::read(&raw.value)))
+        });
+        Ok(states.collect())
+    }
+
+    /// All keys with a prefix at one revision, page by page.
+    async fn range(&self, prefix: &str) -> Result<(i64, BTreeMap<String, Raw>)> {
+        let mut kv = self.kv();
+        let end = end_of(prefix);
+        let (mut from, mut revision, mut raw) = (prefix.as_bytes().to_vec(), 0, BTreeMap::new());
+        loop {
+            let mut options = GetOptions::new().with_range(end.clone()).with_limit(PAGE);
+            if revision > 0 {
+                options = options.with_revision(revision);
+            }
+            let mut answer = bounded(kv.get(from, Some(options))).await?;
+            if revision == 0 {
+                revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
+            }
+            let more = answer.more();
+            let kvs = answer.take_kvs();
+            // The next key after the last.
+            from = kvs.last().map(|kv| [kv.key(), &[0]].concat()).unwrap_or_default();
+            for kv in kvs {
+                let revision = kv.mod_revision();
+                let (key, value) = kv.into_key_value();
+                if let Ok(key) = String::from_utf8(key) {
+                    raw.insert(key, Raw { value, revision });
+                }
+            }
+            if !more || from.is_empty() {
+                return Ok((revision, raw));
+            }
+        }
+    }
+}
+
+impl Snapshot {
+    /// What is in force, and the revision it was written at; 0 if it never was.
+    pub fn head(&self, keys: &Keys) -> Result<(Head, i64), Unusable> {
+        match self.raw.get(&keys.head()) {
+            Some(raw) => Ok((Head::read(&raw.value)?, raw.revision)),
+            None => Ok((Head::default(), 0)),
+        }
+    }
+
+    /// The objects that are in force, with those of staged changes; the revision each was written at.
+    pub fn objects(&self, keys: &Keys) -> Result<BTreeMap<ObjectName, (Result<Record, Unusable>, i64)>> {
+        let (head, _) = self.head(keys).map_err(|wrong| anyhow::anyhow!("{}: {wrong}", keys.head()))?;
+        let mut objects = BTreeMap::new();
+        for (key, raw) in &self.raw {
+            if let Some(Key::Object(object)) = keys.read(key.as_bytes()) {
+                let record = Record::read(&object, &raw.value);
+                objects.insert(object, (record, raw.revision));
+            }
+        }
+        for change in &head.pending {
+            let prefix = keys.staged_of(Some(change));
+            for (key, raw) in self.raw.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix))
+            {
+                let Some(Key::Staged { object, .. }) = keys.read(key.as_bytes()) else { continue };
+                match Staged::read(&raw.value) {
+                    Ok(Staged::Put(record)) => objects.insert(object, (Ok(record), raw.revision)),
+                    Ok(Staged::Delete) => objects.remove(&object),
+                    Err(wrong) => objects.insert(object, (Err(wrong), raw.revision)),
+                };
+            }
+        }
+        Ok(objects)
+    }
+}
+
+/// The first key after all that begin with a prefix.
+pub fn end_of(prefix: &str) -> Vec<u8> {
+    let mut end = prefix.as_bytes().to_vec();
+    if let Some(last) = end.last_mut() {
+        *last += 1;
+    }
+    end
+}
+
+/// A request that no member answers in time has failed.
+pub async fn bounded<T>(request: impl Future<Output = Result<T, Error>>) -> Result<T> {
+    match tokio::time::timeout(REQUEST_TIMEOUT, request).await {
+        Ok(answer) => answer.map_err(explained),
+        Err(_) => bail!("no answer within {} seconds", REQUEST_TIMEOUT.as_secs()),
+    }
+}
+
+/// What etcd says, in words that help; never what was sent to it.
+fn explained(error: Error) -> anyhow::Error {
+    let text = match &error {
+        Error::GRpcStatus(status) => match status.message() {
+            "etcdserver: permission denied" => {
+                "etcd: permission denied: this user's roles do not allow it (docs/operations.md lists the roles)".to_owned()
+            }
+            "etcdserver: user name is empty" => {
+                "etcd: it wants a user: give --etcd-user and --etcd-password-file".to_owned()
+            }
+            "etcdserver: authentication failed, invalid user ID or password" => {
+                "etcd: wrong user or password".to_owned()
+            }
+            _ => return anyhow::Error::new(error),
+        },
+        _ => return anyhow::Error::new(error),
+    };
+    anyhow::Error::new(error).context(text)
+}
+
+/// Whether what was asked for is older than what etcd still has.
+pub fn is_compacted(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref::<Error>(), Some(Error::GRpcStatus(status)) if status.message().contains("compacted"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::topology::Kind;
+
+    #[test]
+    fn staged_objects_count_once_they_are_in_force() {
+        let keys = Keys::new("/vrouter");
+        let name = |name: &str| ObjectName::new(Kind::Network, name);
+        let record = |name: &str, mtu: u32| {
+            let spec = serde_json::json!({ "name": name, "mtu": mtu });
+            Record::new(spec.as_object().cloned().unwrap_or_default())
+        };
+        let mut snapshot = Snapshot { revision: 9, ..Snapshot::default() };
+        let mut put =
+            |key: String, value: Vec<u8>, revision| snapshot.raw.insert(key, Raw { value, revision });
+        put(keys.object(&name("web")), record("web", 1400).bytes(), 3);
+        put(keys.object(&name("db")), record("db", 1400).bytes(), 3);
+        put(keys.staged("1", &name("web")), Staged::Put(record("web", 1300)).bytes(), 5);
+        put(keys.staged("1", &name("db")), Staged::Delete.bytes(), 5);
+        put(keys.staged("2", &name("new")), Staged::Put(record("new", 1300)).bytes(), 6);
+        let before = snapshot.objects(&keys).unwrap();
+        assert_eq!(before.keys().map(|it| it.name.as_str()).collect::<Vec<_>>(), ["db", "web"]);
+        let head = Head { schema: 1, pending: vec!["1".to_owned()], ..Head::default() };
+        snapshot.raw.insert(keys.head(), Raw { value: head.bytes(), revision: 7 });
+        let after = snapshot.objects(&keys).unwrap();
+        assert_eq!(after.len(), 1);
+        assert_eq!(after[&name("web")], (Ok(record("web", 1300)), 5));
+    }
+}

@@ -1,0 +1,486 @@
+//! Keeps a node's view current, and tells etcd how the node is.
+//!
+//! A thread of its own: whatever etcd does, the agent goes on. Connections come and go; each begins with making sure
+//! that what is known is what etcd has (by its head at that revision, or by comparing everything), then follows the
+//! changes one revision after another. Nothing is ever forgotten because etcd cannot be reached.
+
+mod cache;
+mod mirror;
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context, Result, bail};
+use etcd_client::{
+    EventType, GetOptions, LeaseKeepAliveStream, LeaseKeeper, PutOptions, WatchOptions, WatchStream,
+};
+use serde::Serialize;
+use tokio::sync::{mpsc, watch};
+
+use super::{
+    client::{Store, bounded, end_of, is_compacted},
+    config::StoreConfig,
+    report::{NodeState, PortState},
+    view::{Assembled, View},
+};
+use crate::topology::{Problems, model::Topology};
+use cache::Cache;
+use mirror::{Event, Mirror};
+
+/// How long a node's state outlives its agent.
+const LEASE_SECONDS: i64 = 10;
+const LEASE_RENEWAL: Duration = Duration::from_secs(3);
+/// How long to wait after a failed connection, at first and at most.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+/// How often the member is asked how far it is, and how long it may say nothing.
+const PROGRESS: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(15));
+/// How often everything is compared with what etcd has, whatever was followed: about.
+const COMPARISON: Duration = Duration::from_secs(600);
+/// When a node tells that it has a change that is not for it, and for which nobody waits.
+const LAZY: Duration = Duration::from_secs(5);
+/// The shortest time between two states.
+const STATES: Duration = Duration::from_millis(20);
+
+/// What is followed, for whom.
+pub struct Options {
+    pub config: StoreConfig,
+    pub node: String,
+    /// The networks of the node's external interfaces; `None`: the topology's only one.
+    pub externals: Vec<Option<String>>,
+    /// Where the last good part is kept for the next start. `None`: nowhere.
+    pub cache: Option<PathBuf>,
+}
+
+/// A new version of the node's part.
+#[derive(Debug)]
+pub struct News {
+    /// The revision it is of.
+    pub revision: i64,
+    /// `None`: what is in force is to stay.
+    pub topology: Option<Topology>,
+    /// What is left out, or stays as it was, and why.
+    pub skipped: Problems,
+    /// It is what the last agent had: etcd was not asked yet.
+    pub remembered: bool,
+}
+
+/// What the agent has in force, for the others to know.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Of the last [`News`] that came in force.
+    pub revision: i64,
+    pub vtep: Option<String>,
+    pub problems: Vec<String>,
+    pub ports: Vec<PortState>,
+}
+
+/// How it stands between the agent and etcd.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct LinkState {
+    /// The members that are asked.
+    pub endpoints: Vec<String>,
+    pub connected: bool,
+    /// Why not.
+    pub error: Option<String>,
+    /// The last change that was seen.
+    pub revision: i64,
+    /// Objects etcd has.
+    pub objects: usize,
+    /// Seconds since 1970 when it was connected or lost last.
+    pub since: u64,
+    /// Times everything had to be compared.
+    pub comparisons: u64,
+}
+
+/// The same, always current.
+#[derive(Clone, Debug, Default)]
+pub struct Link(Arc<Mutex<LinkState>>);
+
+impl Link {
+    fn lock(&self) -> MutexGuard<'_, LinkState> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As it is now.
+    pub fn state(&self) -> LinkState {
+        self.lock().clone()
+    }
+}
+
+/// Follows, in a thread of its own.
+pub struct Follower {
+    pub news: mpsc::UnboundedReceiver<News>,
+    /// To be kept current.
+    pub report: watch::Sender<Report>,
+    link: Link,
+}
+
+impl Follower {
+    /// Starts, in the network namespace of the calling thread.
+    pub fn start(options: Options) -> Result<Self> {
+        let (tell, news) = mpsc::unbounded_channel();
+        let (report, reports) = watch::channel(Report::default());
+        let link = LinkState { endpoints: options.config.endpoints.clone(), ..LinkState::default() };
+        let link = Link(Arc::new(Mutex::new(link)));
+        let shared = link.clone();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("tokio")?;
+        std::thread::Builder::new()
+            .name("store".to_owned())
+            .spawn(move || {
+                let follow = Follow::new(options, tell, reports, shared);
+                runtime.block_on(follow.run());
+            })
+            .context("cannot start the thread that follows etcd")?;
+        Ok(Self { news, report, link })
+    }
+
+    /// How it stands with etcd.
+    pub fn link(&self) -> Link {
+        self.link.clone()
+    }
+}
+
+/// The follower's own side.
+pub struct Follow {
+    options: Options,
+    tell: mpsc::UnboundedSender<News>,
+    reports: watch::Receiver<Report>,
+    link: Link,
+    view: View,
+    mirror: Mirror,
+    cache: Cache,
+    /// The revision of the last news that had a topology.
+    sent: i64,
+    /// What others were told last, and when.
+    told: Option<NodeState>,
+    told_at: Instant,
+    /// When they are to be told again.
+    tell_at: Option<Instant>,
+    started: u64,
+}
+
+impl Follow {
+    /// Ready to [`run`](Self::run).
+    pub fn new(
+        options: Options,
+        tell: mpsc::UnboundedSender<News>,
+        reports: watch::Receiver<Report>,
+        link: Link,
+    ) -> Self {
+        let view = View::new(&options.node, options.externals.clone());
+        let mirror = Mirror::new(options.config.keys.clone());
+        let cache = Cache::new(options.cache.clone());
+        let told_at = Instant::now();
+        Self {
+            options,
+            tell,
+            reports,
+            link,
+            view,
+            mirror,
+            cache,
+            sent: 0,
+            told: None,
+            told_at,
+            tell_at: None,
+            started: now(),
+        }
+    }
+
+    /// Until nobody wants the news any more.
+    pub async fn run(mut self) {
+        self.recall();
+        let mut backoff = BACKOFF.0;
+        let mut complaint = String::new();
+        while !self.tell.is_closed() {
+            let started = Instant::now();
+            let outcome = self.session().await;
+            if self.tell.is_closed() {
+                return;
+            }
+            let error =
+                outcome.map_or_else(|error| format!("{error:#}"), |()| "the connection ended".to_owned());
+            if error != complaint {
+                tracing::warn!("etcd: {error}; what is in force stays in force, and it is tried again");
+                complaint.clone_from(&error);
+            }
+            self.lost(error);
+            if started.elapsed() > BACKOFF.1 {
+                (backoff, complaint) = (BACKOFF.0, String::new());
+            }
+            // Not all nodes at once.
+            tokio::time::sleep(backoff.mul_f64(0.5 + jitter(&self.options.node))).await;
+            backoff = (backoff * 2).min(BACKOFF.1);
+        }
+    }
+
+    /// What the last agent on this node had in force.
+    fn recall(&mut self) {
+        let Some(remembered) = self.cache.load() else { return };
+        for (name, raw) in &remembered.objects {
+            self.view.remember(name.clone(), raw);
+        }
+        self.view.apply(remembered.bindings);
+        if let Some(Assembled { topology: Some(topology), .. }) = self.view.assemble() {
+            let news = News {
+                revision: remembered.revision,
+                topology: Some(topology),
+                skipped: Problems::new("etcd"),
+                remembered: true,
+            };
+            drop(self.tell.send(news));
+        }
+    }
+
+    /// One connection, until it fails.
+    async fn session(&mut self) -> Result<()> {
+        let mut store = Store::connect(&self.options.config).await?;
+        self.catch_up(&mut store).await?;
+        let mut stream = self.watch(&store).await?;
+        self.connected();
+        self.assemble();
+        let mut lease = Lease::grant(&mut store).await?;
+        self.told = None;
+        self.tell_at = Some(Instant::now());
+        let mut renewal = tokio::time::interval(LEASE_RENEWAL);
+        let mut progress = tokio::time::interval(PROGRESS.0);
+        let compare_after = COMPARISON.mul_f64(0.5 + jitter(&self.options.node));
+        let compare_at = tokio::time::Instant::now() + compare_after;
+        let mut heard = Instant::now();
+        loop {
+            let tell_at = self.tell_at.map(|at| at.max(self.told_at + STATES));
+            tokio::select! {
+                message = stream.message() => {
+                    heard = Instant::now();
+                    let Some(message) = message.context("the watch failed")? else { bail!("the watch ended") };
+                    if message.compact_revision() > 0 {
+                        self.mirror.doubt();
+                        bail!("what changed meanwhile was compacted away: everything is compared");
+                    }
+                    if message.canceled() {
+                        bail!("the watch was cancelled: {}", message.cancel_reason());
+                    }
+                    let events = message.events().iter().filter_map(event).collect();
+                    self.take(events);
+                }
+                changed = self.reports.changed() => {
+                    if changed.is_err() {
+                        // The agent ends in order.
+                        lease.revoke(&mut store).await;
+                        return Ok(());
+                    }
+                    self.tell_at = Some(Instant::now());
+                }
+                () = until(tell_at) => self.publish(&mut store, &lease).await?,
+                _ = renewal.tick() => lease.renew().await?,
+                _ = progress.tick() => {
+                    if heard.elapsed() > PROGRESS.1 {
+                        bail!("the watch says nothing any more");
+                    }
+                    stream.request_progress().await.context("the watch failed")?;
+                    self.cache.write_if_due(self.mirror.revision(), &self.view);
+                }
+                () = tokio::time::sleep_until(compare_at) => {
+                    self.mirror.doubt();
+                    bail!("a comparison is due");
+                }
+                () = self.tell.closed() => {
+                    lease.revoke(&mut store).await;
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Makes sure that what is known is what etcd had at that revision, or reads everything and takes what differs.
+    async fn catch_up(&mut self, store: &mut Store) -> Result<()> {
+        if self.mirror.is_sure() && self.goes_on(store).await? {
+            return Ok(());
+        }
+        let snapshot = store.snapshot().await?;
+        let changes = self.mirror.compare(&snapshot, &self.view);
+        let (revision, differ) = (snapshot.revision, changes.len());
+        self.view.apply(changes);
+        let mut link = self.link.lock();
+        link.comparisons += 1;
+        drop(link);
+        tracing::info!(revision, differ, objects = self.view.len(), "compared with etcd");
+        Ok(())
+    }
+
+    /// Whether etcd's history leads on from what is known: a cluster that was restored from a backup has another.
+    async fn goes_on(&mut self, store: &mut Store) -> Result<bool> {
+        let (key, revision) = (store.keys().head(), self.mirror.revision());
+        let options = GetOptions::new().with_revision(revision);
+        let answer = match bounded(store.kv().get(key, Some(options))).await {
+            Ok(answer) => answer,
+            Err(error) if is_compacted(&error) => return Ok(false),
+            // Of the future: etcd is behind what is known.
+            Err(error) if format!("{error:#}").contains("future revision") => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        Ok(self.mirror.has_head(answer.kvs().first().map(etcd_client::KeyValue::value)))
+    }
+
+    async fn watch(&self, store: &Store) -> Result<WatchStream> {
+        let prefix = store.keys().config().to_owned();
+        let options =
+            WatchOptions::new().with_range(end_of(&prefix)).with_start_revision(self.mirror.revision() + 1);
+        bounded(store.watcher().watch(prefix, Some(options)))
+            .await
+            .context("cannot watch the topology in etcd")
+    }
+
+    /// Takes what a message of the watch says, revision by revision.
+    fn take(&mut self, events: Vec<Event>) {
+        if events.is_empty() {
+            return;
+        }
+        let mut by_revision: BTreeMap<i64, Vec<Event>> = BTreeMap::new();
+        for event in events {
+            by_revision.entry(event.revision).or_default().push(event);
+        }
+        let mut urgent = false;
+        for (revision, events) in by_revision {
+            urgent |= self.mirror.take(revision, events, &mut self.view);
+        }
+        let concerned = self.assemble();
+        let at = if concerned || urgent {
+            Instant::now()
+        } else {
+            Instant::now() + LAZY.mul_f64(jitter(&self.options.node))
+        };
+        self.tell_at = Some(self.tell_at.map_or(at, |before| before.min(at)));
+        let mut link = self.link.lock();
+        (link.revision, link.objects) = (self.mirror.seen(), self.view.len());
+    }
+
+    /// Tells the agent, if there is anything new for it; whether there was.
+    fn assemble(&mut self) -> bool {
+        if let Some(why) = self.mirror.unusable() {
+            let mut skipped = Problems::new("etcd");
+            skipped.push(0, "the topology", why, "what is in force stays in force until it can be read");
+            drop(self.tell.send(News {
+                revision: self.mirror.seen(),
+                topology: None,
+                skipped,
+                remembered: false,
+            }));
+            return true;
+        }
+        let Some(Assembled { topology, skipped }) = self.view.assemble() else { return false };
+        if topology.is_some() {
+            self.sent = self.mirror.seen();
+            self.cache.mark();
+        }
+        drop(self.tell.send(News { revision: self.mirror.seen(), topology, skipped, remembered: false }));
+        true
+    }
+
+    /// Tells the others how this node is.
+    async fn publish(&mut self, store: &mut Store, lease: &Lease) -> Result<()> {
+        self.tell_at = None;
+        let report = self.reports.borrow_and_update().clone();
+        let seen = self.mirror.seen();
+        let in_force = if report.revision >= self.sent { seen } else { report.revision };
+        let (ports, missing): (Vec<_>, Vec<_>) = report.ports.into_iter().partition(|port| port.up);
+        let ports_missing = u32::try_from(missing.len()).unwrap_or(u32::MAX);
+        let state = NodeState {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            wanted: seen,
+            in_force,
+            vtep: report.vtep,
+            health: if report.problems.is_empty() { "ok" } else { "degraded" }.to_owned(),
+            problems: report.problems,
+            ports: ports.into_iter().chain(missing).collect(),
+            ports_missing,
+            started: self.started,
+        };
+        if self.told.as_ref() == Some(&state) {
+            return Ok(());
+        }
+        let key = store.keys().state(&self.options.node);
+        let options = PutOptions::new().with_lease(lease.id);
+        bounded(store.client().put(key, state.bytes(), Some(options)))
+            .await
+            .context("cannot tell etcd how this node is")?;
+        self.told = Some(state);
+        self.told_at = Instant::now();
+        self.cache.write_if_due(self.mirror.revision(), &self.view);
+        Ok(())
+    }
+
+    fn connected(&mut self) {
+        let mut link = self.link.lock();
+        (link.connected, link.error, link.since) = (true, None, now());
+        (link.revision, link.objects) = (self.mirror.seen(), self.view.len());
+        tracing::info!(revision = link.revision, objects = link.objects, "following etcd");
+    }
+
+    fn lost(&mut self, error: String) {
+        let mut link = self.link.lock();
+        if link.connected {
+            link.since = now();
+        }
+        (link.connected, link.error) = (false, Some(error));
+    }
+}
+
+fn event(event: &etcd_client::Event) -> Option<Event> {
+    let kv = event.kv()?;
+    let value = (event.event_type() == EventType::Put).then(|| kv.value().to_vec());
+    Some(Event { key: kv.key().to_vec(), value, revision: kv.mod_revision() })
+}
+
+/// Never, without a time.
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// From 0 to 1: another number each time, and other ones on other nodes.
+fn jitter(node: &str) -> f64 {
+    use std::hash::{BuildHasher as _, RandomState};
+    let hash = RandomState::new().hash_one(node);
+    (hash >> 11) as f64 / (1_u64 << 53) as f64
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// What ends with the agent.
+struct Lease {
+    id: i64,
+    keeper: LeaseKeeper,
+    stream: LeaseKeepAliveStream,
+}
+
+impl Lease {
+    async fn grant(store: &mut Store) -> Result<Self> {
+        let context = "cannot get a lease from etcd";
+        let id = bounded(store.client().lease_grant(LEASE_SECONDS, None)).await.context(context)?.id();
+        let (keeper, stream) = bounded(store.client().lease_keep_alive(id)).await.context(context)?;
+        Ok(Self { id, keeper, stream })
+    }
+
+    async fn renew(&mut self) -> Result<()> {
+        let context = "cannot renew the lease";
+        bounded(self.keeper.keep_alive()).await.context(context)?;
+        match bounded(self.stream.message()).await.context(context)? {
+            Some(answer) if answer.ttl() > 0 => Ok(()),
+            _ => bail!("the lease ran out"),
+        }
+    }
+
+    /// A failure is of no consequence: it runs out.
+    async fn revoke(&self, store: &mut Store) {
+        drop(bounded(store.client().lease_revoke(self.id)).await);
+    }
+}

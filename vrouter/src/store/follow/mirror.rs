@@ -1,0 +1,223 @@
+//! What etcd has, as far as more is needed of it than the view keeps: the head, staged changes, the revision.
+
+use std::collections::{BTreeMap, HashSet};
+
+use crate::store::{
+    client::Snapshot,
+    keys::{Key, Keys, ObjectName},
+    record::{Head, Staged, Unusable},
+    view::{Change, View},
+};
+
+/// What happened to a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    pub key: Vec<u8>,
+    /// `None`: it is gone.
+    pub value: Option<Vec<u8>>,
+    pub revision: i64,
+}
+
+/// See the module.
+pub struct Mirror {
+    keys: Keys,
+    /// Everything up to here is known.
+    revision: i64,
+    /// The last of them that was about the topology.
+    seen: i64,
+    /// Whether what is known was followed without a gap.
+    sure: bool,
+    head: Option<Vec<u8>>,
+    pending: Vec<String>,
+    unusable: Option<Unusable>,
+    /// Of every staged change: its objects' values.
+    staged: BTreeMap<String, BTreeMap<ObjectName, Vec<u8>>>,
+}
+
+impl Mirror {
+    /// Of nothing.
+    pub fn new(keys: Keys) -> Self {
+        Self {
+            keys,
+            revision: 0,
+            seen: 0,
+            sure: false,
+            head: None,
+            pending: Vec::new(),
+            unusable: None,
+            staged: BTreeMap::new(),
+        }
+    }
+
+    /// Everything up to here is known.
+    pub fn revision(&self) -> i64 {
+        self.revision
+    }
+
+    /// The last change of the topology.
+    pub fn seen(&self) -> i64 {
+        self.seen
+    }
+
+    /// Whether it is only to be made sure that nothing else happened.
+    pub fn is_sure(&self) -> bool {
+        self.sure
+    }
+
+    /// Everything is to be compared.
+    pub fn doubt(&mut self) {
+        self.sure = false;
+    }
+
+    /// Whether this is the head as it is known.
+    pub fn has_head(&self, value: Option<&[u8]>) -> bool {
+        self.head.as_deref() == value
+    }
+
+    /// Why nothing can be made of what etcd has.
+    pub fn unusable(&self) -> Option<Unusable> {
+        self.unusable.clone()
+    }
+
+    /// Takes a snapshot; returns in what the view differs from it.
+    pub fn compare(&mut self, snapshot: &Snapshot, view: &View) -> Vec<Change> {
+        let mut stored: BTreeMap<ObjectName, &[u8]> = BTreeMap::new();
+        let mut plugged: BTreeMap<(String, String), (&[u8], i64)> = BTreeMap::new();
+        let (mut head, mut staged) = (None, BTreeMap::<String, BTreeMap<ObjectName, Vec<u8>>>::new());
+        let mut seen = 0;
+        for (key, raw) in &snapshot.raw {
+            seen = seen.max(raw.revision);
+            match self.keys.read(key.as_bytes()) {
+                Some(Key::Head) => head = Some(raw.value.clone()),
+                Some(Key::Object(object)) => drop(stored.insert(object, &raw.value)),
+                Some(Key::Staged { change, object }) => {
+                    staged.entry(change).or_default().insert(object, raw.value.clone());
+                }
+                Some(Key::Binding { node, port }) => {
+                    plugged.insert((port, node), (&raw.value, raw.revision));
+                }
+                None => {}
+            }
+        }
+        (self.revision, self.seen, self.sure, self.staged) = (snapshot.revision, seen, true, staged);
+        self.set_head(head);
+        if self.unusable.is_some() {
+            return Vec::new();
+        }
+        let mut wanted: BTreeMap<ObjectName, Vec<u8>> =
+            stored.into_iter().map(|(object, value)| (object, value.to_vec())).collect();
+        for change in &self.pending {
+            for (object, value) in self.staged.get(change).into_iter().flatten() {
+                match value_of(value) {
+                    Some(value) => drop(wanted.insert(object.clone(), value)),
+                    None => drop(wanted.remove(object)),
+                }
+            }
+        }
+        let mut changes = Vec::new();
+        let mut same = HashSet::new();
+        for (object, value) in view.known() {
+            match wanted.get(object) {
+                Some(stored) if stored == value => drop(same.insert(object.clone())),
+                Some(_) => {}
+                None => changes.push(Change::Object(object.clone(), None)),
+            }
+        }
+        let news = wanted.into_iter().filter(|(object, _)| !same.contains(object));
+        changes.extend(news.map(|(object, value)| Change::Object(object, Some(value))));
+        for (port, node, value) in view.plugged() {
+            let key = (port.to_owned(), node.to_owned());
+            match plugged.get(&key) {
+                Some((stored, _)) if *stored == value => drop(plugged.remove(&key)),
+                Some(_) => {}
+                None => changes.push(Change::Binding { port: key.0, node: key.1, value: None }),
+            }
+        }
+        changes.extend(plugged.into_iter().map(|((port, node), (value, revision))| Change::Binding {
+            port,
+            node,
+            value: Some((value.to_vec(), revision)),
+        }));
+        changes
+    }
+
+    /// Takes what happened in one revision; whether somebody waits for it.
+    pub fn take(&mut self, revision: i64, events: Vec<Event>, view: &mut View) -> bool {
+        self.revision = self.revision.max(revision);
+        let (mut changes, mut head, mut topology) = (Vec::new(), None, false);
+        for Event { key, value, .. } in events {
+            match self.keys.read(&key) {
+                Some(Key::Head) => {
+                    head = Some(value);
+                    topology = true;
+                }
+                Some(Key::Object(object)) => {
+                    topology = true;
+                    changes.push(Change::Object(object, value));
+                }
+                Some(Key::Binding { node, port }) => {
+                    topology = true;
+                    changes.push(Change::Binding { port, node, value: value.map(|value| (value, revision)) });
+                }
+                Some(Key::Staged { change, object }) => match value {
+                    Some(value) => drop(self.staged.entry(change).or_default().insert(object, value)),
+                    None => {
+                        if let Some(objects) = self.staged.get_mut(&change) {
+                            objects.remove(&object);
+                            if objects.is_empty() {
+                                self.staged.remove(&change);
+                            }
+                        }
+                    }
+                },
+                None => {}
+            }
+        }
+        let mut wait = false;
+        if let Some(head) = head {
+            let before = self.pending.clone();
+            wait = self.set_head(head);
+            // What was staged is in force now, all of it.
+            for change in self.pending.iter().filter(|change| !before.contains(*change)) {
+                for (object, value) in self.staged.get(change).into_iter().flatten() {
+                    changes.push(Change::Object(object.clone(), value_of(value)));
+                }
+            }
+        }
+        if topology {
+            self.seen = revision;
+        }
+        view.apply(changes);
+        wait
+    }
+
+    /// Notes what the head says; whether somebody waits.
+    fn set_head(&mut self, value: Option<Vec<u8>>) -> bool {
+        let read = match &value {
+            Some(value) => Head::read(value),
+            None => {
+                Err("there is no topology in etcd under this prefix (`vrouter apply` stores one)".to_owned())
+            }
+        };
+        self.head = value;
+        match read {
+            Ok(head) => {
+                (self.pending, self.unusable) = (head.pending, None);
+                head.wait
+            }
+            Err(wrong) => {
+                self.unusable = Some(wrong);
+                false
+            }
+        }
+    }
+}
+
+/// The value an object has after a staged change. One that is damaged stays for the view to name.
+fn value_of(staged: &[u8]) -> Option<Vec<u8>> {
+    match Staged::read(staged) {
+        Ok(Staged::Put(record)) => Some(record.bytes()),
+        Ok(Staged::Delete) => None,
+        Err(_) => Some(staged.to_vec()),
+    }
+}
