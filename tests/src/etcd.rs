@@ -173,7 +173,13 @@ impl Cluster {
 
     /// Runs etcdctl as root, and returns what it prints.
     pub fn etcdctl(&self, arguments: &[&str]) -> Result<String> {
+        self.etcdctl_at(&self.endpoints(), arguments)
+    }
+
+    /// The same on some of the members.
+    fn etcdctl_at(&self, endpoints: &str, arguments: &[&str]) -> Result<String> {
         let mut command = self.client("etcdctl");
+        command.env("ETCDCTL_ENDPOINTS", endpoints);
         let users = self.directory.join(format!("{WRITER}.password")).exists();
         if users {
             command.env("ETCDCTL_USER", format!("{}:{}", ROOT.0, ROOT.1));
@@ -273,7 +279,7 @@ impl Cluster {
         let path = self.directory.join("backup.db");
         std::fs::remove_file(&path).ok();
         let endpoint = format!("{}://{}:2379", self.scheme(), self.members[0].address);
-        self.etcdctl(&["--endpoints", &endpoint, "snapshot", "save", &path.display().to_string()])?;
+        self.etcdctl_at(&endpoint, &["snapshot", "save", &path.display().to_string()])?;
         Ok(path)
     }
 

@@ -47,6 +47,18 @@ pub fn check(file_name: &str, root: &Tree) -> Result<Topology, Problems> {
     check_tree(root, Problems::new(file_name))
 }
 
+/// The same, where there are objects beside it that could not be read: what refers to them is not to blame.
+pub fn check_beside<'n>(
+    file_name: &str,
+    root: &Tree,
+    broken: impl IntoIterator<Item = (Kind, &'n str)>,
+) -> Result<Topology, Problems> {
+    let mut problems = Problems::new(file_name);
+    let mut decoded = decode::decode(root, &mut problems);
+    broken.into_iter().for_each(|(kind, name)| decoded.add_broken(kind, name));
+    checked(decoded, problems)
+}
+
 fn check_tree(root: &Tree, mut problems: Problems) -> Result<Topology, Problems> {
     let decoded = decode::decode(root, &mut problems);
     checked(decoded, problems)

@@ -7,7 +7,12 @@ use etcd_client::{Compare, CompareOp, Txn, TxnOp};
 
 use crate::{
     config,
-    store::{Store, StoreArgs, client::bounded, keys::ObjectName, record::Binding},
+    store::{
+        Store, StoreArgs,
+        client::{bounded, patient},
+        keys::ObjectName,
+        record::Binding,
+    },
     topology::{self, Kind},
 };
 
@@ -60,8 +65,9 @@ pub async fn bind(store: &mut Store, node: &str, port: &str, interface: &str) ->
         bail!("there is no port {port}; `vrouter get ports` lists what there is");
     }
     let put = TxnOp::put(keys.binding(node, port), Binding::new(interface).bytes(), None);
-    let answer =
-        bounded(store.client().txn(Txn::new().and_then([put]))).await.context("cannot write to etcd")?;
+    let transaction = Txn::new().and_then([put]);
+    let answer = patient(async || bounded(store.client().txn(transaction.clone())).await);
+    let answer = answer.await.context("cannot write to etcd")?;
     Ok(answer.header().map_or(0, etcd_client::ResponseHeader::revision))
 }
 

@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 use etcd_client::{Compare, CompareOp, DeleteOptions, Txn, TxnOp};
 
 use super::{
-    client::{Snapshot, Store, bounded},
+    client::{Snapshot, Store, bounded, patient},
     keys::{Key, ObjectName},
     record::{Head, Ids, Record, SCHEMA, Staged, objects_of, spec_of},
     report::NodeState,
@@ -75,9 +75,7 @@ pub struct Done {
 /// Works a change out, without doing anything.
 pub fn plan(store: &Store, snapshot: &Snapshot, wish: &Wish<'_>) -> Result<Plan> {
     let stored = snapshot.objects(store.keys())?;
-    let (head, _) = snapshot
-        .head(store.keys())
-        .map_err(|wrong| anyhow::anyhow!("the topology's head in etcd: {wrong}"))?;
+    let (head, _) = head_of(store, snapshot)?;
     // With the trees of the file, for their lines.
     let mut wanted: BTreeMap<&ObjectName, (Record, Option<&Tree>)> = BTreeMap::new();
     let from_file = match wish {
@@ -88,21 +86,25 @@ pub fn plan(store: &Store, snapshot: &Snapshot, wish: &Wish<'_>) -> Result<Plan>
         Wish::Apply { prune, .. } => *prune && !from_file.contains_key(object),
         Wish::Delete(names) => names.contains(object),
     };
-    if let Wish::Delete(names) = wish {
-        if let Some(absent) = names.iter().find(|name| !stored.contains_key(name)) {
-            bail!("there is no {absent}; `vrouter get {}` lists what there is", absent.kind.section());
-        }
+    if let Wish::Delete(names) = wish
+        && let Some(absent) = names.iter().find(|name| !stored.contains_key(name))
+    {
+        bail!("there is no {absent}; `vrouter get {}` lists what there is", absent.kind.section());
     }
+    let mut broken = Vec::new();
     for (object, (record, _)) in &stored {
         if gone(object) || from_file.contains_key(object) {
             continue;
         }
-        match record {
-            Ok(record) => wanted.insert(object, (record.clone(), None)),
-            Err(wrong) => bail!(
-                "{object} in etcd cannot be used: {wrong}; nothing can be checked against it: apply it anew, or delete it, first"
+        match (record, wish) {
+            (Ok(record), _) => drop(wanted.insert(object, (record.clone(), None))),
+            // To have less is never worse.
+            (Err(_), Wish::Delete(_)) => broken.push(object.clone()),
+            (Err(wrong), Wish::Apply { .. }) => bail!(
+                "{object} in etcd cannot be used: {wrong}; nothing can be checked against it: apply it anew, or delete \
+                 it, first"
             ),
-        };
+        }
     }
     for (object, &tree) in &from_file {
         let ids = match stored.get(object) {
@@ -118,12 +120,12 @@ pub fn plan(store: &Store, snapshot: &Snapshot, wish: &Wish<'_>) -> Result<Plan>
         Wish::Apply { file, .. } => file,
         Wish::Delete(_) => "the topology without it",
     };
-    check(file, &wanted)?;
+    check(file, &wanted, &broken)?;
     let nodes =
         wanted.keys().filter(|object| object.kind == Kind::Node).map(|object| object.name.clone()).collect();
     let mut steps = Vec::new();
     let names: BTreeSet<&ObjectName> = stored.keys().chain(wanted.keys().copied()).collect();
-    for object in names {
+    for object in names.into_iter().filter(|object| !broken.contains(object)) {
         let (before, revision) = match stored.get(object) {
             Some((record, revision)) => (record.as_ref().ok().cloned(), *revision),
             None => (None, 0),
@@ -163,7 +165,11 @@ fn allocate(wanted: &mut BTreeMap<&ObjectName, (Record, Option<&Tree>)>, routers
 }
 
 /// Checks the whole document that the change would make.
-fn check(file: &str, wanted: &BTreeMap<&ObjectName, (Record, Option<&Tree>)>) -> Result<()> {
+fn check(
+    file: &str,
+    wanted: &BTreeMap<&ObjectName, (Record, Option<&Tree>)>,
+    broken: &[ObjectName],
+) -> Result<()> {
     let mut sections: BTreeMap<Kind, Vec<Tree>> = BTreeMap::new();
     for (object, (record, tree)) in wanted {
         let item = match tree {
@@ -178,7 +184,8 @@ fn check(file: &str, wanted: &BTreeMap<&ObjectName, (Record, Option<&Tree>)>) ->
         .into_iter()
         .map(|(kind, items)| (scalar(kind.section()), Tree { line: 0, kind: TreeKind::Sequence(items) }))
         .collect();
-    match topology::check(file, &Tree { line: 0, kind: TreeKind::Mapping(fields) }) {
+    let broken = broken.iter().map(|object| (object.kind, object.name.as_str()));
+    match topology::check_beside(file, &Tree { line: 0, kind: TreeKind::Mapping(fields) }, broken) {
         Ok(_) => Ok(()),
         Err(problems) => Err(located(problems).into()),
     }
@@ -211,31 +218,61 @@ fn with_ids(tree: &Tree, ids: Ids) -> Tree {
 /// Does what is wished. Somebody else's change meanwhile is no obstacle, unless it is to the same objects.
 /// `expected`: only if this is the revision of the last change.
 pub async fn change(store: &mut Store, wish: &Wish<'_>, expected: Option<i64>, wait: bool) -> Result<Done> {
-    let mut first: Option<Plan> = None;
+    let mut attempts = Attempts::default();
     for _ in 0..ATTEMPTS {
-        let snapshot = settled(store).await?;
-        let (head, head_revision) = snapshot
-            .head(store.keys())
-            .map_err(|wrong| anyhow::anyhow!("the topology's head in etcd: {wrong}"))?;
-        if let Some(expected) = expected.filter(|&expected| expected != head_revision) {
-            bail!(
-                "the topology was changed since: its last change is revision {head_revision}, not {expected}; look at \
-                 it again (`vrouter diff`), and apply with that revision"
-            );
+        if let Some(done) =
+            patient(async || attempt(store, wish, expected, wait, &mut attempts).await).await?
+        {
+            return Ok(done);
         }
-        let plan = plan(store, &snapshot, wish)?;
-        if let Some(first) = &first {
-            refuse_conflict(first, &plan)?;
-        }
-        if plan.steps.is_empty() && !wait {
-            return Ok(Done { plan, revision: snapshot.revision });
-        }
-        if let Some(revision) = commit(store, &head, head_revision, &plan, wait).await? {
-            return Ok(Done { plan, revision });
-        }
-        first.get_or_insert(plan);
     }
     bail!("the topology is changed by others all the time: gave up after {ATTEMPTS} tries; try again")
+}
+
+/// What was tried so far.
+#[derive(Default)]
+struct Attempts {
+    /// As it was worked out the first time.
+    first: Option<Plan>,
+    /// What was written under a name, or not: no answer came.
+    written: Vec<(String, Plan)>,
+}
+
+/// `None`: somebody else was quicker.
+async fn attempt(
+    store: &mut Store,
+    wish: &Wish<'_>,
+    expected: Option<i64>,
+    wait: bool,
+    attempts: &mut Attempts,
+) -> Result<Option<Done>> {
+    let snapshot = settled(store).await?;
+    let (head, head_revision) = head_of(store, &snapshot)?;
+    if let Some((_, plan)) = attempts.written.iter().find(|(id, _)| *id == head.change) {
+        return Ok(Some(Done { plan: plan.clone(), revision: head_revision }));
+    }
+    if let Some(expected) = expected.filter(|&expected| expected != head_revision) {
+        bail!(
+            "the topology was changed since: its last change is revision {head_revision}, not {expected}; look at it \
+             again (`vrouter diff`), and apply with that revision"
+        );
+    }
+    let plan = plan(store, &snapshot, wish)?;
+    if let Some(first) = &attempts.first {
+        refuse_conflict(first, &plan)?;
+    }
+    if plan.steps.is_empty() && !wait {
+        return Ok(Some(Done { plan, revision: snapshot.revision }));
+    }
+    let id = change_id()?;
+    attempts.written.push((id.clone(), plan.clone()));
+    attempts.first.get_or_insert_with(|| plan.clone());
+    let revision = commit(store, &head, head_revision, &plan, id, wait).await?;
+    Ok(revision.map(|revision| Done { plan, revision }))
+}
+
+fn head_of(store: &Store, snapshot: &Snapshot) -> Result<(Head, i64)> {
+    snapshot.head(store.keys()).map_err(|wrong| anyhow::anyhow!("the topology's head in etcd: {wrong}"))
 }
 
 /// The second time a change is worked out, what it overwrites has to be what it was the first time.
@@ -260,9 +297,7 @@ fn refuse_conflict(first: &Plan, now: &Plan) -> Result<()> {
 pub async fn settled(store: &mut Store) -> Result<Snapshot> {
     loop {
         let snapshot = store.snapshot().await?;
-        let (head, revision) = snapshot
-            .head(store.keys())
-            .map_err(|wrong| anyhow::anyhow!("the topology's head in etcd: {wrong}"))?;
+        let (head, revision) = head_of(store, &snapshot)?;
         if head.pending.is_empty() {
             clear_given_up(store, &snapshot).await;
             return Ok(snapshot);
@@ -277,9 +312,9 @@ async fn commit(
     head: &Head,
     head_revision: i64,
     plan: &Plan,
+    id: String,
     wait: bool,
 ) -> Result<Option<i64>> {
-    let id = change_id()?;
     let mut head = Head { schema: SCHEMA, change: id.clone(), routers: plan.routers, wait, ..head.clone() };
     let keys = store.keys().clone();
     let unchanged = Compare::mod_revision(keys.head(), CompareOp::Equal, head_revision);
@@ -471,7 +506,7 @@ pub async fn wait(
     const LOOK: Duration = Duration::from_millis(50);
     let end = tokio::time::Instant::now() + at_most;
     loop {
-        let progress = progress(store, nodes, revision).await?;
+        let progress = patient(async || progress(store, nodes, revision).await).await?;
         told(&progress);
         if progress.behind.is_empty() || tokio::time::Instant::now() >= end {
             return Ok(progress);

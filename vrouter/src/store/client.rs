@@ -1,9 +1,13 @@
 //! A connection to etcd, and everything under `config/` as it is at one revision.
 
-use std::{collections::BTreeMap, future::Future};
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, bail};
-use etcd_client::{Client, Error, GetOptions, KvClient, WatchClient};
+use etcd_client::{Client, Error, GetOptions, GetResponse, KvClient, WatchClient};
 
 use super::{
     config::{REQUEST_TIMEOUT, StoreConfig},
@@ -18,6 +22,9 @@ const PAGE: i64 = 1000;
 const MESSAGE_MAX: usize = 256 << 20;
 /// Times a snapshot is begun again because its revision was compacted meanwhile.
 const ATTEMPTS: u32 = 3;
+/// How long a request is repeated that fails for reasons that pass, and how often.
+const PATIENCE: Duration = Duration::from_secs(20);
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// A key's value and the revision it was written at.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +40,9 @@ pub struct Snapshot {
     /// By key; what is no key of ours is left out.
     pub raw: BTreeMap<String, Raw>,
 }
+
+/// Objects that are in force: what each says, or why that cannot be used, and the revision it was written at.
+pub type Objects = BTreeMap<ObjectName, (Result<Record, Unusable>, i64)>;
 
 /// A connection.
 #[derive(Clone)]
@@ -86,7 +96,8 @@ impl Store {
 
     /// One key's value.
     pub async fn snapshot_of(&mut self, key: &str) -> Result<Option<Raw>> {
-        let mut answer = bounded(self.kv().get(key, None)).await.context("cannot read from etcd")?;
+        let mut answer =
+            self.get_patiently(key.as_bytes(), &GetOptions::new()).await.context("cannot read from etcd")?;
         let kv = answer.take_kvs().into_iter().next();
         Ok(kv.map(|kv| {
             let revision = kv.mod_revision();
@@ -105,9 +116,19 @@ impl Store {
         Ok(states.collect())
     }
 
+    /// As [`patient`], which the compiler cannot tell to be fit for another thread.
+    async fn get_patiently(&self, key: &[u8], options: &GetOptions) -> Result<GetResponse> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            match bounded(self.kv().get(key.to_vec(), Some(options.clone()))).await {
+                Err(error) if is_transient(&error) && Instant::now() < end => tokio::time::sleep(PAUSE).await,
+                outcome => return outcome,
+            }
+        }
+    }
+
     /// All keys with a prefix at one revision, page by page.
     async fn range(&self, prefix: &str) -> Result<(i64, BTreeMap<String, Raw>)> {
-        let mut kv = self.kv();
         let end = end_of(prefix);
         let (mut from, mut revision, mut raw) = (prefix.as_bytes().to_vec(), 0, BTreeMap::new());
         loop {
@@ -115,7 +136,7 @@ impl Store {
             if revision > 0 {
                 options = options.with_revision(revision);
             }
-            let mut answer = bounded(kv.get(from, Some(options))).await?;
+            let mut answer = self.get_patiently(&from, &options).await?;
             if revision == 0 {
                 revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
             }
@@ -146,8 +167,8 @@ impl Snapshot {
         }
     }
 
-    /// The objects that are in force, with those of staged changes; the revision each was written at.
-    pub fn objects(&self, keys: &Keys) -> Result<BTreeMap<ObjectName, (Result<Record, Unusable>, i64)>> {
+    /// The objects that are in force, with those of staged changes.
+    pub fn objects(&self, keys: &Keys) -> Result<Objects> {
         let (head, _) = self.head(keys).map_err(|wrong| anyhow::anyhow!("{}: {wrong}", keys.head()))?;
         let mut objects = BTreeMap::new();
         for (key, raw) in &self.raw {
@@ -181,11 +202,49 @@ pub fn end_of(prefix: &str) -> Vec<u8> {
     end
 }
 
+/// No member has answered.
+#[derive(Debug, thiserror::Error)]
+#[error("no answer within {} seconds", REQUEST_TIMEOUT.as_secs())]
+struct Unanswered;
+
 /// A request that no member answers in time has failed.
 pub async fn bounded<T>(request: impl Future<Output = Result<T, Error>>) -> Result<T> {
     match tokio::time::timeout(REQUEST_TIMEOUT, request).await {
         Ok(answer) => answer.map_err(explained),
-        Err(_) => bail!("no answer within {} seconds", REQUEST_TIMEOUT.as_secs()),
+        Err(_) => Err(Unanswered.into()),
+    }
+}
+
+/// Asks again, for a while, when etcd is between leaders or a member has just died. What is asked for may be done
+/// more than once.
+pub async fn patient<T>(mut act: impl AsyncFnMut() -> Result<T>) -> Result<T> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match act().await {
+            Err(error) if is_transient(&error) && Instant::now() < end => tokio::time::sleep(PAUSE).await,
+            outcome => return outcome,
+        }
+    }
+}
+
+/// Whether the same may succeed in a moment. Whether it was done is not known.
+pub fn is_transient(error: &anyhow::Error) -> bool {
+    /// gRPC's codes.
+    const DEADLINE_EXCEEDED: i32 = 4;
+    const UNAVAILABLE: i32 = 14;
+    if error.downcast_ref::<Unanswered>().is_some() {
+        return true;
+    }
+    match error.downcast_ref::<Error>() {
+        Some(Error::GRpcStatus(status)) => {
+            let code = i32::from(status.code());
+            matches!(code, UNAVAILABLE | DEADLINE_EXCEEDED)
+                || status.message().contains("leader")
+                || status.message().contains("timed out")
+                || status.message().contains("transport")
+        }
+        Some(Error::TransportError(_) | Error::IoError(_)) => true,
+        _ => false,
     }
 }
 

@@ -51,11 +51,14 @@ pub struct Item {
     pub says: Single,
 }
 
+/// A value that cannot be used: why, and the value.
+type Damaged = (Unusable, Box<[u8]>);
+
 /// Versions of an object.
 #[derive(Debug, Default)]
 struct Entry {
     /// As it is stored now. `None`: it is gone.
-    current: Option<Result<Arc<Item>, (Unusable, Box<[u8]>)>>,
+    current: Option<Result<Arc<Item>, Damaged>>,
     /// As it was last in force on this node.
     good: Option<Arc<Item>>,
 }

@@ -315,6 +315,14 @@ impl<'t> Decoded<'t> {
         values
     }
 
+    /// Notes an object that is elsewhere and could not be read.
+    pub fn add_broken(&mut self, kind: Kind, name: &str) {
+        self.broken[kind].names.insert(name.to_owned());
+        if kind == Kind::Network {
+            self.broken[Kind::Subnet].unnamed = true;
+        }
+    }
+
     fn note_broken(&mut self, node: &Node, kind: Kind) {
         self.broken[kind].add(node, kind.name_field());
         if kind != Kind::Network {
