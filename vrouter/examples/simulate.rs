@@ -74,9 +74,9 @@ fn main() -> Result<()> {
     std::process::exit(0);
 }
 
-/// The node that has a port: ports of a network are on ten nodes, and a node has those of ten networks.
+/// The node that has a port. Ports of a network are on ten nodes, and a node with ports has some of ten networks.
 fn node_of(args: &Args, network: u32, port: u32) -> u32 {
-    (network / 10 * 10 + port % 10) % args.nodes
+    (network / 10 * 10 + port % 10) * (args.nodes / args.networks).max(1) % args.nodes
 }
 
 fn mac(network: u32, port: u32) -> String {
@@ -180,7 +180,7 @@ async fn play(config: &StoreConfig, node: u32, compile_time: Arc<AtomicU64>) -> 
                 Ok(compiled) => {
                     let micros = u64::try_from(before.elapsed().as_micros()).unwrap_or(u64::MAX);
                     compile_time.fetch_add(micros, Ordering::Relaxed);
-                    let count = i64::try_from(compiled.image.fdb.len()).unwrap_or(0);
+                    let count = i64::try_from(compiled.image.fdb.len()).unwrap_or(0).max(1);
                     report.send_modify(|report| report.revision = revision);
                     // Until the first look the count of stations stands in the revision's place.
                     told.send_modify(|told| {
@@ -192,8 +192,8 @@ async fn play(config: &StoreConfig, node: u32, compile_time: Arc<AtomicU64>) -> 
         }
     });
     let compiled =
-        tokio::time::timeout(Duration::from_secs(600), done.wait_for(|(count, _)| *count != 0)).await;
-    let (count, at) = *compiled.context("a node is not ready after 10 minutes")??;
+        tokio::time::timeout(Duration::from_secs(120), done.wait_for(|(count, _)| *count != 0)).await;
+    let (count, at) = *compiled.context("a node is not ready after two minutes")??;
     Ok(Played { synced: at - start, compiled_ports: usize::try_from(-count).unwrap_or(0), done })
 }
 
@@ -207,8 +207,8 @@ async fn run(args: &Args, config: &StoreConfig) -> Result<Value> {
     let before = resident()?;
     let mut played = HashMap::new();
     for agent in 0..args.agents {
-        // Spread over all nodes.
-        let node = agent * (args.nodes / args.agents.max(1)) % args.nodes;
+        // Spread over all nodes that have ports.
+        let node = node_of(args, agent * (networks / args.agents.max(1)), agent);
         played.insert(node, play(config, node, Arc::clone(&compile_time)).await?);
         if agent % 10 == 9 {
             eprintln!("{} of {} nodes follow, {} MiB", agent + 1, args.agents, resident()? / 1024);

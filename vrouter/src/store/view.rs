@@ -312,9 +312,9 @@ impl View {
             let (part, parts) = self.collect(&earlier, &left_out);
             match topology::assemble("etcd", parts) {
                 Ok(topology) => {
-                    // What makes up for something may not be named by it: while anything is wrong, look each time.
-                    self.assembled = earlier.is_empty() && left_out.is_empty();
                     self.accept(part, &earlier, &mut skipped);
+                    // What mends it may not be named by it: while anything is wrong, look each time.
+                    self.assembled = skipped.is_empty();
                     return Some(Assembled { topology: Some(topology), skipped });
                 }
                 Err(problems) => {
