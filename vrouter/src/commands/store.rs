@@ -35,7 +35,7 @@ impl StoreCommand {
         let (config, node) = config::store(self.store.clone(), self.config.as_deref())?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("tokio")?;
         runtime.block_on(async {
-            let mut store = Store::connect(&config).await?;
+            let mut store = patient(async || Store::connect_to_all(&config).await).await?;
             act(&mut store, node.as_deref()).await
         })
     }

@@ -3,11 +3,12 @@
 use std::{
     collections::BTreeMap,
     future::Future,
+    hash::{BuildHasher as _, RandomState},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
-use etcd_client::{Client, Error, GetOptions, GetResponse, KvClient, WatchClient};
+use etcd_client::{Client, ConnectOptions, Error, GetOptions, GetResponse, KvClient, WatchClient};
 
 use super::{
     config::{REQUEST_TIMEOUT, StoreConfig},
@@ -52,13 +53,47 @@ pub struct Store {
 }
 
 impl Store {
-    /// Connects, with what the configuration names: members, certificates, user. Fails if no member answers.
+    /// Connects to one member that answers, whichever does. The client's own choice among several would be the one
+    /// that refuses the quickest.
     pub async fn connect(config: &StoreConfig) -> Result<Self> {
-        let connect = Client::connect(&config.endpoints, Some(config.options()?));
-        let client = bounded(connect)
-            .await
-            .with_context(|| format!("cannot connect to etcd at {}", config.endpoints.join(", ")))?;
-        Ok(Self { client, keys: config.keys.clone() })
+        let options = config.options()?;
+        let mut endpoints: Vec<&String> = config.endpoints.iter().collect();
+        // Not all clients to the same one.
+        endpoints.sort_by_cached_key(|endpoint| RandomState::new().hash_one(endpoint));
+        let mut refused = Vec::new();
+        for endpoint in endpoints {
+            match Self::connect_to(config, endpoint, options.clone()).await {
+                Ok(store) => return Ok(store),
+                // The others would say the same.
+                Err(error) if !is_transient(&error) => {
+                    return Err(error.context(format!("cannot connect to etcd at {endpoint}")));
+                }
+                Err(error) => refused.push((endpoint, error)),
+            }
+        }
+        refused.sort_by_key(|(endpoint, _)| *endpoint);
+        let each = refused.iter().map(|(endpoint, error)| format!("{endpoint}: {error:#}"));
+        let text = format!("no member of etcd answers: {}", each.collect::<Vec<_>>().join("; "));
+        Err(Failure { text, kind: Kind::Transient }.into())
+    }
+
+    /// The same, and goes on with another member when that one dies: requests may fail on the way, and have to be
+    /// repeated ([`patient`]).
+    pub async fn connect_to_all(config: &StoreConfig) -> Result<Self> {
+        let store = Self::connect(config).await?;
+        for endpoint in &config.endpoints {
+            store.client.add_endpoint(endpoint).await.map_err(explained)?;
+        }
+        Ok(store)
+    }
+
+    async fn connect_to(config: &StoreConfig, endpoint: &str, options: ConnectOptions) -> Result<Self> {
+        let client = bounded(Client::connect([endpoint], Some(options))).await?;
+        let store = Self { client, keys: config.keys.clone() };
+        // It has to know a leader: a member that is cut off from the others is no help.
+        let options = GetOptions::new().with_count_only();
+        bounded(store.kv().get(store.keys.head(), Some(options))).await?;
+        Ok(store)
     }
 
     /// The layout of its keys.
@@ -87,7 +122,7 @@ impl Store {
         for _ in 0..ATTEMPTS {
             match self.range(&prefix).await {
                 Ok((revision, raw)) => return Ok(Snapshot { revision, raw }),
-                Err(error) if is_compacted(&error) => {}
+                Err(error) if is_other_history(&error) => {}
                 Err(error) => return Err(error.context("cannot read the topology from etcd")),
             }
         }
@@ -202,16 +237,31 @@ pub fn end_of(prefix: &str) -> Vec<u8> {
     end
 }
 
-/// No member has answered.
+/// Why a request failed: in few words, the same each time for the same cause, and never with what was sent.
 #[derive(Debug, thiserror::Error)]
-#[error("no answer within {} seconds", REQUEST_TIMEOUT.as_secs())]
-struct Unanswered;
+#[error("{text}")]
+struct Failure {
+    text: String,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// It may succeed in a moment.
+    Transient,
+    /// What was asked for is older than what etcd still has, or newer than what it has.
+    OtherHistory,
+    Final,
+}
 
 /// A request that no member answers in time has failed.
 pub async fn bounded<T>(request: impl Future<Output = Result<T, Error>>) -> Result<T> {
     match tokio::time::timeout(REQUEST_TIMEOUT, request).await {
         Ok(answer) => answer.map_err(explained),
-        Err(_) => Err(Unanswered.into()),
+        Err(_) => {
+            let text = format!("etcd does not answer within {} seconds", REQUEST_TIMEOUT.as_secs());
+            Err(Failure { text, kind: Kind::Transient }.into())
+        }
     }
 }
 
@@ -229,48 +279,50 @@ pub async fn patient<T>(mut act: impl AsyncFnMut() -> Result<T>) -> Result<T> {
 
 /// Whether the same may succeed in a moment. Whether it was done is not known.
 pub fn is_transient(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<Failure>().is_some_and(|failure| failure.kind == Kind::Transient)
+}
+
+/// Whether etcd has not, or no more, what was asked for.
+pub fn is_other_history(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<Failure>().is_some_and(|failure| failure.kind == Kind::OtherHistory)
+}
+
+/// What etcd says, in words that help.
+pub fn explained(error: Error) -> anyhow::Error {
     /// gRPC's codes.
     const DEADLINE_EXCEEDED: i32 = 4;
     const UNAVAILABLE: i32 = 14;
-    if error.downcast_ref::<Unanswered>().is_some() {
-        return true;
-    }
-    match error.downcast_ref::<Error>() {
-        Some(Error::GRpcStatus(status)) => {
-            let code = i32::from(status.code());
-            matches!(code, UNAVAILABLE | DEADLINE_EXCEEDED)
-                || status.message().contains("leader")
-                || status.message().contains("timed out")
-                || status.message().contains("transport")
-        }
-        Some(Error::TransportError(_) | Error::IoError(_)) => true,
-        _ => false,
-    }
-}
-
-/// What etcd says, in words that help; never what was sent to it.
-fn explained(error: Error) -> anyhow::Error {
-    let text = match &error {
+    let (text, kind) = match &error {
         Error::GRpcStatus(status) => match status.message() {
-            "etcdserver: permission denied" => {
-                "etcd: permission denied: this user's roles do not allow it (docs/operations.md lists the roles)".to_owned()
-            }
+            "etcdserver: permission denied" => (
+                "permission denied: this user's roles do not allow it (docs/operations.md lists the roles)"
+                    .to_owned(),
+                Kind::Final,
+            ),
             "etcdserver: user name is empty" => {
-                "etcd: it wants a user: give --etcd-user and --etcd-password-file".to_owned()
+                ("it wants a user: give --etcd-user and --etcd-password-file".to_owned(), Kind::Final)
             }
             "etcdserver: authentication failed, invalid user ID or password" => {
-                "etcd: wrong user or password".to_owned()
+                ("wrong user or password".to_owned(), Kind::Final)
             }
-            _ => return anyhow::Error::new(error),
+            message => {
+                let passes = matches!(i32::from(status.code()), UNAVAILABLE | DEADLINE_EXCEEDED)
+                    || ["leader", "timed out", "transport", "h2 protocol"]
+                        .iter()
+                        .any(|it| message.contains(it));
+                let other = message.contains("compacted") || message.contains("future revision");
+                let kind = match (passes, other) {
+                    (_, true) => Kind::OtherHistory,
+                    (true, false) => Kind::Transient,
+                    (false, false) => Kind::Final,
+                };
+                (message.trim_start_matches("etcdserver: ").to_owned(), kind)
+            }
         },
-        _ => return anyhow::Error::new(error),
+        Error::TransportError(_) | Error::IoError(_) => (error.to_string(), Kind::Transient),
+        _ => (error.to_string(), Kind::Final),
     };
-    anyhow::Error::new(error).context(text)
-}
-
-/// Whether what was asked for is older than what etcd still has.
-pub fn is_compacted(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref::<Error>(), Some(Error::GRpcStatus(status)) if status.message().contains("compacted"))
+    Failure { text: format!("etcd: {text}"), kind }.into()
 }
 
 #[cfg(test)]

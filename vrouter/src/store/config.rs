@@ -113,7 +113,9 @@ impl StoreConfig {
         let mut options = ConnectOptions::new()
             .with_connect_timeout(CONNECT_TIMEOUT)
             .with_keep_alive(KEEP_ALIVE, KEEP_ALIVE_TIMEOUT)
-            .with_keep_alive_while_idle(true);
+            .with_keep_alive_while_idle(true)
+            .with_require_leader(true)
+            .with_auto_token_refresh(true);
         if let Some((user, file)) = &self.user {
             let password = fs::read_to_string(file)
                 .with_context(|| format!("cannot read the etcd password file {}", file.display()))?;

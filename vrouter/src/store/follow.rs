@@ -22,7 +22,7 @@ use serde::Serialize;
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    client::{Store, bounded, end_of, is_compacted},
+    client::{Store, bounded, end_of, explained, is_other_history},
     config::StoreConfig,
     report::{NodeState, PortState},
     view::{Assembled, View},
@@ -202,10 +202,10 @@ impl Follow {
             if self.tell.is_closed() {
                 return;
             }
-            let error =
-                outcome.map_or_else(|error| format!("{error:#}"), |()| "the connection ended".to_owned());
+            let Err(error) = outcome else { continue };
+            let error = format!("{error:#}");
             if error != complaint {
-                tracing::warn!("etcd: {error}; what is in force stays in force, and it is tried again");
+                tracing::warn!("{error}; what is in force stays in force, and it is tried again");
                 complaint.clone_from(&error);
             }
             self.lost(error);
@@ -232,6 +232,10 @@ impl Follow {
                 skipped: Problems::new("etcd"),
                 remembered: true,
             };
+            tracing::info!(
+                revision = remembered.revision,
+                "until etcd answers, the topology is what the last agent had in force"
+            );
             drop(self.tell.send(news));
         }
     }
@@ -256,7 +260,7 @@ impl Follow {
             tokio::select! {
                 message = stream.message() => {
                     heard = Instant::now();
-                    let Some(message) = message.context("the watch failed")? else { bail!("the watch ended") };
+                    let Some(message) = message.map_err(explained)? else { bail!("the watch ended") };
                     if message.compact_revision() > 0 {
                         self.mirror.doubt();
                         bail!("what changed meanwhile was compacted away: everything is compared");
@@ -281,7 +285,7 @@ impl Follow {
                     if heard.elapsed() > PROGRESS.1 {
                         bail!("the watch says nothing any more");
                     }
-                    stream.request_progress().await.context("the watch failed")?;
+                    stream.request_progress().await.map_err(explained)?;
                     self.cache.write_if_due(self.mirror.revision(), &self.view);
                 }
                 () = tokio::time::sleep_until(compare_at) => {
@@ -319,9 +323,8 @@ impl Follow {
         let options = GetOptions::new().with_revision(revision);
         let answer = match bounded(store.kv().get(key, Some(options))).await {
             Ok(answer) => answer,
-            Err(error) if is_compacted(&error) => return Ok(false),
-            // Of the future: etcd is behind what is known.
-            Err(error) if format!("{error:#}").contains("future revision") => return Ok(false),
+            // Compacted, or of the future: etcd is behind what is known.
+            Err(error) if is_other_history(&error) => return Ok(false),
             Err(error) => return Err(error),
         };
         Ok(self.mirror.has_head(answer.kvs().first().map(etcd_client::KeyValue::value)))

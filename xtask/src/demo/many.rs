@@ -63,9 +63,7 @@ pub fn run(vrouter: &Path, keep: bool) -> Result<()> {
     say("vm1 on node-a pings vm7 on node-c, on its own network, and vm8, routed.");
     demo.prove("across nodes", ping(vm1, vm7.v4()).and_then(|one| Ok(join(one, ping(vm1, vm8.v6())?))));
 
-    say(
-        "Security changes while a ping runs: the group of vm8 lets in nobody any more, then everybody again.",
-    );
+    say("Security changes live: the group of vm8 lets in nobody from here any more, then everybody again.");
     let changed = shown.change(&cluster, &topology);
     demo.prove("a change applied live", changed);
 
