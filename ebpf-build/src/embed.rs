@@ -37,11 +37,23 @@ pub fn embed() -> Result<()> {
             }
             let toolchain = Toolchain::detect()?;
             let manifest = root.join(PACKAGE).join("Cargo.toml");
-            copy(&build(&toolchain, &manifest, &target_dir(&out_dir)?)?, &embedded)?;
+            // Features of the same names change what both halves share.
+            let features: Vec<&str> =
+                FEATURES.into_iter().filter(|name| std::env::var_os(feature_env(name)).is_some()).collect();
+            let directory = target_dir(&out_dir)?.join(features.join("-"));
+            copy(&build(&toolchain, &manifest, &directory, &features)?, &embedded)?;
         }
     }
     println!("cargo::rustc-env={OBJECT_ENV}={}", embedded.display());
     Ok(())
+}
+
+/// Features that the program and its object have alike.
+const FEATURES: [&str; 1] = ["next-layout"];
+
+/// Where cargo tells a build script of a feature.
+fn feature_env(feature: &str) -> String {
+    format!("CARGO_FEATURE_{}", feature.to_uppercase().replace('-', "_"))
 }
 
 /// What the object is made of, below the repository's root.

@@ -41,10 +41,15 @@ const RUSTC_FLAGS: [&str; 5] = [
 /// Compiles the package at `manifest_path` and returns the object's path below `target_dir`.
 ///
 /// `target_dir` must not be the target directory of a cargo that waits for this call: cargo locks it.
-pub fn build(toolchain: &Toolchain, manifest_path: &Path, target_dir: &Path) -> Result<PathBuf> {
+pub fn build(
+    toolchain: &Toolchain,
+    manifest_path: &Path,
+    target_dir: &Path,
+    features: &[&str],
+) -> Result<PathBuf> {
     let linker = llvm::find_bpf_linker()?;
     let mut command = cargo(toolchain, "build", manifest_path, target_dir)?;
-    command.arg("--release");
+    command.args(["--release", "--features", &features.join(",")]);
     let linker_flag = format!("-Clinker={}", linker.display());
     set_rustflags(&mut command, &[&linker_flag]);
     run(command, || {

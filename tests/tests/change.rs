@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
@@ -302,6 +303,66 @@ fn c1_an_upgrade_replaces_the_programs_in_their_places() {
         assert!(ping.is_clean(), "{}", ping.output);
     }
     load.finish();
+}
+
+/// A vrouter whose maps have another layout, built here.
+fn with_another_layout() -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut build = Command::new(env!("CARGO"));
+    build.current_dir(root).args([
+        "build",
+        "-p",
+        "vrouter",
+        "--example",
+        "next",
+        "--features",
+        "next-layout",
+    ]);
+    let output = build.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    // <target>/<profile>/deps/change-<hash>
+    let profile = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().to_owned();
+    profile.join("examples/next")
+}
+
+#[test]
+fn c1_an_upgrade_to_another_layout_refuses_before_it_touches_anything() {
+    let next = with_another_layout();
+    let (lab, mut a, _b) = standard_lab(&standard());
+    let load = Load::start(&lab);
+    let (before, programs, attached) = (in_force(&a), a.status().unwrap()["programs"].clone(), links(&a));
+    let pings = WAYS.map(|way| lab.workload("vm1").start_ping(way, 200, &["-i", "0.005"]).unwrap());
+    a.stop().unwrap();
+    let options = AgentOptions { binary: Some(next.clone()), ..AgentOptions::default() };
+    let mut upgraded = lab.start_agent("node-a", &options).unwrap();
+    wait::until("the new version ends", SOON, || Ok(!upgraded.is_running())).unwrap();
+    let log = upgraded.log();
+    assert!(log.contains("the pinned state has schema 2, this vrouter knows 3"), "{log}");
+    assert!(log.contains("--discard-state"), "{log}");
+    drop(upgraded);
+    assert_eq!(a.status().unwrap()["programs"], programs);
+    assert_eq!(links(&a), attached);
+    a.restart().unwrap();
+    a.wait_ready(START).unwrap();
+    assert_eq!(in_force(&a), before);
+    for ping in pings {
+        let ping = ping.finish(START).unwrap();
+        assert!(ping.is_clean(), "{}", ping.output);
+    }
+    load.finish();
+
+    // Told to start afresh, it does.
+    a.stop().unwrap();
+    let options = AgentOptions {
+        binary: Some(next),
+        extra: vec!["--discard-state".to_owned()],
+        ..AgentOptions::default()
+    };
+    let mut upgraded = lab.start_agent("node-a", &options).unwrap();
+    upgraded.wait_ready(START).unwrap();
+    for way in WAYS {
+        wait_for_reply(lab.workload("vm1"), way);
+    }
 }
 
 /// Nothing that vm1 sends arrives at its neighbours.

@@ -59,6 +59,6 @@ fn note<T: Tables>(tables: &T, key: &LearnedKey, station: &Station, plan: &mut P
         // It moved: what was decided for the old place is decided again.
         tables.expire_network(key.network);
     }
-    tables.store_learned(key, &Learned { station: *station });
+    tables.store_learned(key, &Learned::at(*station));
     plan.moved = key.network;
 }

@@ -17,7 +17,7 @@ use crate::{
 
 /// The version of everything below. Raised with every change of layout or meaning; an agent refuses pins
 /// of another version.
-pub const SCHEMA: u32 = 2;
+pub const SCHEMA: u32 = if cfg!(feature = "next-layout") { 3 } else { 2 };
 
 /// An identity within a bank: `bank << 31 | id`.
 #[repr(transparent)]
@@ -319,8 +319,23 @@ impl LearnedKey {
 pub struct Learned {
     /// Where it is.
     pub station: Station,
+    /// What a later version may want to know of it.
+    #[cfg(feature = "next-layout")]
+    pub later: u64,
 }
-const _: () = assert!(size_of::<Learned>() == 16);
+const _: () = assert!(size_of::<Learned>() == if cfg!(feature = "next-layout") { 24 } else { 16 });
+
+impl Learned {
+    /// At a station.
+    #[inline(always)]
+    pub const fn at(station: Station) -> Self {
+        Self {
+            station,
+            #[cfg(feature = "next-layout")]
+            later: 0,
+        }
+    }
+}
 
 /// Key of the anti-spoofing trie: may `port` send from `mac` and `ip`? Prefix length counts the bits of
 /// everything after `prefix_len`.

@@ -101,13 +101,7 @@ impl Maps {
     /// The state in force.
     pub fn commit(&self) -> Result<Commit> {
         let commit = self.commit.lookup(&0)?.context("the commit map has no entry")?;
-        if commit.epoch != 0 && commit.schema != SCHEMA {
-            bail!(
-                "the pinned state has schema {}, this vrouter knows {SCHEMA}: run the version that made it, or \
-                 `vrouter agent --discard-state` to start afresh (traffic stops while it does)",
-                commit.schema
-            );
-        }
+        check_schema(&commit)?;
         Ok(commit)
     }
 
@@ -445,6 +439,18 @@ fn behind(images: &[&Image; 2], routers: BTreeSet<u32>) -> BTreeSet<u32> {
         }
     }
     found
+}
+
+/// Refuses the state of another version.
+pub fn check_schema(commit: &Commit) -> Result<()> {
+    if commit.epoch != 0 && commit.schema != SCHEMA {
+        bail!(
+            "the pinned state has schema {}, this vrouter knows {SCHEMA}: run the version that made it, or \
+             `vrouter agent --discard-state` to start afresh (traffic stops while it does)",
+            commit.schema
+        );
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -27,7 +27,11 @@ use vrouter_common::{
     tables::*,
 };
 
-use crate::{counters::Tally, kernel::check_pin};
+use crate::{
+    banks,
+    counters::Tally,
+    kernel::{Map, check_pin},
+};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("VR_EBPF_OBJECT"));
 
@@ -199,6 +203,7 @@ impl DataPath {
         }
         pins.create()?;
         let maps = pins.maps();
+        // Before anything is touched: what is pinned goes on whatever this says.
         check_pins(&maps)?;
         let mut loader = EbpfLoader::new();
         loader.map_max_entries("FLOWS", flow_entries);
@@ -333,10 +338,20 @@ impl DataPath {
     }
 }
 
+/// Refuses what is pinned if its values mean something else.
+fn check_schema(maps: &Path) -> Result<()> {
+    if !maps.join("COMMIT").exists() {
+        return Ok(());
+    }
+    let commit = Map::<u32, Commit>::open(maps, "COMMIT")?.lookup(&0)?;
+    commit.map_or(Ok(()), |commit| banks::check_schema(&commit))
+}
+
 /// Refuses pins of another shape: aya 0.14 takes whatever map has the right name.
 fn check_pins(maps: &Path) -> Result<()> {
     use MapType::{Array, Hash, LpmTrie, LruHash, PerCpuArray, RingBuf, Stack};
     check_pin::<u32, Commit>(maps, "COMMIT", Array)?;
+    check_schema(maps)?;
     check_pin::<u32, u32>(maps, "REVISIONS", Array)?;
     check_pin::<FlowKey, Flow>(maps, "FLOWS", Hash)?;
     check_pin::<FlowKey, Flow>(maps, "TRANSIENT", LruHash)?;

@@ -7,6 +7,7 @@
 
 pub mod agent;
 pub mod banks;
+pub mod cli;
 pub mod clock;
 pub mod commands;
 pub mod compile;

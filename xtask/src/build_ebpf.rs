@@ -16,7 +16,7 @@ pub fn run(Args {}: Args) -> Result<()> {
     println!("compiler: {}", toolchain.describe());
     println!("sysroot:  {}", toolchain.sysroot().display());
     let object =
-        ebpf_build::build(&toolchain, &repository::ebpf_manifest(), &repository::ebpf_target_dir()?)?;
+        ebpf_build::build(&toolchain, &repository::ebpf_manifest(), &repository::ebpf_target_dir()?, &[])?;
     println!("object:   {} ({} bytes)", object.display(), object.metadata()?.len());
     Ok(())
 }
