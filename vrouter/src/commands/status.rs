@@ -162,6 +162,16 @@ fn collect(args: &Args) -> Result<Status> {
     })
 }
 
+impl Status {
+    /// A topology in words: by its digest, or by the revision of etcd that stands in its place.
+    fn version(&self, digest: &str) -> String {
+        match u64::from_str_radix(digest, 16) {
+            Ok(revision) if !self.agent["store"].is_null() => format!("revision {revision}"),
+            _ => format!("topology {digest}"),
+        }
+    }
+}
+
 fn text(value: &Value) -> &str {
     value.as_str().unwrap_or("?")
 }
@@ -197,7 +207,7 @@ fn for_people(status: &Status) -> String {
     line(
         "wanted",
         match status.wanted["digest"].as_str() {
-            Some(digest) => format!("topology {digest} from {}", text(&status.agent["topology"])),
+            Some(digest) => format!("{} from {}", status.version(digest), text(&status.agent["topology"])),
             None => "unknown".to_owned(),
         },
     );
@@ -205,9 +215,17 @@ fn for_people(status: &Status) -> String {
         "in force",
         match status.in_force.epoch {
             0 => "nothing yet".to_owned(),
-            epoch => format!("topology {}, epoch {epoch}", status.in_force.digest),
+            epoch => format!("{}, epoch {epoch}", status.version(&status.in_force.digest)),
         },
     );
+    let store = &status.agent["store"];
+    if !store.is_null() {
+        let known = format!("{} objects, last change revision {}", store["objects"], store["revision"]);
+        line(
+            "etcd",
+            format!("{}, {known}", if store["connected"] == true { "connected" } else { "not connected" }),
+        );
+    }
     let interface = |interface: &Value| {
         if interface["ifindex"].is_null() {
             return format!("{} missing", text(&interface["name"]));

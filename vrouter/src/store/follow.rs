@@ -366,6 +366,8 @@ impl Follow {
     /// Tells the agent, if there is anything new for it; whether there was.
     fn assemble(&mut self) -> bool {
         if let Some(why) = self.mirror.unusable() {
+            // Afterwards the agent is to hear that all is well again.
+            self.view.look_again();
             let mut skipped = Problems::new("etcd");
             skipped.push(0, "the topology", why, "what is in force stays in force until it can be read");
             drop(self.tell.send(News {

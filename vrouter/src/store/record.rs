@@ -92,14 +92,20 @@ pub type Unusable = String;
 fn versioned<T: for<'de> Deserialize<'de>>(value: &[u8]) -> Result<T, Unusable> {
     #[derive(Deserialize)]
     struct Version {
-        #[serde(default)]
         schema: u32,
     }
     if value.len() > BYTES_MAX {
         return Err(format!("its value has {} bytes, at most {BYTES_MAX} are read", value.len()));
     }
+    // A list would do for a struct's fields in a row.
+    if !value.trim_ascii_start().starts_with(b"{") {
+        return Err("its value is damaged: it is no JSON object".to_owned());
+    }
     let version: Version =
         serde_json::from_slice(value).map_err(|error| format!("its value is damaged: {error}"))?;
+    if version.schema == 0 {
+        return Err("its value is damaged: its schema is 0".to_owned());
+    }
     if version.schema > SCHEMA {
         return Err(format!(
             "it is of schema {}, this vrouter reads up to {SCHEMA}: upgrade vrouter on this node",
@@ -277,6 +283,10 @@ mod tests {
 
     #[test]
     fn values_that_are_not_what_they_should_be_are_named() {
+        for value in ["[]", "{}", "", r#"[1,"c",[],0,false]"#, r#"{"schema":0}"#] {
+            assert!(Head::read(value.as_bytes()).unwrap_err().contains("damaged"), "{value}");
+            assert!(Binding::read(value.as_bytes()).unwrap_err().contains("damaged"), "{value}");
+        }
         for (value, wrong) in [
             ("", "damaged"),
             ("[]", "damaged"),

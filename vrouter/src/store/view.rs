@@ -290,6 +290,11 @@ impl View {
         usable.max_by_key(|(revision, ..)| *revision).map(|(_, node, interface)| (node, interface))
     }
 
+    /// The next assembly is done whatever changed.
+    pub fn look_again(&mut self) {
+        self.assembled = false;
+    }
+
     /// The node's part, if anything in it changed since the last call.
     pub fn assemble(&mut self) -> Option<Assembled> {
         let touched = std::mem::take(&mut self.touched);
