@@ -42,6 +42,10 @@ pub fn enter<P: Packet, T: Tables>(
         if headers.is_neighbour_discovery() {
             return neighbour(packet, tables, bank, network, headers, plan);
         }
+        if headers.proto == PROTO_VRRP {
+            hear(packet, tables, network, headers);
+            return Ok(Decision::Pass);
+        }
     }
     let station = match tables.fdb(&FdbKey::new(bank, network, headers.macs.dst())) {
         Some(station) if station.kind == STATION_ROUTER && !headers.arp => station,
@@ -70,7 +74,10 @@ pub fn enter<P: Packet, T: Tables>(
             let node = holder(tables, nat);
             if node != 0 {
                 let way = SnatOwner { node, mac: nat.mac, zero: 0 };
-                return pass_on(packet, tables, ingress, router, network, headers, way, plan);
+                // The whole address is that node's, so each block of its ports is.
+                let whole = nat.inside_port.get() == 0 && nat.node != NODE_LEARNED;
+                let decision = pass_on(packet, tables, ingress, router, network, headers, way, plan)?;
+                return Ok(if whole { remember_block(headers, ingress, decision, plan) } else { decision });
             }
             router = nat.router;
             nat::destination(nat, plan);
@@ -120,6 +127,9 @@ fn holder<T: Tables>(tables: &T, nat: &Nat) -> u32 {
 /// Whether this node answers for an address.
 #[inline(always)]
 fn answers<T: Tables>(tables: &T, bank: u32, network: u32, station: &Station, ip: Ip) -> bool {
+    if station.place == PLACE_SHARED {
+        return tables.is_master(&MasterKey::new(network, station.at as u8, !ip.is_v4()));
+    }
     if station.place != PLACE_LEARNED {
         return station.place == PLACE_EVERYWHERE;
     }
@@ -201,6 +211,23 @@ fn pass_on<P: Packet, T: Tables>(
     Ok(Decision::ForwardOnce)
 }
 
+/// An announcement of a virtual router's master (RFC 5798, 5.2). The agent reads it with more care; here it
+/// matters if there is no agent.
+#[inline(always)]
+fn hear<P: Packet, T: Tables>(packet: &P, tables: &T, network: u32, headers: &Headers) {
+    const VERSION_3_ADVERTISEMENT: u8 = 0x31;
+    const RESIGNED: u8 = 0;
+    if headers.ttl == 255
+        && headers.dst.is_multicast()
+        && !headers.fragment
+        && let Some(vrrp) = packet.view(headers.l4(), 8)
+        && vrrp.u8(0) == VERSION_3_ADVERTISEMENT
+        && vrrp.u8(2) != RESIGNED
+    {
+        tables.heard_master(&MasterKey::new(network, vrrp.u8(1), headers.v6));
+    }
+}
+
 /// Where a packet that leaves a router goes on an external network.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Way {
@@ -211,15 +238,34 @@ pub enum Way {
     Node,
     /// To a next hop outside.
     Outside,
+    /// To a next hop outside, by a gateway: this node has no interface there. [`Plan::way_node`].
+    Gateway,
     /// Nowhere: the floating IP's port is bound to no node.
     Nowhere,
 }
 
 /// Finds it.
 #[inline(always)]
-pub fn way<T: Tables>(tables: &T, network: u32, nexthop: Ip, plan: &mut Plan) -> Way {
+pub fn way<T: Tables>(
+    tables: &T,
+    network: u32,
+    leg: &RouterLeg,
+    nexthop: Ip,
+    slot: u32,
+    plan: &mut Plan,
+) -> Way {
     let Some(station) = tables.address(&AddressKey::new(plan.bank, network, nexthop)) else {
-        return Way::Outside;
+        // What came to a gateway by a tunnel goes on to no other.
+        if plan.mute || plan.commit.external(leg.vni).is_some() {
+            return Way::Outside;
+        }
+        return match tables.gateway(&GatewayKey { network: Scoped::new(plan.bank, network), slot }) {
+            Some(node) => {
+                plan.way_node = node;
+                Way::Gateway
+            }
+            None => Way::Outside,
+        };
     };
     plan.at_router = station.owner;
     plan.way_node = station.at;
@@ -252,7 +298,7 @@ pub fn way<T: Tables>(tables: &T, network: u32, nexthop: Ip, plan: &mut Plan) ->
         }
     }
     match station.place {
-        PLACE_EVERYWHERE => Way::Router,
+        PLACE_EVERYWHERE | PLACE_SHARED => Way::Router,
         PLACE_REMOTE => Way::Node,
         _ => Way::Nowhere,
     }

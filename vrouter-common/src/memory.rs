@@ -178,6 +178,10 @@ pub struct Image {
     pub snat_blocks: BTreeMap<SnatBlockKey, SnatBlock>,
     /// Blocks of ports of others.
     pub snat_owners: BTreeMap<SnatOwnerKey, SnatOwner>,
+    /// Gateways of external networks on which this node has no interface.
+    pub gateways: BTreeMap<GatewayKey, u32>,
+    /// Next hops of routes with several.
+    pub members: BTreeMap<MemberKey, Member>,
     /// Classes of remote addresses.
     pub classes: BTreeMap<ClassKey, u32>,
     /// Rules that allow.
@@ -221,6 +225,10 @@ pub struct MemoryTables {
     pub flows_disabled: bool,
     /// The clock, in ticks.
     pub clock: Cell<u32>,
+    /// The monotonic clock.
+    pub nanoseconds: Cell<u64>,
+    /// Which virtual routers this node is the master of.
+    pub masters: RefCell<BTreeMap<MasterKey, Master>>,
     learned: RefCell<BTreeMap<LearnedKey, &'static Learned>>,
     /// Networks whose flows are out of date.
     pub expired: RefCell<BTreeMap<u32, u32>>,
@@ -416,6 +424,26 @@ impl Tables for MemoryTables {
 
     fn snat_owner(&self, key: &SnatOwnerKey) -> Option<&SnatOwner> {
         self.image.snat_owners.get(key)
+    }
+
+    fn gateway(&self, key: &GatewayKey) -> Option<u32> {
+        self.image.gateways.get(key).copied()
+    }
+
+    fn member(&self, key: &MemberKey) -> Option<&Member> {
+        self.image.members.get(key)
+    }
+
+    fn is_master(&self, key: &MasterKey) -> bool {
+        self.masters.borrow().get(key).is_some_and(Master::speaks)
+    }
+
+    fn heard_master(&self, key: &MasterKey) {
+        if let Some(master) = self.masters.borrow_mut().get_mut(key)
+            && self.nanoseconds.get() > master.until
+        {
+            master.silenced = 1;
+        }
     }
 
     fn class(&self, key: &ClassKey) -> u32 {

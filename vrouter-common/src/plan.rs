@@ -114,6 +114,8 @@ pub struct Plan {
     pub block: bool,
     /// No flow has its key: the fast path has looked, and says so for each packet it leaves.
     pub unknown: bool,
+    /// The next hop of the router the packet is at.
+    pub nexthop: Ip,
     /// The node the packet came from has lowered the TTL for the first router.
     pub paid: bool,
     /// Routers passed so far.

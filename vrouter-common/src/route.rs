@@ -73,9 +73,18 @@ pub fn pass<P: Packet, T: Tables>(
     let Some(route) = tables.route(&RouteKey::lookup(bank, router, plan.tuple.dst)) else {
         return answer::refuse(headers, came_in, Refusal::NoRoute, DropReason::NoRoute, plan);
     };
-    let network = route.network;
+    let mut network = route.network;
+    plan.nexthop = if route.kind == ROUTE_VIA { route.nexthop } else { plan.tuple.dst };
     match route.kind {
         ROUTE_CONNECTED | ROUTE_VIA => {}
+        ROUTE_MULTI => {
+            let key = MemberKey { group: Scoped::new(bank, route.network), slot: slot(headers) };
+            let Some(member) = tables.member(&key) else {
+                return answer::refuse(headers, came_in, Refusal::NoRoute, DropReason::NoRoute, plan);
+            };
+            network = member.network;
+            plan.nexthop = member.nexthop;
+        }
         ROUTE_SELF if plan.follows() && plan.tuple.dst != plan.known.dst => {
             // To the address the connection's sender was given: it is behind this router.
             turn(plan);
@@ -119,7 +128,7 @@ pub fn pass<P: Packet, T: Tables>(
         }
         plan.too_big = true;
     }
-    let nexthop = if route.kind == ROUTE_VIA { route.nexthop } else { plan.tuple.dst };
+    let nexthop = plan.nexthop;
     if goes_out.flags & LEG_EXTERNAL != 0 {
         return outwards(tables, network, router, came_in, goes_out, nexthop, headers, len, plan);
     }
@@ -141,6 +150,12 @@ pub fn pass<P: Packet, T: Tables>(
     let mtu = plan.flow.mtu as u32;
     deliver(tables, headers.tuple_hash(), station, network, goes_out.vni, mtu, plan)?;
     Ok(plan::remember(headers))
+}
+
+/// The slot of a packet's flow among several ways: the same for all its packets, on every node.
+#[inline(always)]
+pub fn slot(headers: &Headers) -> u32 {
+    headers.tuple_hash() % SLOTS
 }
 
 /// Notes a network's MTU.
@@ -176,7 +191,11 @@ fn outwards<T: Tables>(
     len: u32,
     plan: &mut Plan,
 ) -> Result<Decision, DropReason> {
-    nat::source(tables, router, network, leg, plan)?;
+    // From the node that translates, which has no way out of its own: a gateway passes it on as it is.
+    let in_transit = plan.mute && plan.at_network == network;
+    if !in_transit {
+        nat::source(tables, router, network, leg, plan)?;
+    }
     let translated = plan.tuple.src != headers.src;
     plan.flow.network_out = network;
     plan.at_network = network;
@@ -190,7 +209,7 @@ fn outwards<T: Tables>(
         plan.tuple.dport = plan.known.dport;
         return Ok(Decision::Route);
     }
-    match external::way(tables, network, nexthop, plan) {
+    match external::way(tables, network, leg, nexthop, slot(headers), plan) {
         Way::Router => Ok(Decision::Route),
         Way::Nowhere => answer::refuse(headers, came_in, Refusal::Host, DropReason::PortUnbound, plan),
         Way::Node => {
@@ -201,19 +220,12 @@ fn outwards<T: Tables>(
                 plan.answer.hops = plan.hops;
                 return answer::refuse(headers, there, Refusal::TimeExceeded, DropReason::TtlExceeded, plan);
             }
-            let mtu = plan.commit.overlay_mtu;
-            narrow(mtu, plan);
-            if len > mtu {
-                if headers.dont_fragment {
-                    return answer::refuse(headers, came_in, Refusal::TooBig(mtu), DropReason::TooBig, plan);
-                }
-                plan.too_big = true;
-            }
             plan.flow.hops = plan.hops + 1;
-            plan.flow.out_macs = Macs::new(plan.way_mac, leg.mac);
-            tunnel_to(tables, headers.tuple_hash(), plan.way_node, leg.vni, plan);
-            reply_outside(translated, leg, plan);
-            Ok(plan::remember(headers))
+            over_there(tables, came_in, leg, headers, len, translated, plan)
+        }
+        Way::Gateway => {
+            plan.way_mac = leg.tunnel_mac;
+            over_there(tables, came_in, leg, headers, len, translated, plan)
         }
         Way::Outside => {
             if let Some(reason) = external::leave(tables, network, router, leg, nexthop, plan) {
@@ -224,9 +236,35 @@ fn outwards<T: Tables>(
                 // What to say if it never answers.
                 let _ = answer::refuse(headers, came_in, Refusal::Host, DropReason::HopUnanswered, plan);
             }
-            Ok(plan::remember(headers))
+            // A gateway keeps no connections.
+            Ok(if in_transit { Decision::ForwardOnce } else { plan::remember(headers) })
         }
     }
+}
+
+/// Fills in the exit by a tunnel, on an external network, to [`Plan::way_node`].
+#[inline(always)]
+fn over_there<T: Tables>(
+    tables: &T,
+    came_in: &RouterLeg,
+    leg: &RouterLeg,
+    headers: &Headers,
+    len: u32,
+    translated: bool,
+    plan: &mut Plan,
+) -> Result<Decision, DropReason> {
+    let mtu = plan.commit.overlay_mtu;
+    narrow(mtu, plan);
+    if len > mtu {
+        if headers.dont_fragment {
+            return answer::refuse(headers, came_in, Refusal::TooBig(mtu), DropReason::TooBig, plan);
+        }
+        plan.too_big = true;
+    }
+    plan.flow.out_macs = Macs::new(plan.way_mac, leg.mac);
+    tunnel_to(tables, headers.tuple_hash(), plan.way_node, leg.vni, plan);
+    reply_outside(translated, leg, plan);
+    Ok(plan::remember(headers))
 }
 
 /// Replies to a translated packet come in from the external network; to another, by the way its own network

@@ -17,7 +17,7 @@ use crate::{
 
 /// The version of everything below. Raised with every change of layout or meaning; an agent refuses pins
 /// of another version.
-pub const SCHEMA: u32 = if cfg!(feature = "next-layout") { 3 } else { 2 };
+pub const SCHEMA: u32 = if cfg!(feature = "next-layout") { 4 } else { 3 };
 
 /// An identity within a bank: `bank << 31 | id`.
 #[repr(transparent)]
@@ -250,7 +250,8 @@ pub struct Station {
     pub kind: u8,
     /// `PLACE_*`: where it is.
     pub place: u8,
-    /// Interface index ([`PLACE_LOCAL`] and its kinds) or node number ([`PLACE_REMOTE`]), else 0.
+    /// Interface index ([`PLACE_LOCAL`] and its kinds), node number ([`PLACE_REMOTE`]) or VRID
+    /// ([`PLACE_SHARED`]), else 0.
     pub at: u32,
     /// Port or router number.
     pub owner: u32,
@@ -282,6 +283,10 @@ pub const PLACE_LEARNED: u8 = 6;
 
 /// An interface of this node, one end of a veth whose other end is in another network namespace.
 pub const PLACE_LOCAL_PEER: u8 = 7;
+
+/// On external networks: an address that this node answers for as long as it is the master of a virtual router
+/// (RFC 5798), whose VRID is in [`Station::at`].
+pub const PLACE_SHARED: u8 = 8;
 
 impl Station {
     /// Whether it is an interface of this node.
@@ -397,7 +402,7 @@ pub struct Route {
     /// `ROUTE_*`.
     pub kind: u32,
     /// Number of the network it leads to ([`ROUTE_CONNECTED`], [`ROUTE_VIA`]); of an address outside
-    /// ([`ROUTE_SELF`]), the external network's; else 0.
+    /// ([`ROUTE_SELF`]), the external network's; of several next hops ([`ROUTE_MULTI`]), their group; else 0.
     pub network: u32,
     /// The next hop ([`ROUTE_VIA`]), else zero.
     pub nexthop: Ip,
@@ -418,6 +423,95 @@ pub const ROUTE_UNREACHABLE: u32 = 5;
 pub const ROUTE_BROADCAST: u32 = 6;
 /// No route: keeps IPv4 destinations from an IPv6 route to a range around all of them, such as `::/0`.
 pub const ROUTE_NONE: u32 = 7;
+
+/// Through one of several next hops: see [`Member`].
+pub const ROUTE_MULTI: u32 = 8;
+
+/// Flows of a route with several next hops, or to several gateways, are dealt out to this many slots by their
+/// hash; each slot is one next hop's. What comes or goes takes or leaves its share of slots, and no other moves.
+pub const SLOTS: u32 = 64;
+
+/// Key of [`Member`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MemberKey {
+    /// Number of the group of next hops.
+    pub group: Scoped,
+    /// 0 to [`SLOTS`] - 1.
+    pub slot: u32,
+}
+const _: () = assert!(size_of::<MemberKey>() == 8);
+
+/// The next hop that has a slot of a route with several.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Number of the network it is on.
+    pub network: u32,
+    /// Its address.
+    pub nexthop: Ip,
+}
+const _: () = assert!(size_of::<Member>() == 20);
+
+/// Key of the gateways by which a node reaches an external network on which it has no interface. The value is
+/// the number of the node that has the slot.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GatewayKey {
+    /// External network's number.
+    pub network: Scoped,
+    /// 0 to [`SLOTS`] - 1.
+    pub slot: u32,
+}
+const _: () = assert!(size_of::<GatewayKey>() == 8);
+
+/// Key of [`Master`]. Not part of a bank.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MasterKey {
+    /// External network's number.
+    pub network: u32,
+    /// The virtual router's number there, 1 to 255.
+    pub vrid: u8,
+    /// 1: IPv6.
+    pub v6: u8,
+    /// Zero.
+    pub zero: u16,
+}
+const _: () = assert!(size_of::<MasterKey>() == 8);
+
+impl MasterKey {
+    /// Of a virtual router of a family.
+    #[inline(always)]
+    pub const fn new(network: u32, vrid: u8, v6: bool) -> Self {
+        Self { network, vrid, v6: v6 as u8, zero: 0 }
+    }
+}
+
+/// Whether this node is the master of a virtual router. The agent says so, and confirms it again and again. If it
+/// is not there to do so, what it said last holds, until another node announces that it is the master.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Master {
+    /// Until when the agent's word counts whatever others announce: nanoseconds of the monotonic clock.
+    pub until: u64,
+    /// 1: it is the master.
+    pub is_master: u32,
+    /// 1: another announced itself after that time.
+    pub silenced: u32,
+}
+const _: () = assert!(size_of::<Master>() == 16);
+
+impl Master {
+    /// Whether this node answers for the virtual router's addresses.
+    #[inline(always)]
+    pub const fn speaks(&self) -> bool {
+        self.is_master != 0 && self.silenced == 0
+    }
+}
+
+/// Virtual routers an instance can know.
+pub const MASTERS_MAX: u32 = 4096;
 
 /// Key of [`RouterLeg`].
 #[repr(C)]
@@ -455,12 +549,23 @@ pub struct RouterLeg {
 }
 const _: () = assert!(size_of::<RouterLeg>() == 60);
 
+impl RouterLeg {
+    /// Whether this node may send from the router's own addresses with the leg's hardware address.
+    #[inline(always)]
+    pub const fn speaks_for_itself(&self) -> bool {
+        self.flags & (LEG_OWNED | LEG_SHARED) == LEG_OWNED
+    }
+}
+
 /// The leg is on an external network: the router's gateway.
 pub const LEG_EXTERNAL: u16 = 1;
 /// What leaves by it and has no floating IP gets its IPv4 address.
 pub const LEG_SNAT: u16 = 2;
 /// What outside sends to the router's own addresses arrives at this node.
 pub const LEG_OWNED: u16 = 4;
+/// Together with [`LEG_OWNED`]: the addresses are a virtual router's, whose hardware address is not this leg's.
+/// Nothing may be sent from them with this leg's.
+pub const LEG_SHARED: u16 = 8;
 
 /// Key of [`Nat`]: an address of an external network that is translated to an inside one.
 #[repr(C)]
@@ -851,6 +956,8 @@ pub const NAME_POLICY: u32 = 5;
 pub const NAME_CLASS: u32 = 6;
 /// Rule numbers.
 pub const NAME_RULE: u32 = 7;
+/// Numbers of groups of next hops.
+pub const NAME_GROUP: u32 = 8;
 /// Two legs of a connection that user space found idle; they are removed only if still as they were.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -976,6 +1083,14 @@ pub trait Tables {
     fn snat_block(&self, key: &SnatBlockKey) -> Option<&SnatBlock>;
     /// Who has a block of ports.
     fn snat_owner(&self, key: &SnatOwnerKey) -> Option<&SnatOwner>;
+    /// The gateway that has a slot; its node's number.
+    fn gateway(&self, key: &GatewayKey) -> Option<u32>;
+    /// The next hop that has a slot.
+    fn member(&self, key: &MemberKey) -> Option<&Member>;
+    /// Whether this node answers for a virtual router.
+    fn is_master(&self, key: &MasterKey) -> bool;
+    /// Notes that another node announced itself as a virtual router's master.
+    fn heard_master(&self, key: &MasterKey);
     /// The class of a remote address; 0: none.
     fn class(&self, key: &ClassKey) -> u32;
     /// The rule that allows.

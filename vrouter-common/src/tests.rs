@@ -1,6 +1,7 @@
 //! Tests of the whole decision over in-memory tables. Names begin with the number of the behaviour they show.
 
 mod cache;
+mod edge;
 mod fixture;
 mod fragments;
 mod l2;

@@ -28,6 +28,8 @@ pub const PROTO_ROUTING: u8 = 43;
 pub const PROTO_FRAGMENT: u8 = 44;
 pub const PROTO_AH: u8 = 51;
 pub const PROTO_ICMPV6: u8 = 58;
+/// VRRP (RFC 5798).
+pub const PROTO_VRRP: u8 = 112;
 pub const PROTO_DSTOPTS: u8 = 60;
 pub const PROTO_SCTP: u8 = 132;
 

@@ -79,6 +79,15 @@ pub static SNAT_BLOCKS: HashMap<SnatBlockKey, SnatBlock, STATIONS, NO_PREALLOC> 
 /// Blocks of ports of other nodes.
 #[btf_map]
 pub static SNAT_OWNERS: HashMap<SnatOwnerKey, SnatOwner, STATIONS, NO_PREALLOC> = HashMap::new();
+/// Gateways' node numbers.
+#[btf_map]
+pub static GATEWAYS: HashMap<GatewayKey, u32, STATIONS, NO_PREALLOC> = HashMap::new();
+/// Next hops of routes with several.
+#[btf_map]
+pub static MEMBERS: HashMap<MemberKey, Member, STATIONS, NO_PREALLOC> = HashMap::new();
+/// Which virtual routers this node is the master of; the agent writes it.
+#[btf_map]
+pub static MASTERS: HashMap<MasterKey, Master, { MASTERS_MAX as usize }, NO_PREALLOC> = HashMap::new();
 /// Classes of remote addresses: data after the prefix length as in [`ClassKey`].
 #[btf_map]
 pub static CLASSES: LpmTrie<ClassData, u32, STATIONS> = LpmTrie::new();

@@ -190,6 +190,33 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn gateway(&self, key: &GatewayKey) -> Option<u32> {
+        get!(GATEWAYS, key).copied()
+    }
+
+    #[inline(always)]
+    fn member(&self, key: &MemberKey) -> Option<&Member> {
+        get!(MEMBERS, key)
+    }
+
+    #[inline(always)]
+    fn is_master(&self, key: &MasterKey) -> bool {
+        get!(MASTERS, key).is_some_and(Master::speaks)
+    }
+
+    #[inline(always)]
+    fn heard_master(&self, key: &MasterKey) {
+        let Some(master) = maps::MASTERS.get_ptr_mut(key) else { return };
+        // SAFETY: a live map value. The agent replaces it as a whole; a word lost to that is written again at the
+        // next announcement.
+        unsafe {
+            if helpers::bpf_ktime_get_ns() > core::ptr::read_volatile(&raw const (*master).until) {
+                core::ptr::write_volatile(&raw mut (*master).silenced, 1);
+            }
+        }
+    }
+
+    #[inline(always)]
     fn class(&self, key: &ClassKey) -> u32 {
         let data = ClassData { bank: key.bank, ip: key.ip };
         maps::CLASSES.get(&Key::new(key.prefix_len, data)).copied().unwrap_or(0)

@@ -47,7 +47,8 @@ macro_rules! banked {
 banked!(
     BindingKey: ifindex, NetworkKey: network, VniKey: vni, VtepKey: bank, FdbKey: network,
     AddressKey: network, AllowedKey: port, RouteKey: router, RouterLegKey: router, FloodKey: network,
-    NatKey: network, FloatingKey: router, SnatBlockKey: router, SnatOwnerKey: network, ClassKey: bank,
+    NatKey: network, FloatingKey: router, SnatBlockKey: router, SnatOwnerKey: network, GatewayKey: network,
+    MemberKey: group, ClassKey: bank,
     RuleKey: policy,
 );
 
@@ -69,6 +70,8 @@ pub struct Maps {
     floating: Map<FloatingKey, Floating>,
     snat_blocks: Map<SnatBlockKey, SnatBlock>,
     snat_owners: Map<SnatOwnerKey, SnatOwner>,
+    gateways: Map<GatewayKey, u32>,
+    members: Map<MemberKey, Member>,
     classes: Map<ClassKey, u32>,
     rules: Map<RuleKey, Rule>,
 }
@@ -93,6 +96,8 @@ impl Maps {
             floating: Map::open(maps, "FLOATING")?,
             snat_blocks: Map::open(maps, "SNAT_BLOCKS")?,
             snat_owners: Map::open(maps, "SNAT_OWNERS")?,
+            gateways: Map::open(maps, "GATEWAYS")?,
+            members: Map::open(maps, "MEMBERS")?,
             classes: Map::open(maps, "CLASSES")?,
             rules: Map::open(maps, "RULES")?,
         })
@@ -131,6 +136,8 @@ impl Maps {
             floating: table(&self.floating, bank)?,
             snat_blocks: table(&self.snat_blocks, bank)?,
             snat_owners: table(&self.snat_owners, bank)?,
+            gateways: table(&self.gateways, bank)?,
+            members: table(&self.members, bank)?,
             classes: table(&self.classes, bank)?,
             rules: table(&self.rules, bank)?,
         })
@@ -174,6 +181,8 @@ impl Maps {
             floating,
             snat_blocks,
             snat_owners,
+            gateways,
+            members,
             classes,
             rules,
         } = new;
@@ -191,6 +200,8 @@ impl Maps {
             + table(&self.floating, bank, &old.floating, floating)?
             + table(&self.snat_blocks, bank, &old.snat_blocks, snat_blocks)?
             + table(&self.snat_owners, bank, &old.snat_owners, snat_owners)?
+            + table(&self.gateways, bank, &old.gateways, gateways)?
+            + table(&self.members, bank, &old.members, members)?
             + table(&self.classes, bank, &old.classes, classes)?
             + table(&self.rules, bank, &old.rules, rules)?)
     }
@@ -351,6 +362,7 @@ fn touched(old: &Image, new: &Image, all: bool) -> BTreeSet<u32> {
     touched.extend(changed(&old.fdb, &new.fdb).map(|(key, _)| key.network.id()));
     touched.extend(changed(&old.addresses, &new.addresses).map(|(key, _)| key.network.id()));
     touched.extend(changed(&old.snat_owners, &new.snat_owners).map(|(key, _)| key.network.id()));
+    touched.extend(changed(&old.gateways, &new.gateways).map(|(key, _)| key.network.id()));
     let ports: BTreeSet<u32> = changed(&old.allowed, &new.allowed).map(|(key, _)| key.port.id()).collect();
     let policies = touched_policies(old, new);
     for image in images {
@@ -363,6 +375,12 @@ fn touched(old: &Image, new: &Image, all: bool) -> BTreeSet<u32> {
     touched.extend(changed(&old.nat, &new.nat).map(|(key, _)| key.network.id()));
     let mut routers: BTreeSet<u32> = BTreeSet::new();
     routers.extend(changed(&old.routes, &new.routes).map(|(key, _)| key.router.id()));
+    let groups: BTreeSet<u32> = changed(&old.members, &new.members).map(|(key, _)| key.group.id()).collect();
+    for image in images {
+        let routes = image.routes.iter();
+        let through = routes.filter(|(_, route)| route.kind == ROUTE_MULTI && groups.contains(&route.network));
+        routers.extend(through.map(|(key, _)| key.router.id()));
+    }
     routers.extend(changed(&old.router_legs, &new.router_legs).map(|(key, _)| key.router.id()));
     routers.extend(changed(&old.nat, &new.nat).map(|(_, nat)| nat.router));
     routers.extend(changed(&old.floating, &new.floating).map(|(key, _)| key.router.id()));

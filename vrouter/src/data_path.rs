@@ -57,6 +57,9 @@ pub const PINNED_MAPS: &[&str] = &[
     "FLOATING",
     "SNAT_BLOCKS",
     "SNAT_OWNERS",
+    "GATEWAYS",
+    "MEMBERS",
+    "MASTERS",
     "CLASSES",
     "RULES",
     "HOP_INDEX",
@@ -361,6 +364,9 @@ fn check_pins(maps: &Path) -> Result<()> {
     check_pin::<FloatingKey, Floating>(maps, "FLOATING", Hash)?;
     check_pin::<SnatBlockKey, SnatBlock>(maps, "SNAT_BLOCKS", Hash)?;
     check_pin::<SnatOwnerKey, SnatOwner>(maps, "SNAT_OWNERS", Hash)?;
+    check_pin::<GatewayKey, u32>(maps, "GATEWAYS", Hash)?;
+    check_pin::<MemberKey, Member>(maps, "MEMBERS", Hash)?;
+    check_pin::<MasterKey, Master>(maps, "MASTERS", Hash)?;
     check_pin::<ClassKey, u32>(maps, "CLASSES", LpmTrie)?;
     check_pin::<RuleKey, Rule>(maps, "RULES", LpmTrie)?;
     check_pin::<HopKey, u32>(maps, "HOP_INDEX", Hash)?;

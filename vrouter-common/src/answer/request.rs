@@ -41,7 +41,7 @@ pub fn write<P: Packet, T: Tables>(packet: &mut P, tables: &T, plan: &Plan) -> R
 }
 
 fn arp<V: View>(out: &V, leg: &RouterLeg, target: &Ip) {
-    let sender = if leg.flags & LEG_OWNED != 0 { leg.v4.as_v4() } else { Be32::new(0) };
+    let sender = if leg.speaks_for_itself() { leg.v4.as_v4() } else { Be32::new(0) };
     out.put_macs(0, &Macs::new([0xff; 6], leg.mac));
     out.put_be16(12, Be16::new(ETHERTYPE_ARP));
     out.put_be32(14, Be32::new(0x0001_0800));

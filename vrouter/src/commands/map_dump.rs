@@ -132,6 +132,12 @@ impl Dumper<'_> {
                     fields![network: self.name(NAME_NETWORK, key.network), address: IpAddr::from(key.ip)];
                 Some(Entry::new(key, fields![hop: index]))
             }),
+            "MASTERS" => self.each(name, tell, |key: &MasterKey, master: &Master| {
+                let family = if key.v6 == 0 { "ipv4" } else { "ipv6" };
+                let key = fields![network: self.name(NAME_NETWORK, key.network), vrid: key.vrid, family: family];
+                let (is_master, silenced) = (master.is_master != 0, master.silenced != 0);
+                Some(Entry::new(key, fields![master: is_master, silenced: silenced, until_ns: master.until]))
+            }),
             "HOPS" => self.each(name, tell, |&index, hop: &Hop| self.hop(index, hop)),
             "UNDERLAY" => self.each(name, tell, |&node, way: &Underlay| self.way(node, way)),
             "NAT_TRIES" => self.tries(tell),
@@ -274,6 +280,7 @@ impl Dumper<'_> {
             NAME_POLICY => "policy",
             NAME_CLASS => "class",
             NAME_RULE => "rule",
+            NAME_GROUP => "next hops",
             _ => "unknown",
         };
         keys.iter().try_for_each(|key| {

@@ -315,6 +315,7 @@ pub fn route_kind(kind: u32) -> &'static str {
         ROUTE_UNREACHABLE => "unreachable",
         ROUTE_BROADCAST => "broadcast",
         ROUTE_NONE => "none",
+        ROUTE_MULTI => "multipath",
         _ => "unknown",
     }
 }
@@ -340,6 +341,7 @@ impl View {
             PLACE_LOCAL | PLACE_LOCAL_PEER => format!("here, ifindex {}", station.at),
             PLACE_LOCAL_FRAMES => format!("here, ifindex {} (xdp)", station.at),
             PLACE_REMOTE => self.name(NAME_NODE, station.at),
+            PLACE_SHARED => format!("the master of VRID {}", station.at),
             PLACE_UNPLUGGED => "here, interface missing".to_owned(),
             _ => "unbound".to_owned(),
         }

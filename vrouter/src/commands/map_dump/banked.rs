@@ -77,7 +77,8 @@ pub fn entries(view: &View, name: &str, tell: Tell) -> Result<()> {
                 fields![
                     kind: route_kind(route.kind),
                     nexthop: address(route.nexthop).filter(|_| route.kind == ROUTE_VIA),
-                    network: (route.network != 0).then(|| network(route.network)),
+                    network: (route.network != 0 && route.kind != ROUTE_MULTI).then(|| network(route.network)),
+                    group: (route.kind == ROUTE_MULTI).then_some(route.network),
                 ],
             )
         }),
@@ -152,6 +153,15 @@ pub fn entries(view: &View, name: &str, tell: Tell) -> Result<()> {
                     node: node(owner.node),
                     mac: Mac(owner.mac),
                 ],
+            )
+        }),
+        "GATEWAYS" => image.gateways.iter().try_for_each(|(key, &id)| {
+            tell(fields![network: network(key.network.id()), slot: key.slot], fields![node: node(id)])
+        }),
+        "MEMBERS" => image.members.iter().try_for_each(|(key, member)| {
+            tell(
+                fields![group: view.name(NAME_GROUP, key.group.id()), slot: key.slot],
+                fields![network: network(member.network), nexthop: IpAddr::from(member.nexthop)],
             )
         }),
         "CLASSES" => image.classes.iter().try_for_each(|(key, &class)| {
