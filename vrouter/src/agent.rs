@@ -38,7 +38,7 @@ pub use underlay::peer_status;
 
 use crate::{
     banks::{Banks, Published, Touch},
-    compile::{self, Compiled, ExternalInterface, Surroundings},
+    compile::{self, Compiled, ExternalInterface, Liveness, Surroundings},
     config::{AgentConfig, ExternalConfig, UplinkHook},
     data_path::{self, DataPath, Hook, Pins},
     identities::Identities,
@@ -156,6 +156,8 @@ struct Agent {
     /// What others are told of this node, where there is somebody to tell it to.
     report: Option<watch::Sender<Report>>,
     compiled: Compiled,
+    /// What is known of gateways and next hops.
+    liveness: Liveness,
     links: Vec<Link>,
     status: Arc<Mutex<AgentStatus>>,
     /// The same complaint is logged once, until it changes.
@@ -205,6 +207,7 @@ impl Agent {
             programmed: None,
             report: None,
             compiled: Compiled::default(),
+            liveness: Liveness::default(),
             links,
             status,
             logged: HashMap::new(),
@@ -420,6 +423,7 @@ impl Agent {
                 .collect(),
             underlay_mtu: self.underlay_mtu(),
             externals: self.externals(topology),
+            liveness: self.liveness.clone(),
         };
         let mut identities = self.identities.clone();
         let compiled = match compile::compile(topology, &around, &mut identities) {

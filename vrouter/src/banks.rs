@@ -378,7 +378,8 @@ fn touched(old: &Image, new: &Image, all: bool) -> BTreeSet<u32> {
     let groups: BTreeSet<u32> = changed(&old.members, &new.members).map(|(key, _)| key.group.id()).collect();
     for image in images {
         let routes = image.routes.iter();
-        let through = routes.filter(|(_, route)| route.kind == ROUTE_MULTI && groups.contains(&route.network));
+        let through =
+            routes.filter(|(_, route)| route.kind == ROUTE_MULTI && groups.contains(&route.network));
         routers.extend(through.map(|(key, _)| key.router.id()));
     }
     routers.extend(changed(&old.router_legs, &new.router_legs).map(|(key, _)| key.router.id()));

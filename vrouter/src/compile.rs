@@ -11,7 +11,7 @@ mod scope;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use anyhow::{Context, Result};
@@ -27,8 +27,8 @@ use crate::{
     identities::Identities,
     netlink::Link,
     topology::{
-        Rendezvous, Translators,
-        model::{Hook, Network, Port, Topology},
+        Carriers, Rendezvous, Translators, Vrids,
+        model::{Hook, Network, Node, Port, Topology},
     },
 };
 use policy::Policies;
@@ -45,6 +45,19 @@ pub struct Surroundings {
     pub underlay_mtu: u32,
     /// This node's interfaces on external networks, by the network's name.
     pub externals: BTreeMap<String, ExternalInterface>,
+    /// What is known of others at the moment.
+    pub liveness: Liveness,
+}
+
+/// What is known of others at the moment. It changes without the topology.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Liveness {
+    /// Nodes that do not carry for an external network, though they are to: its name and theirs.
+    pub dead_gateways: BTreeSet<(String, String)>,
+    /// Next hops that do not answer: a network's name and the address.
+    pub dead_nexthops: BTreeSet<(String, IpAddr)>,
+    /// Routers this node is the master of.
+    pub mastered: BTreeSet<String>,
 }
 
 /// An interface of this node.
@@ -73,6 +86,38 @@ pub struct ExternalInterface {
     pub mtu: Option<u32>,
 }
 
+/// A virtual router (RFC 5798) of an external network, of one family, that this node may be the master of.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct VirtualRouter {
+    /// The router's name and number.
+    pub router: String,
+    pub router_id: u32,
+    /// The external network's name and number.
+    pub network: String,
+    pub network_id: u32,
+    pub vrid: u8,
+    pub ipv6: bool,
+    /// The better, the higher: 254 at the most.
+    pub priority: u8,
+    /// In the order they are announced in; over IPv6 a link-local one first.
+    pub addresses: Vec<IpAddr>,
+    pub interval_ms: u32,
+    pub preempt: bool,
+    /// The hardware address of this node's leg, and the link-local address made of it.
+    pub mac: [u8; 6],
+    /// All that may be the master, the first to be it first.
+    pub carriers: Vec<String>,
+}
+
+/// Another node that carries for an external network.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct GatewayPeer {
+    pub network: String,
+    pub vni: u32,
+    pub node: String,
+    pub vtep: Ipv4Addr,
+}
+
 /// A port of this node.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LocalPort {
@@ -99,6 +144,14 @@ pub struct Compiled {
     pub warnings: Vec<String>,
     /// The other nodes.
     pub peers: BTreeMap<u32, Ipv4Addr>,
+    /// The virtual routers this node takes part in.
+    pub virtual_routers: Vec<VirtualRouter>,
+    /// The gateways this node depends on: those of the external networks that it has no interface on.
+    pub gateways: Vec<GatewayPeer>,
+    /// The external networks this node is to carry for, and their VNIs.
+    pub carried: BTreeMap<String, u32>,
+    /// Next hops of routes that have several, on external networks: network number and address.
+    pub watched: BTreeSet<(u32, Ip)>,
     /// Every number in use, by kind.
     pub used: BTreeSet<(u32, u32)>,
 }
@@ -114,6 +167,7 @@ pub fn compile(topology: &Topology, around: &Surroundings, ids: &mut Identities)
         compiler.router(router)?;
     }
     compiler.outside()?;
+    compiler.gateways()?;
     for port in &topology.ports {
         compiler.port(port)?;
     }
@@ -132,17 +186,32 @@ struct Compiler<'a> {
     /// Network of a subnet, and the subnet's range.
     subnets: HashMap<&'a str, (&'a Network, IpNet)>,
     nodes: HashMap<&'a str, u32>,
+    node_of: HashMap<&'a str, &'a Node>,
     scope: Scope<'a>,
     translators: Translators<'a>,
+    /// Who can carry, by external network.
+    carriers: Carriers<'a>,
+    vrids: Vrids<'a>,
+    /// Ports by network and address, if a route asked for it.
+    port_at: Option<HashMap<(&'a str, IpAddr), &'a Port>>,
     /// Who of all nodes has which ports for SNAT; positions are those in the topology.
     sharing: Rendezvous,
     policies: Policies<'a>,
     /// Routers with SNAT for which this node has no ports.
     without_ports: Vec<&'a str>,
+    /// External networks this node is to carry for, without an interface on them.
+    off_network: Vec<&'a str>,
+    /// External networks it has an interface on, which the topology does not know.
+    superfluous: Vec<&'a str>,
     /// Receivers of broadcasts by network: interfaces by port number, and nodes.
     flood_ports: BTreeMap<u32, BTreeMap<u32, u32>>,
     flood_nodes: BTreeMap<u32, BTreeSet<u32>>,
     out: Compiled,
+}
+
+fn carriers(topology: &Topology) -> Carriers<'_> {
+    let external = topology.networks.iter().filter(|network| network.external);
+    Carriers::of(&topology.nodes, external.map(|network| network.name.as_str()))
 }
 
 /// Where something is done that every node could do.
@@ -165,7 +234,8 @@ impl<'a> Compiler<'a> {
                 network.subnets.iter().map(move |subnet| (subnet.name.as_str(), (network, subnet.cidr)))
             })
             .collect();
-        let scope = Scope::new(topology, &subnets, around);
+        let carriers = carriers(topology);
+        let scope = Scope::new(topology, &subnets, around, &carriers);
         Self {
             topology,
             around,
@@ -173,11 +243,17 @@ impl<'a> Compiler<'a> {
             networks,
             subnets,
             nodes: HashMap::new(),
+            node_of: topology.nodes.iter().map(|node| (node.name.as_str(), node)).collect(),
             scope,
             translators: Translators::of(topology),
+            carriers,
+            vrids: Vrids::of(topology),
+            port_at: None,
             sharing: Rendezvous::among(topology.nodes.iter().map(|node| node.name.as_str())),
             policies: Policies::default(),
             without_ports: Vec::new(),
+            off_network: Vec::new(),
+            superfluous: Vec::new(),
             flood_ports: BTreeMap::new(),
             flood_nodes: BTreeMap::new(),
             out: Compiled { overlay_mtu: overlay_mtu(around), ..Compiled::default() },
@@ -338,11 +414,13 @@ impl<'a> Compiler<'a> {
         let topology = self.topology;
         let mut hearers: BTreeSet<u32> = self.flood_nodes.values().flatten().copied().collect();
         for router in &topology.routers {
-            if let Some(owner) = self.scope.owner(&router.name)
-                && self.scope.has_router(&router.name)
-                && let Where::There(node, _) = self.node(owner)?
-            {
-                hearers.insert(node);
+            if !self.scope.has_router(&router.name) {
+                continue;
+            }
+            for carrier in self.scope.carriers(&router.name).to_vec() {
+                if let Where::There(node, _) = self.node(carrier)? {
+                    hearers.insert(node);
+                }
             }
         }
         for port in &topology.ports {

@@ -4,6 +4,7 @@
 //! the document at once; there is nothing in between. The way there: `yaml` (text to a tree of strings),
 //! `decode` (tree to objects, with the rules inside one object), `validate` (the rules between objects).
 
+mod carriers;
 mod decode;
 mod identity;
 pub mod model;
@@ -13,17 +14,20 @@ mod ranges;
 mod scalar;
 mod translator;
 mod validate;
+mod vrids;
 mod yaml;
 
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
+pub use carriers::Carriers;
 pub use decode::{Kind, Parts, Single, read_one};
 pub use identity::{DERIVED_VNIS, Rendezvous, derive_external_mac, derive_router_mac, derive_vni, digest128};
 use model::{AddressGroup, Network, Node, Port, Router, SecurityGroup, Subnet, Topology};
 pub use problem::{Problem, Problems};
 pub use translator::Translators;
+pub use vrids::{Vrids, derive_vrid};
 pub use yaml::{Node as Tree, NodeKind as TreeKind};
 
 /// Reads and checks a document; `file_name` is what its problems call it.

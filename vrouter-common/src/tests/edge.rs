@@ -29,7 +29,8 @@ fn world() -> World {
         for router in [RA, RB] {
             let key = RouterLegKey { router: Scoped::new(0, router), network: PUBLIC };
             let mac = node.image.router_legs[&key].tunnel_mac;
-            let station = Station { mac, kind: STATION_ROUTER, place: PLACE_EVERYWHERE, at: 0, owner: router };
+            let station =
+                Station { mac, kind: STATION_ROUTER, place: PLACE_EVERYWHERE, at: 0, owner: router };
             node.image.fdb.insert(FdbKey::new(0, PUBLIC, mac), station);
         }
     }
@@ -60,7 +61,11 @@ fn a_node_without_a_way_out_goes_by_a_gateway_which_keeps_no_connections() {
                     None if f == Family::V4 => gateway(f, host.router()),
                     None => host.ip(f),
                 };
-                assert_eq!((out.src, out.dst, out.ttl), (seen, remote(f), 63), "one router: the TTL falls by one");
+                assert_eq!(
+                    (out.src, out.dst, out.ttl),
+                    (seen, remote(f), 63),
+                    "one router: the TTL falls by one"
+                );
                 let port = u16::from_be_bytes([out.l4[0], out.l4[1]]);
                 // Untranslated, outside would need a route to it.
                 let to = if seen == host.ip(f) { host.ip(f) } else { seen };
@@ -72,7 +77,8 @@ fn a_node_without_a_way_out_goes_by_a_gateway_which_keeps_no_connections() {
             }
         }
         let gateway = &world.nodes[0];
-        let kept: Vec<_> = gateway.transients().into_iter().filter(|(key, _)| key.from != FROM_BLOCK).collect();
+        let kept: Vec<_> =
+            gateway.transients().into_iter().filter(|(key, _)| key.from != FROM_BLOCK).collect();
         // What is not translated is routed by the gateway as by any node: a decision, not a connection.
         let untranslated = |flow: &crate::flow::Flow| flow.role == crate::flow::ROLE_NONE && f == Family::V6;
         assert!(kept.iter().all(|(_, flow)| untranslated(flow)), "{kept:?}");
@@ -136,9 +142,8 @@ fn flows_are_dealt_out_to_gateways_and_a_flow_stays_with_its_own() {
     let mut by = BTreeMap::new();
     for sport in 2000..2200 {
         let frame = from(Family::V4, End::Inside(A4), remote(Family::V4)).ports(sport, 53).frame();
-        let to: BTreeSet<u8> = (0..3)
-            .map(|_| sent(run(&world.nodes[1], Entry::Port(A4.ifindex), &frame)).1[33])
-            .collect();
+        let to: BTreeSet<u8> =
+            (0..3).map(|_| sent(run(&world.nodes[1], Entry::Port(A4.ifindex), &frame)).1[33]).collect();
         assert_eq!(to.len(), 1, "a flow has one way");
         *by.entry(to.into_iter().next().unwrap()).or_insert(0) += 1;
     }
@@ -156,13 +161,8 @@ fn shared(is_master: bool) -> MemoryTables {
     for f in BOTH {
         let key = AddressKey::new(0, PUBLIC, gateway(f, RA).into());
         let mac = virtual_mac(f);
-        let station = Station {
-            mac,
-            kind: STATION_ROUTER,
-            place: PLACE_SHARED,
-            at: u32::from(VRID),
-            owner: RA,
-        };
+        let station =
+            Station { mac, kind: STATION_ROUTER, place: PLACE_SHARED, at: u32::from(VRID), owner: RA };
         tables.image.addresses.insert(key, station);
         tables.image.fdb.insert(FdbKey::new(0, PUBLIC, mac), station);
         let master = Master { until: 1000, is_master: u32::from(is_master), silenced: 0 };
@@ -222,7 +222,11 @@ fn without_an_agent_the_last_master_speaks_until_another_does() {
         let tables = shared(true);
         let hear = |at: u64, frame: &[u8]| {
             tables.nanoseconds.set(at);
-            assert_eq!(run(&tables, Entry::External(EXT), frame), Verdict::Passed, "the agent reads it as well");
+            assert_eq!(
+                run(&tables, Entry::External(EXT), frame),
+                Verdict::Passed,
+                "the agent reads it as well"
+            );
         };
         // As long as the agent's word counts, it is for the agent to judge.
         hear(1000, &announcement(f, VRID, 200, 255));

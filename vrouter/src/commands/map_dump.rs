@@ -134,7 +134,8 @@ impl Dumper<'_> {
             }),
             "MASTERS" => self.each(name, tell, |key: &MasterKey, master: &Master| {
                 let family = if key.v6 == 0 { "ipv4" } else { "ipv6" };
-                let key = fields![network: self.name(NAME_NETWORK, key.network), vrid: key.vrid, family: family];
+                let key =
+                    fields![network: self.name(NAME_NETWORK, key.network), vrid: key.vrid, family: family];
                 let (is_master, silenced) = (master.is_master != 0, master.silenced != 0);
                 Some(Entry::new(key, fields![master: is_master, silenced: silenced, until_ns: master.until]))
             }),

@@ -3,11 +3,13 @@
 //!
 //! Every node works out by itself which node does what, from names alone, and all come to the same result:
 //!
-//! - a router's own addresses, and addresses with port forwardings, are answered for by the router's owner;
-//! - a floating IP by the node of its port;
+//! - a router's own addresses, addresses with port forwardings, and floating IPs of ports on nodes without an
+//!   interface on the network, are answered for by one of the router's gateways: the only one, or the master of
+//!   their virtual router (RFC 5798); on a routed network, by all;
+//! - another floating IP by the node of its port;
 //! - each block of ports of a router's IPv4 address belongs to one node, which uses it for SNAT.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, net::IpAddr};
 
 use anyhow::Result;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -16,9 +18,9 @@ use vrouter_common::{
     tables::*,
 };
 
-use super::{Compiler, Where};
+use super::{Compiler, GatewayPeer, VirtualRouter, Where};
 use crate::topology::{
-    derive_external_mac, derive_router_mac,
+    Rendezvous, derive_external_mac, derive_router_mac,
     model::{FloatingIp, Network, Port, Router, RouterGateway},
 };
 
@@ -48,12 +50,19 @@ impl<'a> Compiler<'a> {
         let address = |ipv6| gateway.address(ipv6).map(Ip::from);
         let blocks = self.snat_blocks(router, router_id, network_id, gateway)?;
         let snat = gateway.snat && address(false).is_some();
-        let owned = self.scope.owner(&router.name) == Some(self.around.node.as_str());
+        let role = self.role(router, network);
+        let owned = match role {
+            Role::Alone => LEG_OWNED,
+            Role::Shared(_) if self.around.liveness.mastered.contains(&router.name) => LEG_OWNED | LEG_SHARED,
+            Role::Shared(_) => LEG_SHARED,
+            Role::Routed => LEG_OWNED | LEG_SHARED,
+            Role::None => 0,
+        };
         let leg = RouterLeg {
             vni: network.vni,
             mtu: self.mtu(network),
             mac,
-            flags: LEG_EXTERNAL | if snat { LEG_SNAT } else { 0 } | if owned { LEG_OWNED } else { 0 },
+            flags: LEG_EXTERNAL | if snat { LEG_SNAT } else { 0 } | owned,
             v4: address(false).unwrap_or(Ip::UNSPECIFIED),
             v6: address(true).unwrap_or(link_local),
             snat_blocks: blocks,
@@ -72,6 +81,9 @@ impl<'a> Compiler<'a> {
         self.own_address(router_id, link_local, 0);
         for address in &gateway.addresses {
             self.own_address(router_id, Ip::from(*address), network_id);
+        }
+        if let Role::Shared(vrid) = role {
+            self.virtual_router(router, (router_id, mac), (network, network_id), gateway, vrid);
         }
         for subnet in &network.subnets {
             if gateway.address(subnet.cidr.addr().is_ipv6()).is_some() {
@@ -129,6 +141,18 @@ impl<'a> Compiler<'a> {
     /// Says which routers are of no use to this node's ports.
     pub(super) fn warn(&mut self) {
         const LISTED: usize = 4;
+        for name in &self.off_network {
+            self.out.warnings.push(format!(
+                "network {name}: the topology has this node among its gateways, and the agent has no interface on it: start \
+                 the agent with --external {name}=INTERFACE, or write `external_networks: [...]` without it for the node"
+            ));
+        }
+        for name in &self.superfluous {
+            self.out.warnings.push(format!(
+                "network {name}: the agent has an interface on it, and by the topology the node has none, so that others \
+                 carry for it: add the network to the node's external_networks, or start the agent without the interface"
+            ));
+        }
         let names = &self.without_ports;
         let (routers, more) = match names[..] {
             [] => return,
@@ -190,15 +214,13 @@ impl<'a> Compiler<'a> {
 
     fn gateway_addresses(&mut self, router: &'a Router, gateway: &RouterGateway) -> Result<()> {
         let Some(&network) = self.networks.get(gateway.network.as_str()) else { return Ok(()) };
-        let Some(owner) = self.scope.owner(&router.name) else { return Ok(()) };
-        if !self.scope.has_network(network) {
+        if !self.scope.has_network(network) || self.scope.carriers(&router.name).is_empty() {
             return Ok(());
         }
         let network_id = self.id(NAME_NETWORK, &network.name)?;
         let router_id = self.id(NAME_ROUTER, &router.name)?;
-        let owner = self.node(owner)?;
         for address in &gateway.addresses {
-            let station = self.station(STATION_ROUTER, router, router_id, network, owner);
+            let station = self.carried(STATION_ROUTER, router, router_id, network, address.is_ipv6())?;
             self.out.image.addresses.insert(AddressKey::new(0, network_id, Ip::from(*address)), station);
         }
         let Some(address) = gateway.address(false) else { return Ok(()) };
@@ -235,6 +257,159 @@ impl<'a> Compiler<'a> {
         }
     }
 
+    /// What this node is to a router outside.
+    fn role(&self, router: &Router, network: &Network) -> Role {
+        let carriers = self.scope.carriers(&router.name);
+        let here = carriers.contains(&self.around.node.as_str());
+        match (network.routed, carriers.len()) {
+            _ if !here => Role::None,
+            (true, _) => Role::Routed,
+            (false, 1) => Role::Alone,
+            // Without a number to agree by, the first.
+            (false, _) => match self.vrids.get(&router.name) {
+                Some(vrid) => Role::Shared(vrid),
+                None if carriers.first() == Some(&self.around.node.as_str()) => Role::Alone,
+                None => Role::None,
+            },
+        }
+    }
+
+    /// Whether a node has an interface on an external network.
+    fn reaches(&self, node: &str, network: &Network) -> bool {
+        self.node_of.get(node).is_some_and(|node| node.reaches(&network.name))
+    }
+
+    /// Somebody who is carried for, on an external network, by whichever gateway does it at the moment.
+    fn carried(
+        &self,
+        kind: u8,
+        router: &Router,
+        router_id: u32,
+        network: &Network,
+        ipv6: bool,
+    ) -> Result<Station> {
+        Ok(match self.role(router, network) {
+            Role::Alone | Role::Routed => self.station(kind, router, router_id, network, Where::Here),
+            Role::Shared(vrid) => Station {
+                mac: virtual_mac(vrid, ipv6),
+                kind,
+                place: PLACE_SHARED,
+                at: u32::from(vrid),
+                owner: router_id,
+            },
+            Role::None => {
+                let dead = &self.around.liveness.dead_gateways;
+                let is_alive = |name: &&&str| !dead.contains(&(network.name.clone(), (**name).to_owned()));
+                let carriers = self.scope.carriers(&router.name);
+                match carriers.iter().find(is_alive).or(carriers.first()) {
+                    Some(name) => self.station(kind, router, router_id, network, self.node(name)?),
+                    None => self.station(kind, router, router_id, network, Where::Nowhere),
+                }
+            }
+        })
+    }
+
+    /// The virtual routers, one of each family, by which the gateways agree who answers for the addresses of a router.
+    fn virtual_router(
+        &mut self,
+        router: &Router,
+        (router_id, leg_mac): (u32, [u8; 6]),
+        (network, network_id): (&Network, u32),
+        gateway: &RouterGateway,
+        vrid: u8,
+    ) {
+        let carriers = self.scope.carriers(&router.name).to_vec();
+        let rank = carriers.iter().position(|name| *name == self.around.node).unwrap_or(carriers.len());
+        for address in &gateway.addresses {
+            let ipv6 = address.is_ipv6();
+            let mac = virtual_mac(vrid, ipv6);
+            let station = Station {
+                mac,
+                kind: STATION_ROUTER,
+                place: PLACE_SHARED,
+                at: u32::from(vrid),
+                owner: router_id,
+            };
+            self.out.image.fdb.insert(FdbKey::new(0, network_id, mac), station);
+            let mut addresses = vec![*address];
+            if ipv6 {
+                // RFC 5798, 5.2.9: a link-local address comes first.
+                let link_local = Ip::link_local_of(mac);
+                addresses.insert(0, IpAddr::from(link_local));
+                self.out.image.addresses.insert(AddressKey::new(0, network_id, link_local), station);
+                self.own_address(router_id, link_local, 0);
+            }
+            self.out.virtual_routers.push(VirtualRouter {
+                router: router.name.clone(),
+                router_id,
+                network: network.name.clone(),
+                network_id,
+                vrid,
+                ipv6,
+                priority: PRIORITY_FIRST.saturating_sub(PRIORITY_STEP * rank as u8),
+                addresses,
+                interval_ms: gateway.vrrp.interval_ms,
+                preempt: gateway.vrrp.preempt,
+                mac: leg_mac,
+                carriers: carriers.iter().map(|&name| name.to_owned()).collect(),
+            });
+        }
+    }
+
+    /// By whom this node reaches the external networks on which it has no interface.
+    pub(super) fn gateways(&mut self) -> Result<()> {
+        let topology = self.topology;
+        for network in topology.networks.iter().filter(|network| network.external) {
+            if !self.scope.has_network(network) {
+                continue;
+            }
+            let on = self.carriers.on(&network.name);
+            let has_interface = self.around.externals.contains_key(&network.name);
+            if on.contains(&self.around.node.as_str()) {
+                if has_interface {
+                    self.out.carried.insert(network.name.clone(), network.vni);
+                } else {
+                    self.off_network.push(&network.name);
+                }
+            }
+            if has_interface && !self.reaches(&self.around.node, network) {
+                self.superfluous.push(&network.name);
+            }
+            let interface = self.around.externals.get(&network.name);
+            if interface.is_some_and(|interface| interface.ifindex.is_some()) {
+                continue;
+            }
+            let others: Vec<&'a str> = on.iter().copied().filter(|name| *name != self.around.node).collect();
+            if others.is_empty() {
+                continue;
+            }
+            for &name in &others {
+                let vtep = self.node_of.get(name).map(|node| node.vtep);
+                self.out.gateways.extend(vtep.map(|vtep| GatewayPeer {
+                    network: network.name.clone(),
+                    vni: network.vni,
+                    node: name.to_owned(),
+                    vtep,
+                }));
+            }
+            // If none seems to be alive, it may be this node that hears nothing: better to try than not.
+            let dead = &self.around.liveness.dead_gateways;
+            let is_alive = |name: &&&str| !dead.contains(&(network.name.clone(), (**name).to_owned()));
+            let alive: Vec<&'a str> = others.iter().filter(is_alive).copied().collect();
+            let usable = if alive.is_empty() { others } else { alive };
+            let network_id = self.id(NAME_NETWORK, &network.name)?;
+            let shares = Rendezvous::among(usable.iter().copied());
+            for slot in 0..SLOTS {
+                let Some(at) = shares.owner(&network.name, slot) else { continue };
+                if let Where::There(node, _) = self.node(usable[at])? {
+                    let key = GatewayKey { network: Scoped::new(0, network_id), slot };
+                    self.out.image.gateways.insert(key, node);
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn floating_ip(
         &mut self,
         floating_ip: &FloatingIp,
@@ -246,6 +421,13 @@ impl<'a> Compiler<'a> {
         let outside = Ip::from(floating_ip.address);
         let mut station =
             self.station(STATION_FLOATING, inside.router, inside.router_id, network, inside.place);
+        if let Where::There(_, name) = inside.place
+            && !self.reaches(name, network)
+        {
+            let (router, router_id) = (inside.router, inside.router_id);
+            station =
+                self.carried(STATION_FLOATING, router, router_id, network, floating_ip.address.is_ipv6())?;
+        }
         if station.place == PLACE_UNBOUND {
             // Whoever holds the fixed ip: this node, if that is here.
             let here = self.station(STATION_FLOATING, inside.router, inside.router_id, network, Where::Here);
@@ -278,8 +460,8 @@ impl<'a> Compiler<'a> {
         }
         // Without forwardings the address is nobody's.
         let Some((router, router_id)) = router else { return Ok(()) };
-        let Some(owner) = self.scope.owner(&router.name) else { return Ok(()) };
-        let station = self.station(STATION_FLOATING, router, router_id, network, self.node(owner)?);
+        let station =
+            self.carried(STATION_FLOATING, router, router_id, network, floating_ip.address.is_ipv6())?;
         self.out.image.addresses.insert(AddressKey::new(0, network_id, outside), station);
         if self.scope.has_router(&router.name) {
             self.own_address(router_id, outside, network_id);
@@ -346,6 +528,29 @@ impl<'a> Compiler<'a> {
         };
         self.out.image.nat.insert(key, value);
     }
+}
+
+/// What a node is to a router outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    /// It does not answer for it.
+    None,
+    /// It alone does.
+    Alone,
+    /// It does if it is the master of the virtual router of this number.
+    Shared(u8),
+    /// It does, as every gateway; nobody asks who has an address.
+    Routed,
+}
+
+/// The priority of a router's first gateway; 255 is for who has the address anyway (RFC 5798, 5.2.4).
+const PRIORITY_FIRST: u8 = 250;
+/// And how much less each further one has.
+const PRIORITY_STEP: u8 = 10;
+
+/// A virtual router's hardware address (RFC 5798, 7.3).
+pub fn virtual_mac(vrid: u8, ipv6: bool) -> [u8; 6] {
+    [0, 0, 0x5e, 0, if ipv6 { 2 } else { 1 }, vrid]
 }
 
 fn here(mac: [u8; 6], kind: u8, owner: u32) -> Station {

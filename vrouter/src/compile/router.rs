@@ -8,8 +8,8 @@ use vrouter_common::{addr::Ip, tables::*};
 
 use super::{ALL_V4_LEN, Compiler, mapped_prefix_len};
 use crate::topology::{
-    derive_router_mac,
-    model::{Network, RouteTarget, Router, StaticRoute},
+    Rendezvous, derive_router_mac,
+    model::{Network, Port, RouteTarget, Router, StaticRoute},
 };
 
 impl<'a> Compiler<'a> {
@@ -29,7 +29,7 @@ impl<'a> Compiler<'a> {
             self.gateway_leg(router, router_id, gateway, &mut connected)?;
         }
         for route in &router.routes {
-            self.static_route(router_id, route, &connected);
+            self.static_route(router, router_id, route, &connected)?;
         }
         if let Some(gateway) = &router.gateway {
             self.default_routes(router_id, gateway)?;
@@ -61,22 +61,100 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    fn static_route(&mut self, router_id: u32, route: &StaticRoute, connected: &[(IpNet, u32)]) {
-        let (kind, nexthop) = match &route.target {
-            RouteTarget::Blackhole => (ROUTE_BLACKHOLE, None),
-            RouteTarget::Unreachable => (ROUTE_UNREACHABLE, None),
-            RouteTarget::Nexthops(nexthops) => (ROUTE_VIA, nexthops.first().copied()),
+    fn static_route(
+        &mut self,
+        router: &Router,
+        router_id: u32,
+        route: &StaticRoute,
+        connected: &[(IpNet, u32)],
+    ) -> Result<()> {
+        let nexthops = match &route.target {
+            RouteTarget::Blackhole | RouteTarget::Unreachable => {
+                let kind =
+                    if route.target == RouteTarget::Blackhole { ROUTE_BLACKHOLE } else { ROUTE_UNREACHABLE };
+                self.route(
+                    router_id,
+                    route.destination,
+                    Route { kind, network: 0, nexthop: Ip::UNSPECIFIED },
+                );
+                return Ok(());
+            }
+            RouteTarget::Nexthops(nexthops) => nexthops,
         };
-        let network = match nexthop {
-            None => 0,
-            Some(nexthop) => match connected.iter().find(|(cidr, _)| cidr.contains(&nexthop)) {
-                Some(&(_, network)) => network,
-                // Validation refuses it.
-                None => return,
-            },
+        // Validation refuses what is on no network of the router.
+        let on = |nexthop: &IpAddr| {
+            let (_, network) = connected.iter().find(|(cidr, _)| cidr.contains(nexthop))?;
+            Some((*network, *nexthop))
         };
-        let nexthop = nexthop.map_or(Ip::UNSPECIFIED, Ip::from);
-        self.route(router_id, route.destination, Route { kind, network, nexthop });
+        let nexthops: Vec<(u32, IpAddr)> = nexthops.iter().filter_map(on).collect();
+        match nexthops[..] {
+            [] => {}
+            [(network, nexthop)] => {
+                let via = Route { kind: ROUTE_VIA, network, nexthop: Ip::from(nexthop) };
+                self.route(router_id, route.destination, via);
+            }
+            _ => {
+                let name = format!("{} {}", router.name, route.destination);
+                let group = self.group(&name, &nexthops)?;
+                let multi = Route { kind: ROUTE_MULTI, network: group, nexthop: Ip::UNSPECIFIED };
+                self.route(router_id, route.destination, multi);
+            }
+        }
+        Ok(())
+    }
+
+    /// Deals the slots of a group of next hops out to those that are alive. Every node does it alike, as far as it
+    /// knows the same of them.
+    fn group(&mut self, name: &str, nexthops: &[(u32, IpAddr)]) -> Result<u32> {
+        let group = self.id(NAME_GROUP, name)?;
+        let mut alive = Vec::new();
+        for &(network, nexthop) in nexthops {
+            if self.is_external(network) {
+                self.out.watched.insert((network, Ip::from(nexthop)));
+            }
+            if self.is_alive(network, nexthop)? {
+                alive.push((network, nexthop));
+            }
+        }
+        // If none is, each says for itself why it cannot be reached.
+        let usable = if alive.is_empty() { nexthops } else { &alive };
+        let names: Vec<String> = usable.iter().map(|(_, nexthop)| nexthop.to_string()).collect();
+        let shares = Rendezvous::among(names.iter().map(String::as_str));
+        for slot in 0..SLOTS {
+            let Some(at) = shares.owner(name, slot) else { continue };
+            let (network, nexthop) = usable[at];
+            let key = MemberKey { group: Scoped::new(0, group), slot };
+            self.out.image.members.insert(key, Member { network, nexthop: Ip::from(nexthop) });
+        }
+        Ok(group)
+    }
+
+    fn is_external(&self, network: u32) -> bool {
+        let key = NetworkKey { network: Scoped::new(0, network) };
+        self.out.image.networks.get(&key).is_some_and(|network| network.flags & NETWORK_EXTERNAL != 0)
+    }
+
+    /// Whether a next hop is known to be of no use: it does not answer, its port is bound nowhere or unplugged, or
+    /// the node of its port is gone.
+    fn is_alive(&mut self, network: u32, nexthop: IpAddr) -> Result<bool> {
+        let Some(name) = self.ids.name(NAME_NETWORK, network).map(str::to_owned) else { return Ok(true) };
+        if self.around.liveness.dead_nexthops.contains(&(name.clone(), nexthop)) {
+            return Ok(false);
+        }
+        let topology = self.topology;
+        let ports = self.port_at.get_or_insert_with(|| {
+            let of =
+                |port: &'a Port| port.fixed_ips.iter().map(move |ip| ((port.network.as_str(), *ip), port));
+            topology.ports.iter().flat_map(of).collect()
+        });
+        let Some(&port) = ports.get(&(name.as_str(), nexthop)) else { return Ok(true) };
+        Ok(match (&port.node, &port.interface) {
+            (Some(node), Some(interface)) if *node == self.around.node => {
+                self.around.interfaces.contains_key(interface)
+            }
+            (Some(_), Some(_)) => true,
+            _ => false,
+        })
     }
 
     fn router_interface(

@@ -7,8 +7,8 @@ use ipnet::IpNet;
 
 use super::Surroundings;
 use crate::topology::{
-    Rendezvous,
-    model::{Network, Topology},
+    Carriers,
+    model::{Network, Router, Topology},
 };
 
 /// The names of what is compiled.
@@ -16,8 +16,8 @@ pub(super) struct Scope<'a> {
     networks: HashSet<&'a str>,
     externals: HashSet<&'a str>,
     routers: HashSet<&'a str>,
-    /// The node that answers for a router's addresses outside, by router, of all routers with a gateway.
-    owners: HashMap<&'a str, &'a str>,
+    /// The nodes that may carry for a router outside, the first to do it first, of all routers with a gateway.
+    carriers: HashMap<&'a str, Vec<&'a str>>,
 }
 
 impl<'a> Scope<'a> {
@@ -25,8 +25,9 @@ impl<'a> Scope<'a> {
         topology: &'a Topology,
         subnets: &HashMap<&'a str, (&'a Network, IpNet)>,
         around: &Surroundings,
+        able: &Carriers<'a>,
     ) -> Self {
-        let owners = owners(topology);
+        let carriers = carriers(topology, able);
         // With the networks each router joins.
         let routers: Vec<_> = topology
             .routers
@@ -42,7 +43,7 @@ impl<'a> Scope<'a> {
                 // What comes from outside for the router comes in here.
                 let speaks = router.gateway.as_ref().is_some_and(|gateway| {
                     around.externals.contains_key(&gateway.network)
-                        || owners.get(router.name.as_str()) == Some(&around.node.as_str())
+                        || carriers[router.name.as_str()].contains(&around.node.as_str())
                 });
                 (router, networks, speaks)
             })
@@ -68,7 +69,7 @@ impl<'a> Scope<'a> {
                 }
             }
         }
-        let mut scope = Self { networks, externals: HashSet::new(), routers: HashSet::new(), owners };
+        let mut scope = Self { networks, externals: HashSet::new(), routers: HashSet::new(), carriers };
         for (router, joined, speaks) in &routers {
             if *speaks || joined.iter().any(|name| scope.networks.contains(name)) {
                 scope.routers.insert(&router.name);
@@ -89,20 +90,13 @@ impl<'a> Scope<'a> {
         self.routers.contains(name)
     }
 
-    /// The node that answers for a router outside.
-    pub(super) fn owner(&self, router: &str) -> Option<&'a str> {
-        self.owners.get(router).copied()
+    /// The nodes that may carry for a router outside, the first to do it first.
+    pub(super) fn carriers(&self, router: &str) -> &[&'a str] {
+        self.carriers.get(router).map_or(&[], Vec::as_slice)
     }
 }
 
-/// Each gateway's owner: one of the nodes that are to carry external traffic, or of all if none is.
-fn owners(topology: &Topology) -> HashMap<&str, &str> {
-    let any = topology.nodes.iter().any(|node| node.gateway);
-    let names: Vec<&str> =
-        topology.nodes.iter().filter(|node| node.gateway || !any).map(|node| node.name.as_str()).collect();
-    let nodes = Rendezvous::among(names.iter().copied());
-    let with_gateway = topology.routers.iter().filter(|router| router.gateway.is_some());
-    with_gateway
-        .filter_map(|router| Some((router.name.as_str(), names[nodes.owner(&router.name, 0)?])))
-        .collect()
+fn carriers<'a>(topology: &'a Topology, able: &Carriers<'a>) -> HashMap<&'a str, Vec<&'a str>> {
+    let of = |router: &'a Router| Some(able.of_router(&router.name, &router.gateway.as_ref()?.network));
+    topology.routers.iter().filter_map(|router| Some((router.name.as_str(), of(router)?))).collect()
 }

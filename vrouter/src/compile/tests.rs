@@ -54,6 +54,7 @@ fn around(interfaces: &[(&str, u32)]) -> Surroundings {
             .collect(),
         underlay_mtu: 1500,
         externals: BTreeMap::new(),
+        liveness: Default::default(),
     }
 }
 

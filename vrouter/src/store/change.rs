@@ -20,7 +20,7 @@ use super::{
     record::{Head, Ids, Record, SCHEMA, Staged, objects_of, spec_of},
     report::NodeState,
 };
-use crate::topology::{self, DERIVED_VNIS, Kind, Problems, Tree, TreeKind, derive_vni};
+use crate::topology::{self, DERIVED_VNIS, Kind, Problems, Tree, TreeKind, derive_vni, derive_vrid};
 
 /// Objects of a change that is written at once. etcd's own limit is 128 operations; the head is one.
 const AT_ONCE: usize = 100;
@@ -147,6 +147,20 @@ fn allocate(wanted: &mut BTreeMap<&ObjectName, (Record, Option<&Tree>)>, routers
     };
     let mut taken: HashSet<u32> =
         wanted.values().filter_map(|(record, _)| stated(record).or(record.ids.vni)).collect();
+    // By external network.
+    let vrid = |record: &Record| {
+        let gateway = record.spec.get("gateway")?;
+        let network = gateway.get("network")?.as_str()?.to_owned();
+        let stated = gateway.get("vrrp").and_then(|vrrp| vrrp.get("vrid")?.as_u64());
+        Some((network, stated.and_then(|vrid| u8::try_from(vrid).ok())))
+    };
+    let mut vrids: HashSet<(String, u8)> = wanted
+        .values()
+        .filter_map(|(record, _)| {
+            let (network, stated) = vrid(record)?;
+            Some((network, stated.or(record.ids.vrid)?))
+        })
+        .collect();
     for (object, (record, _)) in wanted.iter_mut() {
         match object.kind {
             Kind::Network if stated(record).is_some() => record.ids.vni = None,
@@ -155,9 +169,20 @@ fn allocate(wanted: &mut BTreeMap<&ObjectName, (Record, Option<&Tree>)>, routers
                 let free = (first..=*DERIVED_VNIS.end()).chain(DERIVED_VNIS).find(|vni| taken.insert(*vni));
                 record.ids.vni = free;
             }
-            Kind::Router if record.ids.router.is_none() => {
-                *routers += 1;
-                record.ids.router = Some(*routers);
+            Kind::Router => {
+                if record.ids.router.is_none() {
+                    *routers += 1;
+                    record.ids.router = Some(*routers);
+                }
+                match vrid(record) {
+                    Some((network, None)) if record.ids.vrid.is_none() => {
+                        record.ids.vrid =
+                            derive_vrid(&object.name, |vrid| vrids.insert((network.clone(), vrid)));
+                    }
+                    Some((_, None)) => {}
+                    // It states one, or is on no external network.
+                    _ => record.ids.vrid = None,
+                }
             }
             _ => {}
         }
@@ -207,12 +232,31 @@ fn located(problems: Problems) -> Problems {
 
 fn with_ids(tree: &Tree, ids: Ids) -> Tree {
     let mut tree = tree.clone();
-    if let (Some(vni), TreeKind::Mapping(fields)) = (ids.vni, &mut tree.kind) {
-        fields.retain(|(key, _)| key.as_text() != Some("vni"));
-        let scalar = |text: String| Tree { line: tree.line, kind: TreeKind::Scalar { text, quoted: false } };
-        fields.push((scalar("vni".to_owned()), scalar(vni.to_string())));
+    if let Some(vni) = ids.vni {
+        set(&mut tree, &["vni"], &vni.to_string());
+    }
+    if let (Some(vrid), Some(_)) = (ids.vrid, tree.field("gateway")) {
+        set(&mut tree, &["gateway", "vrrp", "vrid"], &vrid.to_string());
     }
     tree
+}
+
+/// Sets a field of an object, or of one inside it. What is no object is left for the check to name.
+fn set(tree: &mut Tree, path: &[&str], text: &str) {
+    let ([name, rest @ ..], line) = (path, tree.line) else { return };
+    let TreeKind::Mapping(fields) = &mut tree.kind else { return };
+    let scalar = |text: &str| Tree { line, kind: TreeKind::Scalar { text: text.to_owned(), quoted: false } };
+    if rest.is_empty() {
+        fields.retain(|(key, _)| key.as_text() != Some(name));
+        fields.push((scalar(name), scalar(text)));
+        return;
+    }
+    if !fields.iter().any(|(key, _)| key.as_text() == Some(name)) {
+        fields.push((scalar(name), Tree { line, kind: TreeKind::Mapping(Vec::new()) }));
+    }
+    for (_, inside) in fields.iter_mut().filter(|(key, _)| key.as_text() == Some(name)) {
+        set(inside, rest, text);
+    }
 }
 
 /// Does what is wished. Somebody else's change meanwhile is no obstacle, unless it is to the same objects.

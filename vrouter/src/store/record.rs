@@ -39,6 +39,9 @@ pub struct Ids {
     /// A router's number, which no other router ever gets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub router: Option<u32>,
+    /// The number of the virtual router that a router is on its external network, if the document does not state one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vrid: Option<u8>,
 }
 
 impl Ids {
@@ -143,6 +146,12 @@ impl Record {
         let mut spec = self.spec.clone();
         if let Some(vni) = self.ids.vni {
             spec.entry("vni").or_insert_with(|| vni.into());
+        }
+        if let (Some(vrid), Some(Value::Object(gateway))) = (self.ids.vrid, spec.get_mut("gateway")) {
+            let vrrp = gateway.entry("vrrp").or_insert_with(|| Value::Object(Map::new()));
+            if let Value::Object(vrrp) = vrrp {
+                vrrp.entry("vrid").or_insert_with(|| vrid.into());
+            }
         }
         tree(&Value::Object(spec), 0)
     }
@@ -315,6 +324,22 @@ mod tests {
             vni(r#"{"schema":1,"spec":{"name":"web","vni":5},"ids":{"vni":7}}"#),
             Some("5".to_owned())
         );
+    }
+
+    #[test]
+    fn an_allocated_vrid_is_part_of_the_object_and_a_stated_one_stays() {
+        let vrid = |gateway: &str| {
+            let value = format!(r#"{{"schema":1,"spec":{{"name":"r1"{gateway}}},"ids":{{"vrid":7}}}}"#);
+            let record = Record::read(&ObjectName::new(Kind::Router, "r1"), value.as_bytes()).unwrap();
+            let tree = record.tree().unwrap();
+            let vrrp = tree.field("gateway")?.field("vrrp")?;
+            vrrp.field("vrid").and_then(|vrid| vrid.as_text().map(str::to_owned))
+        };
+        assert_eq!(vrid(""), None);
+        assert_eq!(vrid(r#","gateway":"damaged""#), None);
+        assert_eq!(vrid(r#","gateway":{"network":"public"}"#).as_deref(), Some("7"));
+        assert_eq!(vrid(r#","gateway":{"vrrp":{"preempt":false}}"#).as_deref(), Some("7"));
+        assert_eq!(vrid(r#","gateway":{"vrrp":{"vrid":9}}"#).as_deref(), Some("9"));
     }
 
     #[test]

@@ -67,6 +67,15 @@ impl Rendezvous {
         self.best(router_name, part, |_| true)
     }
 
+    /// Everybody, the one with the highest hash first: each is the owner if those before it are not there.
+    #[must_use]
+    pub fn ranked(&self, router_name: &str, part: u32) -> Vec<usize> {
+        let thing = thing(router_name, part);
+        let mut ranked: Vec<usize> = (0..self.nodes.len()).collect();
+        ranked.sort_by_cached_key(|&at| std::cmp::Reverse((mix(thing ^ self.nodes[at]), self.nodes[at])));
+        ranked
+    }
+
     /// The owners of several parts of a router, in order: each node gets its share of them, or one more. For
     /// each part it is the node with the highest hash among those that may have another.
     #[must_use]
@@ -83,13 +92,18 @@ impl Rendezvous {
     }
 
     fn best(&self, router_name: &str, part: u32, may: impl Fn(usize) -> bool) -> Option<usize> {
-        let thing = fnv1a(fnv1a(FNV_OFFSET, router_name.as_bytes()), &[0]);
-        let thing = mix(fnv1a(thing, &part.to_be_bytes()));
+        let thing = thing(router_name, part);
         let weights = self.nodes.iter().map(|node| mix(thing ^ node));
         // Of equal hashes, one in 2^64, the node's own decides.
         let candidates = weights.zip(&self.nodes).enumerate().filter(|(at, _)| may(*at));
         candidates.max_by_key(|(_, weight)| *weight).map(|(at, _)| at)
     }
+}
+
+/// The hash of a router's part.
+fn thing(router_name: &str, part: u32) -> u64 {
+    let thing = fnv1a(fnv1a(FNV_OFFSET, router_name.as_bytes()), &[0]);
+    mix(fnv1a(thing, &part.to_be_bytes()))
 }
 
 /// Without it the last letters of a name would hardly reach the upper bits, which decide what is highest.
@@ -112,11 +126,11 @@ pub fn digest128<'n>(words: impl IntoIterator<Item = &'n str>) -> String {
     format!("{:016x}{:016x}", mix(high), mix(low))
 }
 
-fn fnv1a(seed: u64, bytes: &[u8]) -> u64 {
+pub(super) fn fnv1a(seed: u64, bytes: &[u8]) -> u64 {
     bytes.iter().fold(seed, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(FNV_PRIME))
 }
 
-const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+pub(super) const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
 const FNV_PRIME: u64 = 0x0000_0100_0000_01b3;
 
 #[cfg(test)]
@@ -146,6 +160,10 @@ mod tests {
         let nodes = Rendezvous::among(["node-a", "node-b", "node-c"]);
         let owners: Vec<_> = (0..8).map(|part| nodes.owner("r1", part)).collect();
         assert_eq!(owners, OWNERS_OF_R1.map(Some));
+        for part in 0..8 {
+            let ranked = nodes.ranked("r1", part);
+            assert_eq!((Some(ranked[0]), ranked.len()), (nodes.owner("r1", part), 3));
+        }
         assert_eq!(derive_external_mac("r1", "public", "node-a").to_string(), EXTERNAL_MAC);
         assert_eq!(Rendezvous::among([]).owner("r1", 0), None);
     }

@@ -36,6 +36,8 @@ pub struct Network {
     pub mtu: Option<u16>,
     /// Reached through each node's external interface instead of the overlay.
     pub external: bool,
+    /// An external network that is routed: nobody asks there who has an address, routers outside are told by BGP.
+    pub routed: bool,
     pub subnets: Vec<Subnet>,
     pub line: usize,
 }
@@ -82,7 +84,26 @@ pub struct RouterGateway {
     pub snat: bool,
     /// The ports of the IPv4 address that may be used for it, inclusive.
     pub snat_ports: (u16, u16),
+    pub vrrp: Vrrp,
     pub line: usize,
+}
+
+/// How several gateway nodes agree on who answers for a router outside (RFC 5798).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Vrrp {
+    /// The virtual router's number on the external network; `None`: see [`super::Vrids`].
+    pub vrid: Option<u8>,
+    /// Between two announcements of the master, in milliseconds, a multiple of 10. It is missed after three and a
+    /// bit.
+    pub interval_ms: u32,
+    /// Whether a better gateway takes over from one that is at work.
+    pub preempt: bool,
+}
+
+impl Default for Vrrp {
+    fn default() -> Self {
+        Self { vrid: None, interval_ms: 200, preempt: true }
+    }
 }
 
 /// An extra route. `nexthop: blackhole` and `nexthop: unreachable` are the kernel's route types.
@@ -96,7 +117,7 @@ pub struct StaticRoute {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RouteTarget {
-    /// One address for now on the data path; several mean equal-cost multipath.
+    /// Several mean equal-cost multipath.
     Nexthops(Vec<IpAddr>),
     Blackhole,
     Unreachable,
@@ -219,7 +240,17 @@ pub struct Node {
     pub vtep: Ipv4Addr,
     /// May carry external traffic for others.
     pub gateway: bool,
+    /// The external networks it has an interface on; `None`: all there are.
+    pub external_networks: Option<Vec<String>>,
     pub line: usize,
+}
+
+impl Node {
+    /// Whether it has an interface on an external network.
+    #[must_use]
+    pub fn reaches(&self, external_network: &str) -> bool {
+        self.external_networks.as_ref().is_none_or(|names| names.iter().any(|name| name == external_network))
+    }
 }
 
 /// The group of ports that name none.

@@ -15,7 +15,7 @@ use std::fmt::Display;
 use std::net::IpAddr;
 
 use super::decode::{Decoded, Kind, PerKind, label_of};
-use super::model::{Network, Subnet, Topology};
+use super::model::{Network, Node, Subnet, Topology};
 use super::object::suggestion;
 use super::problem::Problems;
 use super::ranges::{RangeIndex, listing};
@@ -35,6 +35,7 @@ pub fn validate(decoded: &Decoded<'_>, problems: &mut Problems) {
         external_ranges: RangeIndex::default(),
         router_addresses: HashMap::new(),
         gateway_addresses: HashMap::new(),
+        vrids: HashMap::new(),
         routers_are_known: false,
     };
     check.names();
@@ -65,6 +66,8 @@ struct Check<'a, 'p> {
     router_addresses: HashMap<(usize, IpAddr), usize>,
     /// Who holds an address on a network: router gateways.
     gateway_addresses: HashMap<(usize, IpAddr), usize>,
+    /// Who has a VRID on a network, of those that state one.
+    vrids: HashMap<(usize, u8), usize>,
     /// Every router and what it refers to could be read, so that what is not in `reaches` is not joined.
     routers_are_known: bool,
 }
@@ -184,6 +187,20 @@ impl<'a> Check<'a, '_> {
     }
 
     /// Nodes have one rule of their own.
+    fn external_networks(&mut self, index: usize, node: &Node) {
+        let object = label_of(Kind::Node, &node.name);
+        for (item, name) in node.external_networks.iter().flatten().enumerate() {
+            let path = [Step::Field("external_networks"), Step::Item(item)];
+            let line = self.line(Kind::Node, index, &path);
+            let Some(network) = self.resolve(Kind::Network, name, line, &object) else { continue };
+            if !self.network(network).external {
+                let message = format!("network {name} is not external");
+                let remedy = "leave it out: every node reaches the networks of its ports";
+                self.report(line, object.clone(), message, remedy);
+            }
+        }
+    }
+
     fn nodes(&mut self) {
         let mut vteps = HashMap::new();
         for (i, node) in self.topology.nodes.iter().enumerate() {
@@ -198,6 +215,7 @@ impl<'a> Check<'a, '_> {
                     "give each node its own underlay address",
                 );
             }
+            self.external_networks(i, node);
         }
     }
 }

@@ -64,6 +64,11 @@ struct Node {
 impl Node {
     /// With an interface on the external network, if it has a number.
     fn new(document: &str, name: &'static str, external: Option<u32>) -> Self {
+        Self::alive(document, name, external, Liveness::default())
+    }
+
+    /// The same, with what is known of others.
+    fn alive(document: &str, name: &'static str, external: Option<u32>, liveness: Liveness) -> Self {
         let topology = topology::parse("test.yaml", document).unwrap_or_else(|problems| panic!("{problems}"));
         let interface = |ifindex| ExternalInterface { ifindex: Some(ifindex), mtu: Some(1500) };
         let around = Surroundings {
@@ -77,6 +82,7 @@ impl Node {
                 .map(|ifindex| ("public".to_owned(), interface(ifindex)))
                 .into_iter()
                 .collect(),
+            liveness,
         };
         let mut ids = Identities::default();
         // Numbers are each node's own: start elsewhere on each.
@@ -182,18 +188,31 @@ fn owner(nodes: &[Node], router: &str, address: &str, kind: u8) -> String {
     owner.to_owned()
 }
 
+/// Any of the nodes may answer for an address of a router, with the virtual hardware address.
+#[track_caller]
+fn shared(nodes: &[Node], router: &str, address: &str, kind: u8) {
+    let topology = topology::parse("test.yaml", DOCUMENT).unwrap();
+    let vrid = crate::topology::Vrids::of(&topology).get(router).unwrap();
+    let mac = [0, 0, 0x5e, 0, if address.contains(':') { 2 } else { 1 }, vrid];
+    for node in nodes {
+        let owner = node.id(NAME_ROUTER, router);
+        let expected = Station { mac, kind, place: PLACE_SHARED, at: u32::from(vrid), owner };
+        assert_eq!(node.address(address), Some(expected), "{address} seen from {}", node.name);
+    }
+}
+
 #[test]
 fn an_address_is_answered_for_by_one_node() {
     let all = nodes(DOCUMENT, Some(5));
-    let r1 = owner(&all, "r1", "203.0.113.10", STATION_ROUTER);
-    assert_eq!(r1, owner(&all, "r1", "2001:db8::10", STATION_ROUTER), "both families");
-    assert_eq!(r1, owner(&all, "r1", "203.0.113.60", STATION_FLOATING), "and what forwards by port");
-    let r2 = owner(&all, "r2", "203.0.113.11", STATION_ROUTER);
+    // Which of the gateways it is they agree on when they run.
+    shared(&all, "r1", "203.0.113.10", STATION_ROUTER);
+    shared(&all, "r1", "2001:db8::10", STATION_ROUTER);
+    shared(&all, "r1", "203.0.113.60", STATION_FLOATING);
+    shared(&all, "r2", "203.0.113.11", STATION_ROUTER);
     for node in &all {
-        for (router, owner) in [("r1", &r1), ("r2", &r2)] {
-            let leg = node.leg(router).unwrap();
-            assert_eq!(leg.flags & LEG_OWNED != 0, node.name == owner, "{router} at {}", node.name);
-            assert_eq!(leg.flags & (LEG_EXTERNAL | LEG_SNAT), LEG_EXTERNAL | LEG_SNAT);
+        for router in ["r1", "r2"] {
+            let flags = LEG_EXTERNAL | LEG_SNAT | LEG_SHARED;
+            assert_eq!(node.leg(router).unwrap().flags, flags, "{router} at {}: not the master", node.name);
         }
     }
     assert_eq!(owner(&all, "r1", "203.0.113.50", STATION_FLOATING), "a", "where vm1 is");
@@ -401,15 +420,20 @@ fn a_node_compiles_what_it_speaks_for() {
     let has = |node: &Node, router: &str| node.leg(router).is_some();
     let all = nodes(DOCUMENT, None);
     for node in &all {
-        let owns = |address| node.address(address).is_some_and(|station| station.place == PLACE_EVERYWHERE);
-        let has_port = |router: &str| matches!((node.name, router), ("a" | "b", "r1") | ("b", "r2"));
-        for (router, address) in [("r1", "203.0.113.10"), ("r2", "203.0.113.11")] {
-            assert_eq!(has(node, router), has_port(router) || owns(address), "{router} at {}", node.name);
-        }
+        // All are gateways.
+        assert!(has(node, "r1") && has(node, "r2"), "{}", node.name);
         assert!(node.out.externals.is_empty());
         // With the router come the networks behind it, and who is there.
         let db = NetworkKey { network: Scoped::new(0, node.id(NAME_NETWORK, "db")) };
         assert_eq!(node.out.image.networks.contains_key(&db), has(node, "r1"), "{}", node.name);
+    }
+    // If one alone is, others have the routers of their ports.
+    let document = DOCUMENT.replace("{ name: a, vtep", "{ name: a, gateway: true, vtep");
+    for node in &nodes(&document, None) {
+        let has_port = |router: &str| matches!((node.name, router), ("a" | "b", "r1") | ("b", "r2"));
+        for router in ["r1", "r2"] {
+            assert_eq!(has(node, router), has_port(router) || node.name == "a", "{router} at {}", node.name);
+        }
     }
     // An interface outside makes a node speak for every router there.
     let node = Node::new(DOCUMENT, "c", Some(5));
@@ -437,4 +461,171 @@ fn an_external_interface_may_be_missing() {
     let topology = topology::parse("test.yaml", &text).unwrap();
     let out = compile(&topology, &smaller, &mut ids).unwrap();
     assert_eq!(out.image.networks[&public].mtu, 1300);
+}
+
+// ---- gateways ----
+
+/// Node b is on no external network; a and c are gateways.
+fn with_gateways() -> String {
+    DOCUMENT
+        .replace("{ name: a, vtep", "{ name: a, gateway: true, vtep")
+        .replace("{ name: b, vtep", "{ name: b, external_networks: [], vtep")
+        .replace("{ name: c, vtep", "{ name: c, gateway: true, vtep")
+}
+
+fn dead(names: &[&str]) -> Liveness {
+    let dead_gateways = names.iter().map(|name| ("public".to_owned(), (*name).to_owned())).collect();
+    Liveness { dead_gateways, ..Liveness::default() }
+}
+
+impl Node {
+    /// The nodes that have the slots of the external network.
+    fn slots(&self) -> Vec<String> {
+        let network = Scoped::new(0, self.id(NAME_NETWORK, "public"));
+        let of = |(key, &node): (&GatewayKey, &u32)| {
+            assert_eq!(key.network, network);
+            self.ids.name(NAME_NODE, node).unwrap().to_owned()
+        };
+        self.out.image.gateways.iter().map(of).collect()
+    }
+}
+
+#[test]
+fn a_node_without_an_interface_uses_the_gateways_that_live() {
+    let document = with_gateways();
+    let node = Node::new(&document, "b", None);
+    let all = node.slots();
+    assert_eq!(all.len(), SLOTS as usize);
+    let of_a = all.iter().filter(|name| *name == "a").count();
+    assert!((16..48).contains(&of_a) && all.iter().all(|name| name != "b"), "{all:?}");
+    let peers: Vec<&str> = node.out.gateways.iter().map(|peer| peer.node.as_str()).collect();
+    assert_eq!(peers, ["a", "c"]);
+    // One dies: its slots go to the other, no others move; both dead: as if both lived.
+    let without = Node::alive(&document, "b", None, dead(&["c"]));
+    assert!(without.slots().iter().all(|name| name == "a"));
+    assert_eq!(Node::alive(&document, "b", None, dead(&["a", "c"])).slots(), all);
+    // Who has an interface needs nobody; who is to have one and has none, needs the others, and says so.
+    let gateway = Node::new(&document, "a", Some(5));
+    assert!(gateway.slots().is_empty() && gateway.out.gateways.is_empty());
+    assert_eq!(gateway.out.carried, BTreeMap::from([("public".to_owned(), 900)]));
+    let blind = Node::new(&document, "a", None);
+    assert!(blind.slots().iter().all(|name| name == "c"));
+    assert!(blind.out.carried.is_empty());
+    assert!(
+        blind.out.warnings.iter().any(|warning| warning.contains("no interface")),
+        "{:?}",
+        blind.out.warnings
+    );
+    let surprised = Node::new(&document, "b", Some(5));
+    assert!(surprised.out.warnings.iter().any(|warning| warning.contains("external_networks")));
+}
+
+#[test]
+fn what_is_behind_a_node_without_an_interface_is_answered_for_by_the_gateways() {
+    let document = with_gateways();
+    let all = nodes(&document, Some(5));
+    let carriers = [&all[0], &all[2]];
+    // vm2 is on b, vm1 on a.
+    for node in carriers {
+        assert_eq!(node.address("203.0.113.51").unwrap().place, PLACE_SHARED);
+        let nat = node.nat("203.0.113.51", 0, 0).unwrap();
+        assert_eq!(node.ids.name(NAME_NODE, nat.node), Some("b"), "it is translated there");
+    }
+    assert_eq!(all[0].address("203.0.113.50").unwrap().place, PLACE_EVERYWHERE);
+    assert_eq!(all[2].address("203.0.113.50").unwrap().place, PLACE_REMOTE);
+    // Seen from b: here, where it translates; the router's address is at a gateway that lives.
+    let b = Node::new(&document, "b", None);
+    assert_eq!(b.address("203.0.113.51").unwrap().place, PLACE_EVERYWHERE);
+    let at = |node: &Node| node.place("203.0.113.10").unwrap().2.unwrap();
+    let first = at(&b);
+    let other = if first == "a" { "c" } else { "a" };
+    assert_eq!(at(&Node::alive(&document, "b", None, dead(&[&first]))), other);
+    assert_eq!(at(&Node::alive(&document, "b", None, dead(&["a", "c"]))), first);
+}
+
+#[test]
+fn virtual_routers_have_a_priority_for_each_gateway() {
+    let document = DOCUMENT.replace(
+        "2001:db8::10\"] }",
+        "2001:db8::10\"], vrrp: { vrid: 9, interval_ms: 30, preempt: false } }",
+    );
+    let all = nodes(&document, Some(5));
+    let mut priorities = Vec::new();
+    for node in &all {
+        let of_r1: Vec<_> = node.out.virtual_routers.iter().filter(|it| it.router == "r1").collect();
+        let [v4, v6] = of_r1[..] else { panic!("{of_r1:?}") };
+        assert_eq!((v4.vrid, v4.ipv6, v4.interval_ms, v4.preempt), (9, false, 30, false));
+        assert_eq!(v4.addresses, [IpAddr::from([203, 0, 113, 10])]);
+        assert_eq!((v6.vrid, v6.ipv6, v6.priority), (9, true, v4.priority));
+        let link_local: IpAddr = "fe80::200:5eff:fe00:209".parse().unwrap();
+        assert_eq!(v6.addresses, [link_local, "2001:db8::10".parse().unwrap()]);
+        let station = node.address("fe80::200:5eff:fe00:209").unwrap();
+        assert_eq!((station.place, station.at), (PLACE_SHARED, 9));
+        assert_eq!(v4.carriers[usize::from((250 - v4.priority) / 10)], node.name);
+        priorities.push(v4.priority);
+        let mastered = Liveness { mastered: BTreeSet::from(["r1".to_owned()]), ..Liveness::default() };
+        let master = Node::alive(&document, node.name, Some(5), mastered);
+        assert_eq!(master.leg("r1").unwrap().flags, LEG_EXTERNAL | LEG_SNAT | LEG_SHARED | LEG_OWNED);
+    }
+    priorities.sort_unstable();
+    assert_eq!(priorities, [230, 240, 250]);
+    // One gateway has nobody to agree with.
+    let alone = DOCUMENT.replace("{ name: a, vtep", "{ name: a, gateway: true, vtep");
+    assert!(nodes(&alone, Some(5)).iter().all(|node| node.out.virtual_routers.is_empty()));
+    let routed = DOCUMENT.replace("external: true", "external: true\n    routed: true");
+    for node in nodes(&routed, Some(5)) {
+        assert!(node.out.virtual_routers.is_empty());
+        assert_eq!(node.address("203.0.113.10").unwrap().place, PLACE_EVERYWHERE, "all answer");
+    }
+}
+
+#[test]
+fn r2_several_next_hops_have_their_shares_and_dead_ones_none() {
+    let hops = "[203.0.113.7, 203.0.113.8, 203.0.113.9]";
+    let document = DOCUMENT.replace("nexthop: 203.0.113.7", &format!("nexthops: {hops}"));
+    let shares = |node: &Node| {
+        let mut shares: BTreeMap<Ip, Vec<u32>> = BTreeMap::new();
+        for (key, member) in &node.out.image.members {
+            assert_eq!(member.network, node.id(NAME_NETWORK, "public"));
+            shares.entry(member.nexthop).or_default().push(key.slot);
+        }
+        shares
+    };
+    let a = Node::new(&document, "a", Some(5));
+    let route = a.route("r1", "198.51.100.9").unwrap();
+    assert_eq!(route.kind, ROUTE_MULTI);
+    let all = shares(&a);
+    assert_eq!(
+        all.keys().copied().collect::<Vec<_>>(),
+        ["203.0.113.7", "203.0.113.8", "203.0.113.9"].map(ip)
+    );
+    assert!(all.values().all(|slots| slots.len() >= 8), "{all:?}");
+    assert_eq!(all, shares(&Node::new(&document, "c", Some(5))), "alike on every node");
+    assert_eq!(a.out.watched.len(), 3);
+    let gone = |names: &[&str]| Liveness {
+        dead_nexthops: names.iter().map(|name| ("public".to_owned(), name.parse().unwrap())).collect(),
+        ..Liveness::default()
+    };
+    let without = shares(&Node::alive(&document, "a", Some(5), gone(&["203.0.113.8"])));
+    assert_eq!(without.len(), 2);
+    for (nexthop, slots) in &without {
+        assert!(all[nexthop].iter().all(|slot| slots.contains(slot)), "what it had it keeps");
+    }
+    let none = gone(&["203.0.113.7", "203.0.113.8", "203.0.113.9"]);
+    assert_eq!(
+        shares(&Node::alive(&document, "a", Some(5), none)),
+        all,
+        "each says why it cannot be reached"
+    );
+    // Ports as next hops: of one that is bound nowhere no use is made.
+    let document = DOCUMENT.replace(
+        "destination: 198.51.100.0/24, nexthop: 203.0.113.7",
+        "destination: 198.51.100.0/24, nexthops: [10.0.1.11, 10.0.1.12, 10.0.1.14]",
+    );
+    let used = |node: Node| -> BTreeSet<Ip> {
+        node.out.image.members.values().map(|member| member.nexthop).collect()
+    };
+    assert_eq!(used(Node::new(&document, "a", Some(5))), BTreeSet::from(["10.0.1.11", "10.0.1.12"].map(ip)));
+    // Nor of one whose interface is missing: b has no tap2.
+    assert_eq!(used(Node::new(&document, "b", Some(5))), BTreeSet::from(["10.0.1.11"].map(ip)));
 }

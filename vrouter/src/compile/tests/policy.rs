@@ -39,6 +39,7 @@ impl Policies {
             interfaces: interfaces.collect(),
             underlay_mtu: 1500,
             externals: BTreeMap::new(),
+            liveness: Default::default(),
         };
         let mut ids = Identities::default();
         let mut tables = MemoryTables::default();
@@ -317,6 +318,7 @@ impl Random {
             name: "n".to_owned(),
             vni: 1,
             mtu: None,
+            routed: false,
             external: false,
             subnets: vec![subnet("n4", "10.0.0.0/8"), subnet("n6", "fd00::/16")],
             line: 1,
@@ -366,7 +368,13 @@ impl Random {
         }
         for (i, name) in ["a", "b"].into_iter().enumerate() {
             let vtep = Ipv4Addr::new(192, 0, 2, i as u8);
-            topology.nodes.push(Node { name: name.to_owned(), vtep, gateway: false, line: 1 });
+            topology.nodes.push(Node {
+                name: name.to_owned(),
+                vtep,
+                gateway: false,
+                external_networks: None,
+                line: 1,
+            });
         }
         topology
     }

@@ -11,8 +11,8 @@ use super::{Item, View};
 use crate::{
     store::keys::ObjectName,
     topology::{
-        Kind, Parts, Rendezvous, Single,
-        model::{DEFAULT_GROUP, Network, Port, Remote, Router, SecurityGroup},
+        Carriers, Kind, Parts, Single,
+        model::{DEFAULT_GROUP, Network, Node, Port, Remote, Router, SecurityGroup},
     },
 };
 
@@ -135,7 +135,7 @@ impl View {
                         .gateway
                         .as_ref()
                         .is_some_and(|gateway| part.externals.contains(&gateway.network))
-                    || self.speaks(router, &self.gateways())
+                    || self.speaks(router)
             }
             Single::FloatingIp(floating) => {
                 part.external_ranges.iter().any(|range| range.contains(&floating.address))
@@ -144,30 +144,29 @@ impl View {
         }
     }
 
-    /// The nodes that answer for routers outside: those that are to, or all if none is.
-    fn gateways(&self) -> Vec<&str> {
-        let node = |name: &String| match &self
-            .objects
-            .get(&ObjectName::new(Kind::Node, name.as_str()))?
-            .best()?
-            .says
-        {
-            Single::Node(node) => Some(node),
-            _ => None,
-        };
-        let nodes: Vec<_> = self.index.nodes.iter().filter_map(node).collect();
-        let any = nodes.iter().any(|node| node.gateway);
-        nodes.into_iter().filter(|node| node.gateway || !any).map(|node| node.name.as_str()).collect()
+    /// The nodes in their best versions.
+    fn nodes(&self) -> impl Iterator<Item = &Node> {
+        self.index.nodes.iter().filter_map(|name| {
+            match &self.objects.get(&ObjectName::new(Kind::Node, name.as_str()))?.best()?.says {
+                Single::Node(node) => Some(node),
+                _ => None,
+            }
+        })
     }
 
     /// Whether what is outside may come to this node for a router.
-    fn speaks(&self, router: &Router, gateways: &[&str]) -> bool {
+    fn speaks(&self, router: &Router) -> bool {
         let Some(gateway) = &router.gateway else { return false };
         if self.own_externals().any(|network| network == gateway.network) {
             return true;
         }
-        let owner = Rendezvous::among(gateways.iter().copied()).owner(&router.name, 0);
-        owner.and_then(|at| gateways.get(at)).is_some_and(|owner| *owner == self.node)
+        // Most nodes are no gateways: no need to rank them.
+        let is_able = |node: &Node| node.name == self.node && node.reaches(&gateway.network);
+        if !self.nodes().any(is_able) {
+            return false;
+        }
+        let carriers = Carriers::of(self.nodes(), [gateway.network.as_str()]);
+        carriers.of_router(&router.name, &gateway.network).contains(&self.node.as_str())
     }
 
     /// The networks of this node's external interfaces.
@@ -245,7 +244,6 @@ impl<'v> Collector<'v> {
                 next.push(&port.network);
             }
         }
-        let gateways = view.gateways();
         for router in &view.index.routers_with_gateway {
             let name = ObjectName::new(Kind::Router, router.as_str());
             let Some(Single::Router(found)) =
@@ -253,7 +251,7 @@ impl<'v> Collector<'v> {
             else {
                 continue;
             };
-            if view.speaks(found, &gateways) {
+            if view.speaks(found) {
                 self.router(router);
                 next.extend(self.joined(found).iter().map(|network| network.name.as_str()));
             }
@@ -375,7 +373,12 @@ impl<'v> Collector<'v> {
         self.groups(&mut parts);
         for node in &view.index.nodes {
             if let Some(Single::Node(node)) = self.get(Kind::Node, node) {
-                parts.nodes.push(node.clone());
+                let mut node = node.clone();
+                // What is not in the part is of no concern here.
+                if let Some(networks) = &mut node.external_networks {
+                    networks.retain(|name| self.networks.contains_key(name.as_str()));
+                }
+                parts.nodes.push(node);
             }
         }
         for (network, derived) in self.networks.values() {

@@ -83,6 +83,7 @@ fn around(node: &str, externals: &[&str]) -> Surroundings {
         interfaces: (1..5).map(|index| (format!("tap{index}"), Interface { index, peer: false })).collect(),
         underlay_mtu: 1500,
         externals: externals.iter().map(|network| ((*network).to_owned(), external)).collect(),
+        liveness: compile::Liveness::default(),
     }
 }
 

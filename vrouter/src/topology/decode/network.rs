@@ -11,7 +11,7 @@ use crate::topology::object::Object;
 use crate::topology::ranges::{edge, same_family};
 use crate::topology::scalar;
 
-pub const FIELDS: &[&str] = &["name", "vni", "mtu", "external", "subnets"];
+pub const FIELDS: &[&str] = &["name", "vni", "mtu", "external", "routed", "subnets"];
 pub const SUBNET_FIELDS: &[&str] = &["name", "cidr", "gateway", "dns"];
 
 /// The smallest MTU a link may have: RFC 791 for IPv4, RFC 8200 for IPv6.
@@ -24,6 +24,16 @@ pub fn network(object: &mut Object<'_, '_>) -> Option<(Network, bool)> {
     let vni = object.optional("vni", scalar::number::<1, 0xff_ffff>);
     let mtu = object.optional("mtu", scalar::number16::<MIN_MTU, 65535>);
     let external = object.optional("external", scalar::boolean).unwrap_or_default();
+    let routed = object.optional("routed", scalar::boolean).unwrap_or_default();
+    if routed && !external {
+        object.about("routed", |object| {
+            object.problem(
+                object.line("routed"),
+                "is routed, and not external",
+                "add `external: true`: between workloads every network is routed by its routers",
+            );
+        });
+    }
     let subnets = object.children("subnets", SUBNET_FIELDS, |child| {
         let place = child.label().to_owned();
         child.relabel(label(child.node, Kind::Subnet, || place));
@@ -41,7 +51,7 @@ pub fn network(object: &mut Object<'_, '_>) -> Option<(Network, bool)> {
     let name = name?;
     let derived = vni.is_none();
     let vni = vni.unwrap_or_else(|| derive_vni(&name));
-    Some((Network { name, vni, mtu, external, subnets, line: object.node.line }, derived))
+    Some((Network { name, vni, mtu, external, routed, subnets, line: object.node.line }, derived))
 }
 
 fn subnet(object: &mut Object<'_, '_>) -> Option<Subnet> {

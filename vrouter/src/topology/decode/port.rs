@@ -17,7 +17,7 @@ pub const PORT_FIELDS: &[&str] = &[
     "hook",
 ];
 pub const FLOATING_IP_FIELDS: &[&str] = &["address", "port", "fixed_ip", "port_forwardings"];
-pub const NODE_FIELDS: &[&str] = &["name", "vtep", "gateway"];
+pub const NODE_FIELDS: &[&str] = &["name", "vtep", "gateway", "external_networks"];
 const PAIR_FIELDS: &[&str] = &["ip", "mac"];
 const FORWARDING_FIELDS: &[&str] = &["protocol", "external_port", "port", "internal_port"];
 
@@ -110,5 +110,7 @@ pub fn node(object: &mut Object<'_, '_>) -> Option<Node> {
     let name = object.required("name", scalar::name);
     let vtep = object.required("vtep", scalar::host4);
     let gateway = object.optional("gateway", scalar::boolean).unwrap_or_default();
-    Some(Node { name: name?, vtep: vtep?, gateway, line: object.node.line })
+    let external_networks =
+        object.value("external_networks").is_some().then(|| object.list("external_networks", scalar::name));
+    Some(Node { name: name?, vtep: vtep?, gateway, external_networks, line: object.node.line })
 }

@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
 
-use crate::topology::model::{Network, RouteTarget, Router, RouterGateway, RouterInterface, StaticRoute};
+use crate::topology::model::{
+    Network, RouteTarget, Router, RouterGateway, RouterInterface, StaticRoute, Vrrp,
+};
 use crate::topology::object::Object;
 use crate::topology::problem::Problems;
 use crate::topology::scalar::{self, Fault};
@@ -11,7 +13,8 @@ use crate::topology::yaml::{Node, NodeKind};
 
 pub const FIELDS: &[&str] = &["name", "interfaces", "gateway", "routes"];
 const INTERFACE_FIELDS: &[&str] = &["subnet", "address"];
-const GATEWAY_FIELDS: &[&str] = &["network", "address", "snat", "snat_ports"];
+const GATEWAY_FIELDS: &[&str] = &["network", "address", "snat", "snat_ports", "vrrp"];
+const VRRP_FIELDS: &[&str] = &["vrid", "interval_ms", "preempt"];
 /// Below are the ports of well-known services (RFC 6335).
 const SNAT_PORTS: (u16, u16) = (1024, 65535);
 const ROUTE_FIELDS: &[&str] = &["destination", "nexthop", "nexthops"];
@@ -114,7 +117,29 @@ fn gateway(object: &mut Object<'_, '_>) -> Option<RouterGateway> {
     let addresses = gateway_addresses(object);
     let snat = object.optional("snat", scalar::boolean).unwrap_or(true);
     let snat_ports = object.optional("snat_ports", snat_range).unwrap_or(SNAT_PORTS);
-    Some(RouterGateway { network: network?, addresses: addresses?, snat, snat_ports, line: object.node.line })
+    let vrrp = object.child("vrrp", VRRP_FIELDS, vrrp).unwrap_or_default();
+    let line = object.node.line;
+    Some(RouterGateway { network: network?, addresses: addresses?, snat, snat_ports, vrrp, line })
+}
+
+fn vrrp(object: &mut Object<'_, '_>) -> Option<Vrrp> {
+    let default = Vrrp::default();
+    let vrid = object.optional("vrid", scalar::number::<1, 255>).and_then(|vrid| u8::try_from(vrid).ok());
+    let interval_ms = object.optional("interval_ms", announcement_interval).unwrap_or(default.interval_ms);
+    let preempt = object.optional("preempt", scalar::boolean).unwrap_or(default.preempt);
+    Some(Vrrp { vrid, interval_ms, preempt })
+}
+
+/// RFC 5798 counts hundredths of a second, in 12 bits.
+fn announcement_interval(node: &Node) -> Result<u32, Fault> {
+    let interval = scalar::number::<10, 40_950>(node)?;
+    if interval % 10 != 0 {
+        return Err(Fault::new(
+            format!("{interval} is no multiple of 10, and VRRP counts hundredths of a second"),
+            format!("write {}", interval / 10 * 10 + 10),
+        ));
+    }
+    Ok(interval)
 }
 
 /// Reads `203.0.113.10` or `[203.0.113.10, "2001:db8::10"]`.

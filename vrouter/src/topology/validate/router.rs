@@ -118,6 +118,18 @@ impl Check<'_, '_> {
             );
             return;
         }
+        if let Some(vrid) = gateway.vrrp.vrid
+            && let Some(first) = self.vrids.insert((network_index, vrid), index)
+        {
+            let other = self.topology.routers[first].name.clone();
+            let path = [Step::Field("gateway"), Step::Field("vrrp"), Step::Field("vrid")];
+            self.report(
+                self.line(Kind::Router, index, &path),
+                object.clone(),
+                format!("the VRID {vrid} is router {other}'s on network {} already", gateway.network),
+                "give one of them another `vrid`, or leave it out: one that is free is taken then",
+            );
+        }
         let places = self.ranges[network_index].places();
         let is_spoken = |place: &usize| gateway.address(self.subnet(*place).cidr.addr().is_ipv6()).is_some();
         legs.outside = places.filter(is_spoken).collect();
