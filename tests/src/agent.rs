@@ -54,7 +54,7 @@ impl Agent {
             Some(etcd) => arguments.extend(etcd),
             None => arguments.extend(["--topology".to_owned(), topology.display().to_string()]),
         }
-        if let Some(network) = lab.external_network() {
+        if let Some(network) = lab.external_network().filter(|_| node.is_outside()) {
             arguments.extend(["--external".to_owned(), format!("{network}={EXTERNAL_INTERFACE}")]);
         }
         if let Some(entries) = options.flow_entries {

@@ -23,6 +23,8 @@ pub struct LabBuilder {
     prefix: Option<String>,
     mtu: u32,
     nodes: Vec<String>,
+    /// Those of them without an interface on the external network.
+    inside: Vec<String>,
     workloads: Vec<WorkloadSpec>,
     foreign: Vec<(String, u8)>,
     external: Option<String>,
@@ -89,6 +91,7 @@ impl Lab {
             prefix: None,
             mtu: 1500,
             nodes: Vec::new(),
+            inside: Vec::new(),
             workloads: Vec::new(),
             foreign: Vec::new(),
             external: None,
@@ -216,9 +219,14 @@ impl Node {
     /// The other end of its external interface, in the namespace of [`Outside::switch`].
     ///
     /// # Panics
-    /// If the lab has no external network.
+    /// If it has none.
     pub fn external_port(&self) -> &str {
-        self.external_port.as_deref().expect("the lab has no external network")
+        self.external_port.as_deref().expect("the node is on no external network")
+    }
+
+    /// Whether it has an interface on the external network.
+    pub fn is_outside(&self) -> bool {
+        self.external_port.is_some()
     }
 }
 
@@ -376,6 +384,8 @@ impl LabBuilder {
     /// external network, and writes the document to the lab's topology file. The nodes' VTEPs must be 192.0.2.1, 192.0.2.2... in this order.
     pub fn topology(mut self, topology: &Topology) -> Self {
         self.nodes.extend(topology.nodes.iter().map(|node| node.name.clone()));
+        let inside = topology.nodes.iter().filter(|node| node.is_inside);
+        self.inside.extend(inside.map(|node| node.name.clone()));
         let bound = topology.ports.iter().filter(|port| !port.node.is_empty());
         self.workloads.extend(bound.map(|port| WorkloadSpec::from_port(topology, port)));
         self.external = topology.external().map(|network| network.name.clone()).or(self.external);
@@ -428,7 +438,8 @@ impl LabBuilder {
         for (name, number) in self.nodes.iter().zip(1_u8..) {
             let (host, address, underlay_port) = self.wire(lab, name, number)?;
             host.netns().set_sysctl("ipv4/ip_forward", "0")?;
-            let external_port = lab.outside.as_ref().map(|outside| {
+            let outside = lab.outside.as_ref().filter(|_| !self.inside.contains(name));
+            let external_port = outside.map(|outside| {
                 outside.wire_node(host.netns(), number, self.mtu).map(|()| Outside::port_of(number))
             });
             let external_port = external_port.transpose()?;

@@ -19,6 +19,7 @@ pub mod ping;
 pub mod probe;
 pub mod process;
 pub mod service;
+pub mod sessions;
 mod sockaddr;
 pub mod sockets;
 pub mod system;
@@ -40,6 +41,7 @@ pub use ping::{Ping, RunningPing};
 pub use probe::{IcmpError, Outcome, Probe};
 pub use process::Process;
 pub use service::{Services, Talk};
+pub use sessions::{Report, Sessions};
 pub use system::{Listeners, System};
 
 /// Fails, naming the remedy, unless the effective user is root.

@@ -32,6 +32,8 @@ pub struct Network {
     pub mtu: Option<u32>,
     /// Whether it is reached through the nodes' external interfaces; a lab makes what is there.
     pub external: bool,
+    /// Whether it is external and routed: the lab has a link to each gateway there, and BGP.
+    pub routed: bool,
     /// Its subnets.
     pub subnets: Vec<Subnet>,
 }
@@ -71,6 +73,8 @@ pub struct Gateway {
     pub snat: Option<bool>,
     /// The ports of the address that may be used, if they are to be given: `1024-65535`.
     pub snat_ports: Option<String>,
+    /// How its gateways agree, whole: `{ vrid: 7, preempt: false }`.
+    pub vrrp: Option<String>,
 }
 
 /// A security group.
@@ -147,6 +151,8 @@ pub struct NodeEntry {
     pub vtep: String,
     /// Whether it may carry external traffic for others.
     pub gateway: bool,
+    /// Whether it has no interface on the external network; a lab gives it none.
+    pub is_inside: bool,
 }
 
 /// The group every port is in that names no other; it lets everything through, so that only tests of policy speak of policy.
@@ -199,6 +205,7 @@ pub fn with_outside() -> Topology {
         addresses: vec!["203.0.113.10".to_owned(), "2001:db8:ff::10".to_owned()],
         snat: Some(true),
         snat_ports: None,
+        vrrp: None,
     });
     topology.floating_ips = vec![
         FloatingIp::new("203.0.113.51", "vm1"),
@@ -209,6 +216,25 @@ pub fn with_outside() -> Topology {
         ),
     ];
     topology.nodes[1].gateway = true;
+    topology
+}
+
+/// The lab of the edge: workloads on two nodes without an interface outside, and two gateways.
+///
+/// ```text
+/// node-a   vm1 vm2 vm3   no interface on public      gw-1, gw-2   gateways
+/// node-b   vm4 vm5 vm6   no interface on public
+/// ```
+///
+/// Addresses outside are those of [`with_outside`].
+pub fn with_edge() -> Topology {
+    let mut topology = with_outside();
+    for node in &mut topology.nodes {
+        (node.gateway, node.is_inside) = (false, true);
+    }
+    for (name, vtep) in [("gw-1", "192.0.2.3"), ("gw-2", "192.0.2.4")] {
+        topology.nodes.push(NodeEntry { gateway: true, ..NodeEntry::new(name, vtep) });
+    }
     topology
 }
 
@@ -318,7 +344,7 @@ impl Network {
             cidr: cidr.to_owned(),
             gateway: (!gateway.is_empty()).then(|| gateway.to_owned()),
         });
-        Self { name: name.to_owned(), vni: None, mtu: None, external: false, subnets: subnets.collect() }
+        Self { name: name.to_owned(), vni: None, mtu: None, external: false, routed: false, subnets: subnets.collect() }
     }
 }
 
@@ -333,7 +359,7 @@ impl Router {
 impl NodeEntry {
     /// A node with its tunnel address.
     pub fn new(name: &str, vtep: &str) -> Self {
-        Self { name: name.to_owned(), vtep: vtep.to_owned(), gateway: false }
+        Self { name: name.to_owned(), vtep: vtep.to_owned(), gateway: false, is_inside: false }
     }
 }
 
@@ -405,9 +431,10 @@ impl fmt::Display for Topology {
         if !self.nodes.is_empty() {
             writeln!(f, "nodes:")?;
         }
-        self.nodes.iter().try_for_each(|NodeEntry { name, vtep, gateway }| {
+        self.nodes.iter().try_for_each(|NodeEntry { name, vtep, gateway, is_inside }| {
             let gateway = if *gateway { ", gateway: true" } else { "" };
-            writeln!(f, "  - {{ name: {name}, vtep: {vtep}{gateway} }}")
+            let networks = if *is_inside { ", external_networks: []" } else { "" };
+            writeln!(f, "  - {{ name: {name}, vtep: {vtep}{gateway}{networks} }}")
         })
     }
 }
@@ -423,6 +450,9 @@ impl fmt::Display for Network {
         }
         if self.external {
             writeln!(f, "    external: true")?;
+        }
+        if self.routed {
+            writeln!(f, "    routed: true")?;
         }
         writeln!(f, "    subnets:")?;
         for Subnet { name, cidr, gateway } in &self.subnets {
@@ -462,6 +492,9 @@ impl fmt::Display for Gateway {
         }
         if let Some(ports) = &self.snat_ports {
             write!(f, ", snat_ports: {ports}")?;
+        }
+        if let Some(vrrp) = &self.vrrp {
+            write!(f, ", vrrp: {vrrp}")?;
         }
         write!(f, " }}")
     }

@@ -52,6 +52,11 @@ pub fn enter<P: Packet, T: Tables>(
         _ if ingress.tunnelled() => return Err(DropReason::TunnelMisdelivered),
         _ => return Ok(Decision::Pass),
     };
+    if station.place == PLACE_SHARED
+        && !tables.carries(&MasterKey::new(network, station.at as u8, headers.v6))
+    {
+        return Ok(Decision::Pass);
+    }
     plan.flow.in_macs = headers.macs;
     plan.flow.in_vtep = ingress.vtep;
     let mut router = station.owner;

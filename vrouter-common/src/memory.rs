@@ -438,6 +438,10 @@ impl Tables for MemoryTables {
         self.masters.borrow().get(key).is_some_and(Master::speaks)
     }
 
+    fn carries(&self, key: &MasterKey) -> bool {
+        self.masters.borrow().get(key).is_some_and(|master| master.carries(self.nanoseconds.get()))
+    }
+
     fn heard_master(&self, key: &MasterKey) {
         if let Some(master) = self.masters.borrow_mut().get_mut(key)
             && self.nanoseconds.get() > master.until

@@ -180,6 +180,8 @@ const _: () = assert!(size_of::<Network>() == 12);
 
 /// Reached through the nodes' external interfaces; its VNI is only between nodes.
 pub const NETWORK_EXTERNAL: u32 = 1;
+/// An external network that is routed: nobody asks there who has an address of a router or a floating IP.
+pub const NETWORK_ROUTED: u32 = 2;
 
 /// Key of the VNI table, whose value is a network number.
 #[repr(C)]
@@ -493,7 +495,8 @@ impl MasterKey {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Master {
-    /// Until when the agent's word counts whatever others announce: nanoseconds of the monotonic clock.
+    /// Nanoseconds of the monotonic clock. As the master: until when the agent's word counts whatever others announce.
+    /// Else: until when what still comes is carried, since not everybody has heard yet that it is another now.
     pub until: u64,
     /// 1: it is the master.
     pub is_master: u32,
@@ -507,6 +510,12 @@ impl Master {
     #[inline(always)]
     pub const fn speaks(&self) -> bool {
         self.is_master != 0 && self.silenced == 0
+    }
+
+    /// Whether it carries what is sent to the virtual router. Where frames reach every node, as on a hub, one has to.
+    #[inline(always)]
+    pub const fn carries(&self, now: u64) -> bool {
+        self.is_master != 0 || now < self.until
     }
 }
 
@@ -1089,6 +1098,8 @@ pub trait Tables {
     fn member(&self, key: &MemberKey) -> Option<&Member>;
     /// Whether this node answers for a virtual router.
     fn is_master(&self, key: &MasterKey) -> bool;
+    /// Whether this node carries what is sent to a virtual router.
+    fn carries(&self, key: &MasterKey) -> bool;
     /// Notes that another node announced itself as a virtual router's master.
     fn heard_master(&self, key: &MasterKey);
     /// The class of a remote address; 0: none.

@@ -205,6 +205,12 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn carries(&self, key: &MasterKey) -> bool {
+        // SAFETY: a helper without arguments.
+        get!(MASTERS, key).is_some_and(|master| master.carries(unsafe { helpers::bpf_ktime_get_ns() }))
+    }
+
+    #[inline(always)]
     fn heard_master(&self, key: &MasterKey) {
         let Some(master) = maps::MASTERS.get_ptr_mut(key) else { return };
         // SAFETY: a live map value. The agent replaces it as a whole; a word lost to that is written again at the

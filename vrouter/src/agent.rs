@@ -5,6 +5,7 @@
 //! packet's way: whatever happens to the agent, what is pinned goes on.
 
 mod control;
+pub mod edge;
 mod environment;
 pub mod external;
 mod flows;
@@ -14,6 +15,7 @@ mod underlay;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    net::{IpAddr, Ipv4Addr},
     path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
@@ -27,7 +29,11 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 use vrouter_common::{
-    tables::{self, EXTERNAL_FRAMES, EXTERNALS_MAX, Learned, LearnedKey, NAME_ROUTER, Name, NameKey},
+    addr::Ip,
+    tables::{
+        self, EXTERNAL_FRAMES, EXTERNALS_MAX, Learned, LearnedKey, MasterKey, NAME_NETWORK, NAME_ROUTER,
+        Name, NameKey,
+    },
     wire::OVERLAY_OVERHEAD,
 };
 
@@ -47,9 +53,10 @@ use crate::{
     store::{follow::Report, report::PortState},
     topology::{
         Problem, Problems,
-        model::{Network, RouteTarget, Topology},
+        model::{Network, Topology},
     },
 };
+use edge::{Edge, Participant};
 use external::{External, Outside};
 use source::{Read, Source};
 use underlay::Underlays;
@@ -78,6 +85,7 @@ pub async fn run(config: AgentConfig) -> Result<()> {
         agent.report = Some(follower.report.clone());
     }
     let mut moves = agent.external.moves();
+    let (mut found, mut failed) = (agent.edge.found(), agent.external.failed());
     let mut requests = control::listen(&run_dir, agent.status.clone())?;
     let (mut terminated, mut interrupted) =
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -92,6 +100,14 @@ pub async fn run(config: AgentConfig) -> Result<()> {
             _ = underlays.tick() => agent.follow_underlay().await,
             _ = tokio::time::sleep_until(agent.flows.due().into()) => agent.sweep(),
             networks = moves.next() => agent.commit(&Touch::Networks(networks)).await,
+            Ok(()) = found.changed() => {
+                let found = found.borrow_and_update().clone();
+                agent.follow_found(found).await;
+            }
+            Ok(()) = failed.changed() => {
+                let failed = failed.borrow_and_update().clone();
+                agent.follow_failed(&failed).await;
+            }
             change = changes.next() => {
                 let mut seen = Seen::default();
                 seen.note(change.context("the netlink connection ended")?);
@@ -104,6 +120,7 @@ pub async fn run(config: AgentConfig) -> Result<()> {
         }
     }
     tracing::info!("stopping; what is pinned keeps forwarding");
+    agent.edge.stop();
     Ok(())
 }
 
@@ -148,6 +165,7 @@ struct Agent {
     underlays: Underlays,
     flows: flows::Sweeper,
     external: External,
+    edge: Edge,
     /// Who claims what the topology leaves open.
     learned: Map<LearnedKey, Learned>,
     topology: Option<(Topology, u64)>,
@@ -182,11 +200,13 @@ impl Agent {
         let underlays = Underlays::open(&maps)?;
         let flows = flows::Sweeper::open(&pins, config.timeouts.clone(), config.flow_idle_seconds)?;
         let learned = Map::open(&maps, "LEARNED")?;
-        let found = Outside::of(banks.in_force(), banks.commit(), &held(&learned)?);
+        let found = Outside::of(banks.in_force(), banks.commit(), &held(&learned)?, &BTreeSet::new());
         let status = Arc::new(Mutex::new(AgentStatus::new(&config)));
         let told = status.clone();
         let tell = Arc::new(move |next_hops: &_| status::lock(&told).next_hops = Clone::clone(next_hops));
-        let external = External::start(&pins, found, tell)?;
+        let told = status.clone();
+        let edge = Edge::start(&pins, Arc::new(move |edge| status::lock(&told).edge = edge))?;
+        let external = External::start(&pins, found, edge.found(), tell)?;
         let commit = banks.commit();
         tracing::info!(
             node = %config.node, instance = %config.instance, epoch = commit.epoch, pins = %pins.root().display(),
@@ -202,6 +222,7 @@ impl Agent {
             underlays,
             flows,
             external,
+            edge,
             learned,
             topology: None,
             programmed: None,
@@ -232,9 +253,6 @@ impl Agent {
                 self.set_wanted(digest, skipped.iter().cloned().collect());
                 let Some(topology) = topology else { return self.tell() };
                 tracing::info!(%origin, digest = %format!("{digest:016x}"), "topology read");
-                for warning in not_enforced(&topology) {
-                    self.complain(&warning.clone(), warning);
-                }
                 self.topology = Some((topology, digest));
                 self.reconcile().await;
             }
@@ -283,10 +301,7 @@ impl Agent {
 
     /// What the document in force asks for and does not get.
     fn warnings(&self) -> Vec<String> {
-        let mut warnings =
-            self.topology.as_ref().map(|(topology, _)| not_enforced(topology)).unwrap_or_default();
-        warnings.extend(self.compiled.warnings.iter().cloned());
-        warnings
+        self.compiled.warnings.clone()
     }
 
     /// What a document in order may still ask of this node that it cannot give.
@@ -397,6 +412,9 @@ impl Agent {
             Err(error) => self.complain("underlay", format!("cannot follow the underlay: {error:#}")),
         }
         status::lock(&self.status).peers = self.underlays.status(&self.identities);
+        if let Err(error) = self.edge.ensure() {
+            self.complain("gateways", format!("cannot look after gateways: {error:#}"));
+        }
         if let Err(error) = self.external.ensure() {
             self.complain("next hops", format!("cannot look after next hops: {error:#}"));
         }
@@ -438,6 +456,103 @@ impl Agent {
             tracing::error!("cannot bring the topology in force; what was in force stays: {error:#}");
             status::lock(&self.status).error = Some(format!("{error:#}"));
         }
+        self.follow_edge().await;
+    }
+
+    /// Tells the edge what it is to be.
+    async fn follow_edge(&mut self) {
+        let addresses = if self.compiled.virtual_routers.is_empty() {
+            Vec::new()
+        } else {
+            self.netlink.addresses_v4().await.unwrap_or_default()
+        };
+        let failure = status::lock(&self.status).error.clone();
+        let participants = self.compiled.virtual_routers.iter().map(|router| {
+            let config = self.config_of(&router.network);
+            let link = config.and_then(|config| self.links.iter().find(|link| link.name == config.interface));
+            let of_interface = addresses
+                .iter()
+                .find(|(index, ..)| link.is_some_and(|link| link.index == *index))
+                .map(|(_, address, _)| *address);
+            let source = match router.ipv6 {
+                true => IpAddr::from(Ip::link_local_of(router.mac)),
+                false => of_interface.or(self.compiled.vtep).unwrap_or(Ipv4Addr::UNSPECIFIED).into(),
+            };
+            let hindrance = match (config, link) {
+                (None, _) => Some(format!("this node has no interface on network {}", router.network)),
+                (Some(config), None) => Some(format!("interface {} does not exist", config.interface)),
+                (Some(_), Some(link)) => failure
+                    .as_ref()
+                    .map(|error| format!("the topology is not in force: {error}"))
+                    .or_else(|| self.hindrance(link)),
+            };
+            let ifindex = link.map(|link| link.index);
+            Participant { router: router.clone(), ifindex, source, hindrance }
+        });
+        let participants: Vec<_> = participants.collect();
+        let in_service = self.compiled.carried.iter().filter(|(network, _)| {
+            let link = self
+                .config_of(network)
+                .and_then(|config| self.links.iter().find(|link| link.name == config.interface));
+            failure.is_none() && link.is_some_and(|link| self.hindrance(link).is_none())
+        });
+        self.edge.follow(edge::Wanted {
+            in_service: in_service.map(|(_, vni)| *vni).collect(),
+            participants,
+            vtep: self.compiled.vtep,
+            peers: self.compiled.peers.values().copied().collect(),
+            gateways: self.compiled.gateways.clone(),
+            probe_interval: self.config.gateway_probe,
+        });
+    }
+
+    /// Why an external interface is of no use.
+    fn hindrance(&self, link: &Link) -> Option<String> {
+        let name = &link.name;
+        if !link.up || !link.carrier {
+            return Some(format!("interface {name} is down"));
+        }
+        let is_attached = self.data_path.attached().contains(&(link.index, Hook::TcExternal));
+        (!is_attached).then(|| format!("no program is attached to interface {name}"))
+    }
+
+    /// The interface on an external network, as configured.
+    fn config_of(&self, network: &str) -> Option<&ExternalConfig> {
+        let (topology, _) = self.topology.as_ref()?;
+        self.config
+            .externals
+            .iter()
+            .find(|config| network_of(config, topology).is_some_and(|of| of.name == network))
+    }
+
+    /// Another gateway died or lives again, or this node is the master of other virtual routers.
+    async fn follow_found(&mut self, found: edge::Found) {
+        let is_mastered = |router: &&compile::VirtualRouter| {
+            found.mastered.contains(&MasterKey::new(router.network_id, router.vrid, router.ipv6))
+        };
+        let mastered = self.compiled.virtual_routers.iter().filter(is_mastered);
+        let now = Liveness {
+            mastered: mastered.map(|router| router.router.clone()).collect(),
+            dead_gateways: found.dead,
+            ..self.liveness.clone()
+        };
+        self.live(now).await;
+    }
+
+    /// Next hops that others can stand in for died, or live again.
+    async fn follow_failed(&mut self, failed: &BTreeSet<external::outside::Address>) {
+        let named = failed.iter().filter_map(|&(network, ip)| {
+            Some((self.identities.name(NAME_NETWORK, network)?.to_owned(), IpAddr::from(ip)))
+        });
+        let now = Liveness { dead_nexthops: named.collect(), ..self.liveness.clone() };
+        self.live(now).await;
+    }
+
+    async fn live(&mut self, now: Liveness) {
+        if self.liveness != now {
+            self.liveness = now;
+            self.commit(&Touch::Changed).await;
+        }
     }
 
     fn program(&mut self, mut identities: Identities, digest: u64, touch: &Touch) -> Result<()> {
@@ -465,7 +580,8 @@ impl Agent {
             );
         }
         self.programmed = Some(digest);
-        self.external.follow(Outside::of(self.banks.in_force(), self.banks.commit(), &held(&self.learned)?));
+        let (image, commit, watched) = (self.banks.in_force(), self.banks.commit(), &self.compiled.watched);
+        self.external.follow(Outside::of(image, commit, &held(&self.learned)?, watched));
         status::lock(&self.status).error = None;
         Ok(())
     }
@@ -692,20 +808,6 @@ fn network_of<'t>(config: &ExternalConfig, topology: &'t Topology) -> Option<&'t
 fn held(learned: &Map<LearnedKey, Learned>) -> Result<BTreeSet<external::outside::Address>> {
     let entries = learned.entries()?.into_iter();
     Ok(entries.filter(|(_, it)| it.station.is_here()).map(|(key, _)| (key.network, key.ip)).collect())
-}
-
-/// Parts of a topology that are read and checked, but that this version does not act on.
-fn not_enforced(topology: &Topology) -> Vec<String> {
-    let mut warnings = Vec::new();
-    if topology
-        .routers
-        .iter()
-        .flat_map(|router| &router.routes)
-        .any(|route| matches!(&route.target, RouteTarget::Nexthops(nexthops) if nexthops.len() > 1))
-    {
-        warnings.push("of several next hops only the first is used by this version (no ECMP yet)".to_owned());
-    }
-    warnings
 }
 
 /// The directory of an instance's socket and lock.

@@ -31,6 +31,7 @@ use crate::{
         model::{Hook, Network, Node, Port, Topology},
     },
 };
+pub use external::virtual_mac;
 use policy::Policies;
 use scope::Scope;
 
@@ -307,7 +308,8 @@ impl<'a> Compiler<'a> {
         }
         let id = self.id(NAME_NETWORK, &network.name)?;
         let scoped = Scoped::new(0, id);
-        let flags = if network.external { NETWORK_EXTERNAL } else { 0 };
+        let external = if network.external { NETWORK_EXTERNAL } else { 0 };
+        let flags = external | if network.routed { NETWORK_ROUTED } else { 0 };
         let value = vrouter_common::tables::Network { vni: network.vni, mtu: self.mtu(network), flags };
         self.out.image.networks.insert(NetworkKey { network: scoped }, value);
         self.out.image.vnis.insert(VniKey { vni: Scoped::new(0, network.vni) }, id);

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashSet},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
@@ -27,6 +28,7 @@ const DEFAULT_TOPOLOGY: &str = "/etc/vrouter/topology.yaml";
 /// nf_conntrack's default on a machine of 16 GiB.
 const DEFAULT_FLOW_ENTRIES: u32 = 262_144;
 const DEFAULT_FLOW_IDLE_SECONDS: u32 = 300;
+const DEFAULT_GATEWAY_PROBE_MS: u32 = 200;
 
 /// Which hook an uplink or an external interface gets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ValueEnum)]
@@ -117,6 +119,10 @@ pub struct AgentArgs {
     /// How long a silent connection is kept, by state, as in tcp_established=86400; may be given more than once
     #[arg(long = "timeout", value_name = "NAME=SECONDS", value_parser = parse_assignment)]
     pub timeouts: Vec<(Timeout, u32)>,
+    /// Milliseconds between two questions to a gateway whether it carries for this node; it is taken for dead after
+    /// three without an answer [default: 200]
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u32).range(10..=60_000))]
+    pub gateway_probe_ms: Option<u32>,
     /// Log what the programs decide about first packets, for developers
     #[arg(long, value_enum)]
     pub data_path_log: Option<DataPathLog>,
@@ -142,6 +148,7 @@ struct File {
     flow_entries: Option<u32>,
     flow_idle_seconds: Option<u32>,
     timeouts: Option<Timeouts>,
+    gateway_probe_ms: Option<u32>,
 }
 
 /// `{ public = "eth1" }`, or a list as the flags take it.
@@ -180,6 +187,8 @@ pub struct AgentConfig {
     pub flow_entries: u32,
     pub flow_idle_seconds: u32,
     pub timeouts: Timeouts,
+    /// Between two questions to a gateway.
+    pub gateway_probe: Duration,
     pub data_path_log: Option<DataPathLog>,
     pub discard_state: bool,
 }
@@ -233,6 +242,12 @@ impl AgentConfig {
                 .unwrap_or(DEFAULT_FLOW_IDLE_SECONDS)
                 .max(1),
             timeouts: file.timeouts.unwrap_or_default().with(&args.timeouts),
+            gateway_probe: Duration::from_millis(u64::from(
+                args.gateway_probe_ms
+                    .or(file.gateway_probe_ms)
+                    .unwrap_or(DEFAULT_GATEWAY_PROBE_MS)
+                    .clamp(10, 60_000),
+            )),
             data_path_log: args.data_path_log,
             discard_state: args.discard_state,
         })

@@ -45,6 +45,7 @@ pub use outside::Outside;
 pub use status::{CutStatus, HopsStatus, NextHopsStatus, PacketsStatus};
 use worker::Worker;
 
+use super::edge::Found;
 use crate::data_path::Pins;
 
 /// Who is told how it is.
@@ -57,23 +58,27 @@ pub struct External {
     outside: Option<Arc<Outside>>,
     wanted: watch::Sender<Arc<Outside>>,
     moved: watch::Sender<BTreeSet<u32>>,
+    failed: watch::Sender<BTreeSet<outside::Address>>,
+    found: watch::Receiver<Found>,
     tell: Tell,
     thread: Option<JoinHandle<()>>,
 }
 
 impl External {
-    /// Starts it. `found`: what earlier agents left in force.
-    pub fn start(pins: &Pins, found: Outside, tell: Tell) -> Result<Self> {
-        let found = Arc::new(found);
+    /// Starts it. `outside`: what earlier agents left in force; `found`: what this node is the master of.
+    pub fn start(pins: &Pins, outside: Outside, found: watch::Receiver<Found>, tell: Tell) -> Result<Self> {
+        let outside = Arc::new(outside);
         let mut external = Self {
             pins: pins.clone(),
             outside: None,
-            wanted: watch::Sender::new(found.clone()),
+            wanted: watch::Sender::new(outside.clone()),
             moved: watch::Sender::default(),
+            failed: watch::Sender::default(),
+            found,
             tell,
             thread: None,
         };
-        external.spawn(found)?;
+        external.spawn(outside)?;
         Ok(external)
     }
 
@@ -85,6 +90,11 @@ impl External {
         let outside = Arc::new(outside);
         self.outside = Some(outside.clone());
         self.wanted.send_replace(outside);
+    }
+
+    /// Tells which of the next hops that others can stand in for do not answer.
+    pub fn failed(&self) -> watch::Receiver<BTreeSet<outside::Address>> {
+        self.failed.subscribe()
     }
 
     /// Tells of networks on which an address is claimed by somebody else than before.
@@ -103,12 +113,15 @@ impl External {
     }
 
     fn spawn(&mut self, outside: Arc<Outside>) -> Result<()> {
-        let mut worker = Worker::open(&self.pins, outside, self.tell.clone(), self.moved.clone())?;
+        let (tell, moved, failed) = (self.tell.clone(), self.moved.clone(), self.failed.clone());
+        let mut worker = Worker::open(&self.pins, outside, tell, moved, failed)?;
+        let mut found = self.found.clone();
+        found.mark_changed();
         let ring = worker.take_ring().context("the ring buffer was taken")?;
         let wanted = self.wanted.subscribe();
         // It inherits the network namespace.
         let thread = std::thread::Builder::new().name("vr-external".to_owned()).spawn(move || {
-            if let Err(error) = run(worker, ring, wanted) {
+            if let Err(error) = run(worker, ring, wanted, found) {
                 tracing::error!("external networks: {error:#}");
             }
         });
@@ -133,7 +146,12 @@ impl Moves {
 }
 
 /// Runs until nobody wants anything any more.
-fn run(mut worker: Worker, ring: RingBuf<MapData>, mut wanted: watch::Receiver<Arc<Outside>>) -> Result<()> {
+fn run(
+    mut worker: Worker,
+    ring: RingBuf<MapData>,
+    mut wanted: watch::Receiver<Arc<Outside>>,
+    mut found: watch::Receiver<Found>,
+) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("tokio")?;
     runtime.block_on(async {
         #[expect(
@@ -151,6 +169,10 @@ fn run(mut worker: Worker, ring: RingBuf<MapData>, mut wanted: watch::Receiver<A
                     }
                     let outside = wanted.borrow_and_update().clone();
                     worker.follow(outside, Instant::now());
+                }
+                Ok(()) = found.changed() => {
+                    let mastered = found.borrow_and_update().mastered.clone();
+                    worker.master(mastered, Instant::now());
                 }
                 ready = ring.readable_mut() => {
                     let mut ready = ready.context("cannot wait for the data path")?;

@@ -4,7 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Serialize, Serializer};
 
-use super::{external::NextHopsStatus, flows::FlowsStatus};
+use super::{edge::EdgeStatus, external::NextHopsStatus, flows::FlowsStatus};
 use crate::{
     compile::LocalPort, config::AgentConfig, connections::Timeouts, netlink, store::follow::Link,
     topology::Problem,
@@ -28,6 +28,8 @@ pub struct AgentStatus {
     pub externals: Vec<ExternalStatus>,
     pub ports: Vec<PortStatus>,
     pub peers: Vec<PeerStatus>,
+    /// Virtual routers this node takes part in, and gateways it depends on.
+    pub edge: EdgeStatus,
     /// Next hops on external networks, and the packets that wait for them.
     pub next_hops: NextHopsStatus,
     /// How long silent connections are kept, and remembered decisions.
@@ -102,6 +104,7 @@ impl AgentStatus {
             externals: Vec::new(),
             ports: Vec::new(),
             peers: Vec::new(),
+            edge: EdgeStatus::default(),
             next_hops: NextHopsStatus::default(),
             timeouts: config.timeouts.clone(),
             flow_idle_seconds: config.flow_idle_seconds,

@@ -1,6 +1,7 @@
 //! `vrouter show`: what this node compiled, in the topology's names, read from the pins.
 
 pub mod acl;
+pub mod gateways;
 pub mod nat;
 
 use std::{collections::BTreeMap, net::IpAddr, path::Path, process::ExitCode};
@@ -50,6 +51,8 @@ pub enum What {
     Nat,
     /// Rules of this node's ports
     Acl,
+    /// Who carries for which router outside, and by whom this node goes out
+    Gateways,
     /// Next hops on external networks
     Hops,
     /// Dropped packets by reason
@@ -123,6 +126,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
                     }),
                 )
             })
+        }
+        What::Gateways => {
+            let report = gateways::report(&view, &maps, &crate::agent::run_dir(&args.instance.instance))?;
+            out.print(&report, gateways::for_people)
         }
         What::Nat => out.print(&nat::report(&view, &maps)?, nat::for_people),
         What::Acl => out.print(&acl::acl(&view, args.name.as_deref())?, |acls| acl::for_people(acls)),
@@ -352,12 +359,34 @@ impl View {
             router: self.name(NAME_ROUTER, key.router.id()),
             destination: prefix(key.dst, key.prefix_len - RouteKey::FIXED_BITS),
             kind: route_kind(route.kind),
-            nexthop: if route.kind == ROUTE_VIA { ip(route.nexthop) } else { String::new() },
-            network: if route.network == 0 { String::new() } else { self.name(NAME_NETWORK, route.network) },
+            nexthop: match route.kind {
+                ROUTE_VIA => ip(route.nexthop),
+                ROUTE_MULTI => self.members(route.network).0,
+                _ => String::new(),
+            },
+            network: match (route.kind, route.network) {
+                (ROUTE_MULTI, group) => self.members(group).1,
+                (_, 0) => String::new(),
+                (_, network) => self.name(NAME_NETWORK, network),
+            },
         });
         let mut routes: Vec<_> = routes.collect();
         routes.sort_by(|a, b| (&a.router, &a.destination).cmp(&(&b.router, &b.destination)));
         routes
+    }
+
+    /// The next hops of a group with their shares of its flows, and their networks.
+    fn members(&self, group: u32) -> (String, String) {
+        let mut slots: BTreeMap<(u32, IpAddr), u32> = BTreeMap::new();
+        let all = |slot| MemberKey { group: Scoped::new(0, group), slot };
+        for (_, member) in self.image.members.range(all(0)..=all(u32::MAX)) {
+            *slots.entry((member.network, IpAddr::from(member.nexthop))).or_default() += 1;
+        }
+        let hops: Vec<_> =
+            slots.iter().map(|((_, nexthop), share)| format!("{nexthop} ({} %)", share * 100 / SLOTS)).collect();
+        let networks: std::collections::BTreeSet<_> =
+            slots.keys().map(|(network, _)| self.name(NAME_NETWORK, *network)).collect();
+        (hops.join(", "), Vec::from_iter(networks).join(", "))
     }
 
     fn ports(&self) -> Vec<PortRow> {

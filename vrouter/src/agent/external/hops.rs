@@ -28,6 +28,12 @@ pub const FAILED_INTERVAL: Duration = Duration::from_secs(3);
 pub const FRESH: Duration = Duration::from_secs(30);
 /// Without a flow that refers to it for this long a next hop is forgotten.
 pub const KEEP: Duration = Duration::from_secs(600);
+/// Of next hops that others can stand in for, as of routes with several: how old an answer may be, between two
+/// requests, and between two to one that has failed. One that dies is left within
+/// `WATCHED_FRESH + TRIES * WATCHED_INTERVAL`.
+pub const WATCHED_FRESH: Duration = Duration::from_millis(700);
+pub const WATCHED_INTERVAL: Duration = Duration::from_millis(300);
+pub const WATCHED_FAILED_INTERVAL: Duration = Duration::from_secs(1);
 /// A request this young was sent for a packet that came just now: no need for another.
 const ASKED_JUST_NOW: Duration = Duration::from_millis(900);
 
@@ -101,9 +107,25 @@ pub struct Tally {
 pub struct Hops {
     tracked: BTreeMap<u32, Tracked>,
     timers: BTreeSet<(Instant, u32)>,
+    /// Those that others can stand in for.
+    watched: BTreeSet<u32>,
 }
 
 impl Hops {
+    /// Others can stand in for these: it matters to know soon whether they are there.
+    pub fn watch(&mut self, watched: BTreeSet<u32>, now: Instant) {
+        for &index in watched.difference(&self.watched.clone()) {
+            if self.phase(index) == Some(Phase::Fresh) {
+                self.set(index, Phase::Fresh, now, now);
+            }
+        }
+        self.watched = watched;
+    }
+
+    fn fresh(&self, index: u32) -> Duration {
+        if self.watched.contains(&index) { WATCHED_FRESH } else { FRESH }
+    }
+
     /// A packet wants it.
     pub fn arrive(&mut self, index: u32, seen: Seen, now: Instant) -> Readiness {
         if let Some(tracked) = self.tracked.get_mut(&index) {
@@ -127,7 +149,7 @@ impl Hops {
             }
             Seen::Resolved(age) => {
                 if !matches!(self.phase(index), Some(Phase::Fresh | Phase::Checking { .. })) {
-                    self.set(index, Phase::Fresh, now + FRESH.saturating_sub(age), now);
+                    self.set(index, Phase::Fresh, now + self.fresh(index).saturating_sub(age), now);
                 }
                 Readiness::Ready
             }
@@ -172,6 +194,12 @@ impl Hops {
     /// What is to be done about one whose time has come.
     pub fn step(&mut self, index: u32, seen: Seen, now: Instant) -> Step {
         let Some(phase) = self.phase(index) else { return Step::Nothing };
+        let watched = self.watched.contains(&index);
+        let (fresh, ask_interval, failed_interval, checks) = if watched {
+            (WATCHED_FRESH, WATCHED_INTERVAL, WATCHED_FAILED_INTERVAL, TRIES)
+        } else {
+            (FRESH, ASK_INTERVAL, FAILED_INTERVAL, 2 * TRIES)
+        };
         let mut next = |phase, after: Duration, step| {
             self.set(index, phase, now + after, now);
             step
@@ -181,29 +209,31 @@ impl Hops {
                 self.forget(index);
                 Step::Nothing
             }
-            (Seen::Unreachable, Phase::Failed) => next(Phase::Failed, FAILED_INTERVAL, Step::Nothing),
-            (Seen::Unreachable, _) => next(Phase::Failed, FAILED_INTERVAL, Step::Fail),
-            (Seen::Failed, _) => next(Phase::Failed, FAILED_INTERVAL, Step::Probe),
-            (Seen::Resolved(age), _) if age < FRESH => next(Phase::Fresh, FRESH - age, Step::Nothing),
-            (Seen::Resolved(_), Phase::Checking { tries }) if tries < TRIES => {
-                next(Phase::Checking { tries: tries + 1 }, ASK_INTERVAL, Step::AskKnown)
+            (Seen::Unreachable, Phase::Failed) => next(Phase::Failed, failed_interval, Step::Nothing),
+            (Seen::Unreachable, _) => next(Phase::Failed, failed_interval, Step::Fail),
+            (Seen::Failed, _) => next(Phase::Failed, failed_interval, Step::Probe),
+            (Seen::Resolved(age), _) if age < fresh => next(Phase::Fresh, fresh - age, Step::Nothing),
+            (Seen::Resolved(_), Phase::Checking { tries }) if tries < checks - TRIES => {
+                next(Phase::Checking { tries: tries + 1 }, ask_interval, Step::AskKnown)
             }
-            (Seen::Resolved(_), Phase::Checking { tries }) if tries < 2 * TRIES => {
-                next(Phase::Checking { tries: tries + 1 }, ASK_INTERVAL, Step::Ask)
+            (Seen::Resolved(_), Phase::Checking { tries }) if tries < checks => {
+                next(Phase::Checking { tries: tries + 1 }, ask_interval, Step::Ask)
             }
-            (Seen::Resolved(_), Phase::Checking { .. }) => next(Phase::Failed, FAILED_INTERVAL, Step::Fail),
-            (Seen::Resolved(_), _) => next(Phase::Checking { tries: 1 }, ASK_INTERVAL, Step::AskKnown),
+            (Seen::Resolved(_), Phase::Checking { .. }) => next(Phase::Failed, failed_interval, Step::Fail),
+            (Seen::Resolved(_), _) => next(Phase::Checking { tries: 1 }, ask_interval, Step::AskKnown),
             (Seen::Unresolved(_), Phase::Asking { tries }) if tries >= TRIES => {
-                next(Phase::Failed, FAILED_INTERVAL, Step::Fail)
+                next(Phase::Failed, failed_interval, Step::Fail)
             }
-            (Seen::Unresolved(Some(age)), Phase::Asking { tries }) if tries > 0 && age < ASKED_JUST_NOW => {
+            (Seen::Unresolved(Some(age)), Phase::Asking { tries })
+                if tries > 0 && age < ASKED_JUST_NOW && !watched =>
+            {
                 // The data path asked, for another packet: that was this try.
                 next(Phase::Asking { tries: tries + 1 }, ASK_INTERVAL - age, Step::Nothing)
             }
             (Seen::Unresolved(_), Phase::Asking { tries }) => {
-                next(Phase::Asking { tries: tries + 1 }, ASK_INTERVAL, Step::Ask)
+                next(Phase::Asking { tries: tries + 1 }, ask_interval, Step::Ask)
             }
-            (Seen::Unresolved(_), _) => next(Phase::Asking { tries: 1 }, ASK_INTERVAL, Step::Ask),
+            (Seen::Unresolved(_), _) => next(Phase::Asking { tries: 1 }, ask_interval, Step::Ask),
         }
     }
 
@@ -223,7 +253,9 @@ impl Hops {
             Phase::Fresh | Phase::Checking { .. } => tracked.wanted + KEEP <= began,
             Phase::Asking { .. } => false,
         };
-        self.tracked.iter().filter(|(_, tracked)| unwanted(tracked)).map(|(&index, _)| index).collect()
+        let unwanted =
+            self.tracked.iter().filter(|(index, tracked)| unwanted(tracked) && !self.watched.contains(index));
+        unwanted.map(|(&index, _)| index).collect()
     }
 
     /// Looks after it no more.
@@ -310,6 +342,28 @@ mod tests {
             }
         }
         done
+    }
+
+    #[test]
+    fn r2_one_that_others_can_stand_in_for_is_given_up_soon() {
+        let start = Instant::now();
+        let mut hops = Hops::default();
+        let just_now = Seen::Resolved(Duration::ZERO);
+        assert_eq!(hops.arrive(HOP, just_now, start), Readiness::Ready);
+        hops.watch(BTreeSet::from([HOP]), start);
+        assert_eq!(hops.step(HOP, just_now, start), Step::Nothing);
+        let silent = Seen::Resolved(WATCHED_FRESH);
+        let mut steps = Vec::new();
+        while steps.last() != Some(&Step::Fail) {
+            let due = hops.next_due().expect("a due time");
+            assert!(due <= start + WATCHED_FRESH + TRIES * WATCHED_INTERVAL);
+            steps.push(hops.step(HOP, silent, due));
+        }
+        assert_eq!(steps, [Step::AskKnown, Step::Ask, Step::Ask, Step::Fail]);
+        assert!(
+            hops.unwanted(start + seconds(9999)).is_empty(),
+            "it is asked for as long as there is a route by it"
+        );
     }
 
     #[test]

@@ -7,8 +7,8 @@ use vrouter_common::{
     addr::{Be16, Ip},
     memory::Image,
     tables::{
-        Commit, LEG_OWNED, NETWORK_EXTERNAL, NatKey, PLACE_EVERYWHERE, PLACE_LEARNED, RouterLeg,
-        STATION_FLOATING, STATION_ROUTER,
+        Commit, MasterKey, NETWORK_EXTERNAL, NatKey, PLACE_EVERYWHERE, PLACE_LEARNED, PLACE_SHARED,
+        RouterLeg, STATION_FLOATING, STATION_ROUTER,
     },
 };
 
@@ -32,12 +32,17 @@ pub struct Outside {
     /// Routers' legs by network and router number.
     legs: BTreeMap<(u32, u32), RouterLeg>,
     owned: BTreeMap<Address, Owned>,
+    /// Addresses that it answers for as the master of a virtual router.
+    shared: BTreeMap<Address, (MasterKey, Owned)>,
+    /// Next hops that others can stand in for.
+    watched: BTreeSet<Address>,
 }
 
 impl Outside {
     /// Picks it out.
     /// `held`: addresses of ports bound nowhere that workloads of this node claim, by network number.
-    pub fn of(image: &Image, commit: &Commit, held: &BTreeSet<Address>) -> Self {
+    /// `watched`: next hops that others can stand in for.
+    pub fn of(image: &Image, commit: &Commit, held: &BTreeSet<Address>, watched: &BTreeSet<Address>) -> Self {
         let external = image.networks.iter().filter(|(_, network)| network.flags & NETWORK_EXTERNAL != 0);
         let interfaces: BTreeMap<u32, u32> = external
             .filter_map(|(key, network)| Some((key.network.id(), commit.external(network.vni)?.ifindex)))
@@ -68,7 +73,18 @@ impl Outside {
                 Some(((network, key.ip), Owned { mac: station.mac, ifindex, router }))
             })
             .collect();
-        Self { interfaces, legs, owned }
+        let shared = image.addresses.iter().filter(|(_, station)| station.place == PLACE_SHARED);
+        let shared = shared.filter_map(|(key, station)| {
+            let network = key.network.id();
+            let master = MasterKey::new(network, station.at as u8, !key.ip.is_v4());
+            let router = station.kind == STATION_ROUTER;
+            let owned = Owned { mac: station.mac, ifindex: *interfaces.get(&network)?, router };
+            Some(((network, key.ip), (master, owned)))
+        });
+        let shared = shared.collect();
+        let watched =
+            watched.iter().filter(|(network, _)| interfaces.contains_key(network)).copied().collect();
+        Self { interfaces, legs, owned, shared, watched }
     }
 
     /// This node's interface on a network.
@@ -83,16 +99,28 @@ impl Outside {
         let leg = self.legs.get(&(network, router)).or_else(others)?;
         // As the data path asks: nobody may learn an address from it that another node answers for.
         let source = match target.is_v4() {
-            true if leg.flags & LEG_OWNED != 0 => leg.v4,
+            true if leg.speaks_for_itself() => leg.v4,
             true => Ip::V4_UNSPECIFIED,
             false => Ip::link_local_of(leg.mac),
         };
         Some((leg.mac, source))
     }
 
-    /// The addresses this node answers for.
-    pub fn owned(&self) -> &BTreeMap<Address, Owned> {
-        &self.owned
+    /// The addresses this node answers for, as the master of some virtual routers.
+    pub fn owned(&self, mastered: &BTreeSet<MasterKey>) -> BTreeMap<Address, Owned> {
+        let mut owned = self.owned.clone();
+        let shared = self.shared.iter().filter(|(_, (key, _))| mastered.contains(key));
+        owned.extend(shared.map(|(address, (_, is))| (*address, *is)));
+        owned
+    }
+
+    /// Next hops that others can stand in for, and a router there to ask for them.
+    pub fn watched(&self) -> impl Iterator<Item = (Address, u32, u32)> {
+        self.watched.iter().filter_map(|&(network, ip)| {
+            let ifindex = self.interface(network)?;
+            let (&(_, router), _) = self.legs.range((network, 0)..=(network, u32::MAX)).next()?;
+            Some(((network, ip), ifindex, router))
+        })
     }
 }
 
@@ -154,9 +182,12 @@ pub mod tests {
 
     #[test]
     fn only_what_this_node_answers_for_on_its_own_interfaces_is_owned() {
-        let outside = Outside::of(&image(), &commit(9), &BTreeSet::new());
-        let owned: Vec<_> =
-            outside.owned().iter().map(|(&(network, ip), owned)| (network, ip, *owned)).collect();
+        let outside = Outside::of(&image(), &commit(9), &BTreeSet::new(), &BTreeSet::new());
+        let owned: Vec<_> = outside
+            .owned(&BTreeSet::new())
+            .iter()
+            .map(|(&(network, ip), owned)| (network, ip, *owned))
+            .collect();
         let of = |router| Owned { mac: MAC, ifindex: 9, router };
         assert_eq!(
             owned,
@@ -169,8 +200,23 @@ pub mod tests {
     }
 
     #[test]
+    fn what_is_shared_is_owned_by_the_master() {
+        let mut image = image();
+        let shared = ip("203.0.113.20");
+        let station = Station { mac: MAC, kind: STATION_ROUTER, place: PLACE_SHARED, at: 7, owner: ROUTER };
+        image.addresses.insert(AddressKey::new(0, NETWORK, shared), station);
+        let outside = Outside::of(&image, &commit(9), &BTreeSet::new(), &BTreeSet::new());
+        let owns = |mastered: &[MasterKey]| {
+            outside.owned(&mastered.iter().copied().collect()).contains_key(&(NETWORK, shared))
+        };
+        assert!(owns(&[MasterKey::new(NETWORK, 7, false)]));
+        assert!(!owns(&[]));
+        assert!(!owns(&[MasterKey::new(NETWORK, 7, true), MasterKey::new(NETWORK, 8, false)]));
+    }
+
+    #[test]
     fn requests_come_from_the_router_that_asked_or_another() {
-        let outside = Outside::of(&image(), &commit(9), &BTreeSet::new());
+        let outside = Outside::of(&image(), &commit(9), &BTreeSet::new(), &BTreeSet::new());
         let (v4, v6) = (ip("203.0.113.1"), ip("2001:db8::1"));
         assert_eq!(outside.asker(NETWORK, ROUTER, v4), Some((MAC, Ip::V4_UNSPECIFIED)), "another node's");
         assert_eq!(outside.asker(NETWORK, ROUTER, v6), Some((MAC, Ip::link_local_of(MAC))));
@@ -178,7 +224,7 @@ pub mod tests {
         for leg in image.router_legs.values_mut() {
             leg.flags |= LEG_OWNED;
         }
-        let outside = Outside::of(&image, &commit(9), &BTreeSet::new());
+        let outside = Outside::of(&image, &commit(9), &BTreeSet::new(), &BTreeSet::new());
         assert_eq!(outside.asker(NETWORK, ROUTER, v4), Some((MAC, ip("203.0.113.10"))));
         assert_eq!(outside.asker(NETWORK, 77, v4), Some((MAC, ip("203.0.113.10"))), "that router is gone");
         assert_eq!(outside.asker(6, ROUTER, v4), None, "not external");

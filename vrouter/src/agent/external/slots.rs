@@ -98,6 +98,31 @@ impl Slots {
         Ok(self.hops.lookup(&index)?.unwrap_or_default())
     }
 
+    /// Makes one that no packet has asked for yet. `None`: there is no room.
+    pub fn make(&self, key: &HopKey, ifindex: u32, router: u32, now: u32) -> Result<Option<u32>> {
+        if let Some(index) = self.index.lookup(key)? {
+            return Ok(Some(index));
+        }
+        let Some(index) = self.free.pop()? else { return Ok(None) };
+        let hop = Hop {
+            flags: HOP_USED,
+            ifindex,
+            network: key.network,
+            ip: key.ip,
+            router,
+            confirmed: now,
+            ..Hop::default()
+        };
+        self.hops.set(&index, &hop)?;
+        if self.index.set_new(key, &index)? {
+            return Ok(Some(index));
+        }
+        // The data path was quicker.
+        self.hops.set(&index, &Hop::default())?;
+        self.free.push(&index)?;
+        self.index.lookup(key)
+    }
+
     /// Notes that a request was sent, so that the data path sends none for a second. A resolved one is left
     /// alone: nobody asks for it by packets.
     pub fn note_asked(&self, index: u32, now: u32) -> Result<()> {

@@ -1,7 +1,7 @@
 //! The thread: reads what the data path hands over, and does what [`Hops`], [`Announcer`] and [`Slots`] say.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt::Display,
     sync::Arc,
     time::{Duration, Instant},
@@ -12,7 +12,7 @@ use aya::maps::{MapData, RingBuf};
 use tokio::sync::watch;
 use vrouter_common::{
     flow::{EXIT_EXTERNAL, EXIT_PORT, EXIT_TUNNEL, Flow},
-    tables::{HOP_FAILED, HOP_RESOLVED, HOP_USED, Hop, Underlay},
+    tables::{HOP_FAILED, HOP_RESOLVED, HOP_USED, Hop, HopKey, MasterKey, Underlay},
 };
 
 use super::{
@@ -20,7 +20,7 @@ use super::{
     announce::Announcer,
     frames,
     hops::{Hops, Readiness, Seen, Step},
-    outside::Outside,
+    outside::{Address, Outside},
     pace::Pace,
     queue::Queue,
     rewrite::{self, Output, Way},
@@ -77,6 +77,12 @@ pub struct Worker {
     hops: Hops,
     queue: Queue<Held>,
     announcer: Announcer,
+    /// Virtual routers this node is the master of.
+    mastered: BTreeSet<MasterKey>,
+    /// Watched next hops, by index.
+    watched: BTreeMap<u32, Address>,
+    /// Watched next hops that do not answer.
+    failed: watch::Sender<BTreeSet<Address>>,
     announcements: Pace,
     requests: Pace,
     taken: Pace,
@@ -98,6 +104,7 @@ impl Worker {
         outside: Arc<Outside>,
         publisher: Tell,
         moved: watch::Sender<BTreeSet<u32>>,
+        failed: watch::Sender<BTreeSet<Address>>,
     ) -> Result<Self> {
         let maps = pins.maps();
         let path = maps.join("UPCALLS");
@@ -120,6 +127,9 @@ impl Worker {
             hops: Hops::default(),
             queue: Queue::new(),
             announcer: Announcer::default(),
+            mastered: BTreeSet::new(),
+            watched: BTreeMap::new(),
+            failed,
             announcements: Pace::new(ANNOUNCEMENTS),
             requests: Pace::new(REQUESTS),
             taken: Pace::new(TAKEN),
@@ -158,13 +168,53 @@ impl Worker {
     /// Another topology is in force: what is new here is announced, next hops follow their interfaces.
     pub fn follow(&mut self, outside: Arc<Outside>, now: Instant) {
         self.read_clock(now);
-        self.announcer.follow(outside.owned(), now);
+        self.announcer.follow(&outside.owned(&self.mastered), now);
         self.outside = outside;
+        let outcome = self.watch(now);
+        self.tell("make next hops", outcome);
         for index in self.hops.indexes().collect::<Vec<_>>() {
             if let Some((_, seen)) = self.look(index, now) {
                 self.settle(index, seen, now);
             }
         }
+    }
+
+    /// This node is the master of other virtual routers: what is new here is announced.
+    pub fn master(&mut self, mastered: BTreeSet<MasterKey>, now: Instant) {
+        self.mastered = mastered;
+        self.announcer.follow(&self.outside.owned(&self.mastered), now);
+    }
+
+    /// Makes the next hops that others can stand in for, whether packets ask for them or not.
+    fn watch(&mut self, now: Instant) -> Result<()> {
+        let mut watched = BTreeMap::new();
+        for (address, ifindex, router) in self.outside.watched() {
+            let key = HopKey { network: address.0, ip: address.1 };
+            if let Some(index) = self.slots.make(&key, ifindex, router, self.ticks.now)? {
+                watched.insert(index, address);
+            }
+        }
+        self.watched = watched;
+        self.hops.watch(self.watched.keys().copied().collect(), now);
+        self.discover(now)
+    }
+
+    /// Tells which of them do not answer.
+    fn tell_failed(&mut self) {
+        if self.watched.is_empty() && self.failed.borrow().is_empty() {
+            return;
+        }
+        let failed: BTreeSet<Address> = self
+            .watched
+            .iter()
+            .filter(|(index, _)| self.slots.hop(**index).is_ok_and(|hop| hop.flags & HOP_FAILED != 0))
+            .map(|(_, address)| *address)
+            .collect();
+        self.failed.send_if_modified(|told| {
+            let differs = *told != failed;
+            *told = failed;
+            differs
+        });
     }
 
     /// Does what is due.
@@ -183,6 +233,7 @@ impl Worker {
             let outcome = self.discover(now);
             self.tell("list next hops", outcome);
         }
+        self.tell_failed();
         self.search(now);
         self.publish(now);
     }

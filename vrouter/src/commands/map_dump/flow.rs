@@ -104,7 +104,12 @@ pub fn fragment(key: &FragmentKey, fragment: &Fragment) -> Entry {
 }
 
 fn from(from: u8) -> &'static str {
-    if from == FROM_PORT { "ifindex" } else { "vni" }
+    match from {
+        FROM_PORT => "ifindex",
+        FROM_NETWORK => "vni",
+        FROM_BLOCK => "block vni",
+        _ => "unknown",
+    }
 }
 
 fn place(kind: u8, zone: u32) -> String {

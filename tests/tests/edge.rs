@@ -1,0 +1,451 @@
+//! The edge: nodes without an interface outside, gateways that carry for them and may go at any moment (behaviours N7,
+//! N9, C7), virtual routers beside Debian's keepalived.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+use vrouter_tests::frame::Frame;
+use vrouter_tests::topology::{Topology, with_edge};
+use vrouter_tests::{Agent, AgentOptions, Host, Lab, Probe, Report, Services, Sessions, System, wait};
+
+const SOON: Duration = Duration::from_secs(20);
+const MOMENT: Duration = Duration::from_millis(200);
+const ROUTER: &str = "203.0.113.10";
+const ROUTER6: &str = "2001:db8:ff::10";
+const OF_VM1: &str = "203.0.113.51";
+const SHARED: &str = "203.0.113.60";
+const OUTSIDE1: &str = "203.0.113.101";
+const OUTSIDE1_6: &str = "2001:db8:ff::101";
+const SERVER1: &str = "198.51.100.10";
+const GATEWAYS: [&str; 2] = ["gw-1", "gw-2"];
+/// What a failover may take at default settings.
+const OUTAGE: Duration = Duration::from_secs(1);
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn at(text: &str, port: u16) -> SocketAddr {
+    SocketAddr::new(ip(text), port)
+}
+
+/// The virtual routers a node takes part in.
+fn virtual_routers(agent: &Agent) -> Vec<Value> {
+    let status = agent.status().unwrap();
+    status["agent"]["edge"]["virtual_routers"].as_array().cloned().unwrap_or_default()
+}
+
+/// Whether a node is the master of all its virtual routers.
+fn is_master(agent: &Agent) -> bool {
+    let all = virtual_routers(agent);
+    !all.is_empty() && all.iter().all(|it| it["state"] == "master")
+}
+
+/// The one gateway that is the master of everything.
+#[track_caller]
+fn master(system: &System, among: &[&'static str]) -> &'static str {
+    let mut found = None;
+    wait::until("there is one master", SOON, || {
+        let masters: Vec<&'static str> =
+            among.iter().copied().filter(|name| is_master(system.agent(name))).collect();
+        found = (masters.len() == 1).then(|| masters[0]);
+        Ok(found.is_some())
+    })
+    .unwrap();
+    found.unwrap()
+}
+
+/// Waits until a node knows that the gateways are as expected.
+#[track_caller]
+fn wait_for_gateways(system: &mut System, node: &str, expected: &[(&str, &str)]) {
+    let wanted = |status: &Value| {
+        let all = status["agent"]["edge"]["gateways"].as_array().cloned().unwrap_or_default();
+        expected.iter().all(|(name, state)| all.iter().any(|it| it["node"] == *name && it["state"] == *state))
+    };
+    let what = format!("see {expected:?}");
+    system.agent_mut(node).wait_for_status(SOON, &what, wanted).unwrap();
+}
+
+/// Who answers for an address outside.
+fn owners(host: &Host, own: &str, target: &str) -> Vec<[u8; 6]> {
+    host.who_has(ip(own), ip(target), MOMENT).unwrap()
+}
+
+fn edge() -> System {
+    let mut system = System::start(&with_edge()).unwrap();
+    for node in ["node-a", "node-b"] {
+        wait_for_gateways(&mut system, node, &[("gw-1", "up"), ("gw-2", "up")]);
+    }
+    master(&system, &GATEWAYS);
+    system
+}
+
+/// N1, N2, N5, N6 through gateways; what they keep does not grow with connections.
+#[test]
+fn n9_nodes_without_a_way_out_are_carried_by_gateways_that_keep_nothing() {
+    let system = edge();
+    let services = Services::everywhere(&system, &[7, 22, 53]).unwrap();
+    let seen = |from: &str, to: &str, probe: &Probe| {
+        let outcome = probe.send(system.host(from)).unwrap();
+        outcome.seen(ip(to)).unwrap_or_else(|| panic!("{from} to {to}: {outcome}"))
+    };
+    // The first packets of a cold lab make the next hops.
+    wait::until("the way out is open", SOON, || {
+        Ok(["vm1", "vm2", "vm4", "vm5"].iter().all(|vm| {
+            Probe::udp(ip(SERVER1), 7).send(system.host(vm)).is_ok_and(|it| it.seen(ip(SERVER1)).is_some())
+        }))
+    })
+    .unwrap();
+    for (vm, expected) in [("vm1", OF_VM1), ("vm2", ROUTER), ("vm4", ROUTER), ("vm5", "203.0.113.55")] {
+        for to in [SERVER1, OUTSIDE1] {
+            assert_eq!(seen(vm, to, &Probe::udp(ip(to), 7)).ip(), ip(expected), "{vm} to {to}");
+            let ping = Probe::ping(ip(to)).send(system.host(vm)).unwrap();
+            assert!(ping.is_answer(ip(to)), "{vm} pings {to}: {ping}");
+        }
+    }
+    // From outside, to a whole address and to a port of one.
+    for from in ["outside1", "server1"] {
+        assert!(Probe::udp(ip(OF_VM1), 7).send(system.host(from)).unwrap().seen(ip(OF_VM1)).is_some(), "{from}");
+        let ping = Probe::ping(ip(OF_VM1)).send(system.host(from)).unwrap();
+        assert!(ping.is_answer(ip(OF_VM1)), "{ping}");
+        assert!(Probe::udp(ip(SHARED), 5353).send(system.host(from)).unwrap().seen(ip(SHARED)).is_some(), "{from}");
+    }
+    // Outside sees one owner of each address, with the virtual hardware address.
+    let outside1 = system.host("outside1");
+    for (own, address) in
+        [(OUTSIDE1, ROUTER), (OUTSIDE1, OF_VM1), (OUTSIDE1, SHARED), (OUTSIDE1_6, ROUTER6)]
+    {
+        let macs = owners(outside1, own, address);
+        let [mac] = macs[..] else { panic!("{address}: {macs:?}") };
+        assert_eq!(mac[..5], [0, 0, 0x5e, 0, if address.contains(':') { 2 } else { 1 }], "{address}");
+    }
+    // Traceroute from outside shows the router once.
+    let trace = system.host("server1").run(&format!("traceroute -n -q 1 -w 2 -m 6 {OF_VM1}")).unwrap();
+    let hops: Vec<&str> = trace.lines().skip(1).filter_map(|line| line.split_whitespace().nth(1)).collect();
+    assert_eq!(hops, ["198.51.100.1", ROUTER, OF_VM1], "{trace}");
+    // A large packet is refused at the sender with what the tunnel to the gateway carries.
+    let large = system.host("server1").ping(OF_VM1, 2, &["-M", "do", "-s", "1440", "-W", "1"]).unwrap();
+    assert!(large.received < 2 && large.complaints.iter().any(|line| line.contains("1450")), "{large:?}");
+
+    // Two hundred connections more: the gateways have the same entries as before.
+    let entries = |map: &str| GATEWAYS.map(|name| system.entries(name, map).unwrap());
+    let before = (entries("FLOWS"), entries("TRANSIENT"));
+    for round in 0..100 {
+        for vm in ["vm1", "vm4"] {
+            let udp = Probe::udp(ip(SERVER1), 7).from_port(30_000 + round);
+            assert!(udp.send(system.host(vm)).unwrap().seen(ip(SERVER1)).is_some(), "{vm}: connection {round}");
+        }
+    }
+    let after = (entries("FLOWS"), entries("TRANSIENT"));
+    assert_eq!((before.0, after.0), ([0, 0], [0, 0]), "connections on gateways");
+    // The ways to blocks of 1024 ports of an address, which the configuration bounds; no connection's.
+    for name in GATEWAYS {
+        let flows = system.agent(name).flows().unwrap();
+        let others: Vec<_> = flows.keys().filter(|key| !key.contains("proto 0") || !key.contains("from block")).collect();
+        assert_eq!(others, [""; 0], "{name}");
+        assert!(flows.len() <= 64 * 4, "{before:?} {after:?}");
+    }
+    drop(services);
+}
+
+/// Frames of both ends of a gateway's way, exact: TTL, hardware addresses, every checksum.
+#[test]
+fn n9_what_a_gateway_sends_is_exact() {
+    let system = edge();
+    let _services = Services::everywhere(&system, &[7]).unwrap();
+    let outside1 = system.host("outside1");
+    outside1.offloads_off().unwrap();
+    for vm in ["vm1", "vm4"] {
+        system.host(vm).offloads_off().unwrap();
+    }
+    wait::until("the way out is open", SOON, || {
+        Ok(["vm1", "vm4"].iter().all(|vm| {
+            Probe::udp(ip(OUTSIDE1), 7).send(system.host(vm)).is_ok_and(|it| it.seen(ip(OUTSIDE1)).is_some())
+        }))
+    })
+    .unwrap();
+    for (vm, address) in [("vm1", OF_VM1), ("vm4", ROUTER)] {
+        let sniffer = outside1.sniff().unwrap();
+        let udp = Probe::udp(ip(OUTSIDE1), 7).from_port(4444).length(333);
+        let inside = system.host(vm).sniff().unwrap();
+        assert!(udp.send(system.host(vm)).unwrap().seen(ip(OUTSIDE1)).is_some());
+        let is_udp = |bytes: &[u8]| bytes.get(12..14) == Some(&[8, 0]) && bytes.get(23) == Some(&17);
+        let request = Frame::check(&sniffer.expect(SOON, is_udp).unwrap()).unwrap();
+        let packet = request.packet.unwrap();
+        assert_eq!((packet.source, packet.ttl), (ip(address), 63), "{vm}");
+        let answer = inside
+            .expect(SOON, |bytes| is_udp(bytes) && bytes.get(26..30) == Some(&[203, 0, 113, 101]))
+            .unwrap();
+        let answer = Frame::check(&answer).unwrap().packet.unwrap();
+        assert_eq!((answer.destination, answer.ttl), (system.workload(vm).ip(false), 63), "{vm}");
+    }
+}
+
+/// Sessions of every kind through the gateways.
+struct Load {
+    kinds: Vec<(&'static str, Sessions)>,
+}
+
+impl Load {
+    fn start(system: &System) -> Result<Self> {
+        let kinds = [
+            ("SNAT", "vm4", SERVER1, 40, 10),
+            ("SNAT", "vm2", SERVER1, 40, 10),
+            ("floating IP, out", "vm1", SERVER1, 40, 10),
+            ("floating IP, in", "server1", OF_VM1, 40, 10),
+            ("port forwarding", "outside1", SHARED, 0, 10),
+            ("SNAT to a host beside", "vm6", OUTSIDE1, 40, 10),
+        ];
+        let kinds = kinds.map(|(kind, from, to, tcp, udp)| {
+            let port = if to == SHARED { 5353 } else { 7 };
+            Ok((kind, Sessions::start(system.host(from), at(to, port), tcp, udp)?))
+        });
+        Ok(Self { kinds: kinds.into_iter().collect::<Result<_>>()? })
+    }
+
+    /// Every kind is answered.
+    fn flows(&self) {
+        for (kind, sessions) in &self.kinds {
+            sessions.wait_for_more(20).with_context(|| (*kind).to_owned()).unwrap();
+        }
+    }
+
+    /// No session was lost; prints what each kind noticed.
+    #[track_caller]
+    fn finish(self, what: &str) -> Report {
+        let mut all = Report::default();
+        for (kind, sessions) in self.kinds {
+            let report = sessions.finish().unwrap();
+            println!(
+                "{what}: {kind}: {} TCP sessions, {} UDP flows, longest pause TCP {:?} UDP {:?}, {} datagrams unanswered",
+                report.sessions.0, report.sessions.1, report.longest_tcp, report.longest_udp, report.unanswered
+            );
+            all = all.with(&report);
+        }
+        assert_eq!(all.lost, [""; 0], "{what}: sessions were lost");
+        assert_eq!(all.sessions, (200, 60));
+        all
+    }
+}
+
+/// C7: gateways die, are cut off, restart, return, one after the other; no session is lost.
+#[test]
+fn c7_gateways_come_and_go_under_two_hundred_sessions() {
+    let mut system = edge();
+    let _services = Services::everywhere(&system, &[7, 53]).unwrap();
+    wait::until("the way out is open", SOON, || {
+        Ok(["vm1", "vm2", "vm4", "vm6"].iter().all(|vm| {
+            Probe::udp(ip(SERVER1), 7).send(system.host(vm)).is_ok_and(|it| it.seen(ip(SERVER1)).is_some())
+        }))
+    })
+    .unwrap();
+    for turn in 0..2 {
+        let first = master(&system, &GATEWAYS);
+        let other = if first == "gw-1" { "gw-2" } else { "gw-1" };
+        // The agent dies: its node carries on until the other is there; nothing at all is lost.
+        let load = Load::start(&system).unwrap();
+        load.flows();
+        system.agent_mut(first).kill9();
+        assert_eq!(master(&system, &[other]), other);
+        load.flows();
+        let report = load.finish(&format!("{first}: agent killed"));
+        assert_eq!(report.unanswered, 0, "the data path of a dead agent carries on");
+        system.agent_mut(first).restart().unwrap();
+        system.agent_mut(first).wait_ready(SOON * 3).unwrap();
+        wait_for_gateways(&mut system, "node-a", &[(first, "up"), (other, "up")]);
+        wait_for_gateways(&mut system, "node-b", &[(first, "up"), (other, "up")]);
+        if turn == 0 {
+            // It is the better one: it takes over again.
+            assert_eq!(master(&system, &GATEWAYS), first);
+        }
+        // The whole node goes: both its links are cut at once.
+        let load = Load::start(&system).unwrap();
+        load.flows();
+        let (underlay, port) = (system.underlay().clone(), system.node(first).underlay_port().to_owned());
+        let (switch, external) = (system.outside().switch().clone(), system.node(first).external_port().to_owned());
+        let cut = Instant::now();
+        underlay.ip(&[format!("link set {port} down")]).unwrap();
+        switch.ip(&[format!("link set {external} down")]).unwrap();
+        assert_eq!(master(&system, &[other]), other);
+        println!("{first}: cut off, {other} is master after {:?}", cut.elapsed());
+        load.flows();
+        let report = load.finish(&format!("{first}: node gone"));
+        assert!(report.longest_udp < OUTAGE + Duration::from_millis(500), "outage {:?}", report.longest_udp);
+        // It returns while traffic flows.
+        let load = Load::start(&system).unwrap();
+        underlay.ip(&[format!("link set {port} up")]).unwrap();
+        switch.ip(&[format!("link set {external} up")]).unwrap();
+        wait_for_gateways(&mut system, "node-a", &[(first, "up"), (other, "up")]);
+        assert_eq!(master(&system, &GATEWAYS), first, "it is the better one");
+        load.flows();
+        let report = load.finish(&format!("{first}: node back"));
+        assert!(report.longest_udp < OUTAGE, "outage {:?}", report.longest_udp);
+        // A clean stop hands over.
+        let load = Load::start(&system).unwrap();
+        system.agent_mut(first).stop().unwrap();
+        assert_eq!(master(&system, &[other]), other);
+        load.flows();
+        let report = load.finish(&format!("{first}: agent stopped"));
+        assert_eq!(report.unanswered, 0);
+        system.agent_mut(first).restart().unwrap();
+        system.agent_mut(first).wait_ready(SOON * 3).unwrap();
+        assert_eq!(master(&system, &GATEWAYS), first);
+        for node in ["node-a", "node-b"] {
+            wait_for_gateways(&mut system, node, &[(first, "up"), (other, "up")]);
+        }
+    }
+}
+
+/// Only the interface outside fails: the gateway says so itself, to the nodes and to the other gateway.
+#[test]
+fn c7_a_gateway_that_loses_its_interface_steps_back_at_once() {
+    let mut system = edge();
+    let _services = Services::everywhere(&system, &[7, 53]).unwrap();
+    let first = master(&system, &GATEWAYS);
+    let other = if first == "gw-1" { "gw-2" } else { "gw-1" };
+    let load = Load::start(&system).unwrap();
+    load.flows();
+    system.node(first).netns().ip(&["link set ext0 down"]).unwrap();
+    wait_for_gateways(&mut system, "node-a", &[(first, "admin_down"), (other, "up")]);
+    assert_eq!(master(&system, &[other]), other);
+    let off = virtual_routers(system.agent(first));
+    assert!(off.iter().all(|it| it["state"] == "off" && it["note"] == "interface ext0 is down"), "{off:?}");
+    load.flows();
+    let report = load.finish(&format!("{first}: interface down"));
+    assert!(report.longest_udp < OUTAGE + Duration::from_millis(500), "{:?}", report.longest_udp);
+    let shown = system.agent(first).vrouter(&["show", "gateways"]).unwrap();
+    assert!(String::from_utf8_lossy(&shown.stdout).contains("interface ext0 is down"));
+    system.node(first).netns().ip(&["link set ext0 up"]).unwrap();
+    assert_eq!(master(&system, &GATEWAYS), first);
+}
+
+/// The link between the gateways is cut, and both still reach outside: each part has one announcer, and when it
+/// heals there is one again.
+#[test]
+fn c7_no_split_brain_when_the_link_between_gateways_is_cut() {
+    let system = edge();
+    let first = master(&system, &GATEWAYS);
+    let outside1 = system.host("outside1");
+    let switch = system.outside().switch().clone();
+    // A wire that loses only announcements: nothing of VRRP passes the bridge.
+    switch
+        .nft("table bridge cut { chain forward { type filter hook forward priority 0; ether daddr 01:00:5e:00:00:12 drop; ether daddr 33:33:00:00:00:12 drop; } }")
+        .unwrap();
+    let both = || GATEWAYS.iter().filter(|name| is_master(system.agent(name))).count();
+    wait::until("neither hears the other", SOON, || Ok(both() == 2)).unwrap();
+    switch.nft("delete table bridge cut").unwrap();
+    let healed = Instant::now();
+    assert_eq!(master(&system, &GATEWAYS), first);
+    println!("one master again after {:?}", healed.elapsed());
+    let macs: BTreeSet<[u8; 6]> = owners(outside1, OUTSIDE1, ROUTER).into_iter().collect();
+    assert_eq!(macs.len(), 1);
+    // One answer, not two of the same.
+    assert_eq!(owners(outside1, OUTSIDE1, ROUTER).len(), 1);
+}
+
+// ---- keepalived ----
+
+/// Debian's keepalived on a host outside, for the router's addresses.
+struct Keepalived {
+    process: vrouter_tests::Process,
+}
+
+impl Keepalived {
+    fn start(lab: &Lab, host: &Host, vrid: u8, priority: u8, preempt: bool) -> Result<Self> {
+        let directory = lab.directory();
+        let own = ip(OUTSIDE1);
+        let nopreempt = if preempt { "" } else { "nopreempt" };
+        let config = format!(
+            "global_defs {{\n  vrrp_version 3\n  vrrp_garp_master_delay 0\n}}\n\
+             vrrp_instance four {{\n  state BACKUP\n  interface eth0\n  virtual_router_id {vrid}\n  priority {priority}\n  \
+             advert_int 0.2\n  {nopreempt}\n  mcast_src_ip {own}\n  virtual_ipaddress {{\n    {ROUTER}/32 dev eth0\n  }}\n}}\n"
+        );
+        let path = directory.join(format!("keepalived-{priority}.conf"));
+        std::fs::write(&path, config)?;
+        let pid = |name: &str| directory.join(format!("{name}.pid")).display().to_string();
+        let mut command = host.command("keepalived");
+        command.args(["--dont-fork", "--log-console", "--log-detail", "--vrrp"]);
+        command.args(["--use-file", &path.display().to_string()]);
+        command.args(["--pid", &pid("keepalived"), "--vrrp_pid", &pid("vrrp"), "--checkers_pid", &pid("checkers")]);
+        Ok(Self { process: vrouter_tests::Process::spawn(&mut command)? })
+    }
+}
+
+/// One node takes part in a virtual router with keepalived: as its backup, as its master, with and without preemption.
+#[test]
+fn vrrp_works_with_keepalived() {
+    let mut topology: Topology = with_edge();
+    topology.router_mut("r1").gateway.as_mut().unwrap().vrrp = Some("{ vrid: 7 }".to_owned());
+    let lab = Lab::builder().topology(&topology).build().unwrap();
+    // Only one of the two gateways runs.
+    let mut gateway = lab.start_agent("gw-1", &AgentOptions::default()).unwrap();
+    gateway.wait_ready(SOON * 3).unwrap();
+    let v4 = |agent: &Agent| virtual_routers(agent).into_iter().find(|it| it["family"] == "ipv4").unwrap();
+    wait::until("gw-1 is master", SOON, || Ok(v4(&gateway)["state"] == "master")).unwrap();
+    let own = u8::try_from(v4(&gateway)["priority"].as_u64().unwrap()).unwrap();
+    let host = lab.host("outside1");
+    let has_address = || Ok(host.run("ip -4 -o address show dev eth0")?.contains(&format!("{ROUTER}/32")));
+
+    // A better one comes: it preempts, and this node is silent.
+    let mut better = Keepalived::start(&lab, host, 7, 254, true).unwrap();
+    better.process.wait_for_text("Entering MASTER STATE", SOON).unwrap();
+    wait::until("gw-1 is backup", SOON, || Ok(v4(&gateway)["state"] == "backup")).unwrap();
+    wait::until("keepalived has the address", SOON, has_address).unwrap();
+    let told = v4(&gateway);
+    assert_eq!((told["master"].as_str(), told["master_priority"].as_u64()), (Some(OUTSIDE1), Some(254)), "{told}");
+    assert!(told["refused"].as_object().unwrap().is_empty(), "{told}");
+    assert!(told["note"].is_null(), "{told}");
+    let outside2 = lab.host("outside2");
+    assert_eq!(owners(outside2, "203.0.113.102", ROUTER), [host.mac().unwrap()]);
+    // It gives up: priority 0 is understood at once.
+    let stopped = Instant::now();
+    better.process.signal(nix::sys::signal::Signal::SIGTERM).unwrap();
+    wait::until("gw-1 is master again", SOON, || Ok(v4(&gateway)["state"] == "master")).unwrap();
+    println!("master {:?} after keepalived was told to stop", stopped.elapsed());
+    better.process.wait(SOON).unwrap();
+    assert_eq!(owners(outside2, "203.0.113.102", ROUTER), [[0, 0, 0x5e, 0, 1, 7]]);
+
+    // A worse one comes and stays backup: it accepts this node's announcements.
+    let mut worse = Keepalived::start(&lab, host, 7, own - 50, true).unwrap();
+    worse.process.wait_for_text("Entering BACKUP STATE", SOON).unwrap();
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(!worse.process.printed().contains("Entering MASTER STATE"), "{}", worse.process.printed());
+    assert!(!has_address().unwrap());
+    assert_eq!(v4(&gateway)["state"], "master");
+    // This node goes: keepalived takes over at once, having read the farewell.
+    gateway.stop().unwrap();
+    worse.process.wait_for_text("Entering MASTER STATE", SOON).unwrap();
+    wait::until("keepalived has the address", SOON, has_address).unwrap();
+    // Without an agent, the data path has heard the other and is silent.
+    assert_eq!(owners(outside2, "203.0.113.102", ROUTER), [host.mac().unwrap()]);
+    // It returns and preempts; keepalived yields.
+    gateway.restart().unwrap();
+    gateway.wait_ready(SOON * 3).unwrap();
+    wait::until("gw-1 is master", SOON, || Ok(v4(&gateway)["state"] == "master")).unwrap();
+    wait::until("keepalived has yielded", SOON, || Ok(!has_address()?)).unwrap();
+    drop(worse);
+
+    // Without preemption a better one that comes later leaves the master alone.
+    let before = v4(&gateway)["transitions"].clone();
+    let polite = Keepalived::start(&lab, host, 7, 254, false).unwrap();
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(!polite.process.printed().contains("Entering MASTER STATE"), "{}", polite.process.printed());
+    assert_eq!((&v4(&gateway)["state"], &v4(&gateway)["transitions"]), (&Value::from("master"), &before));
+    drop(polite);
+    topology.router_mut("r1").gateway.as_mut().unwrap().vrrp = Some("{ vrid: 7, preempt: false }".to_owned());
+    lab.write_topology(&topology).unwrap();
+    wait::until("gw-1 does not preempt", SOON, || Ok(v4(&gateway)["preempt"] == false)).unwrap();
+    gateway.stop().unwrap();
+    let mut low = Keepalived::start(&lab, host, 7, 10, true).unwrap();
+    low.process.wait_for_text("Entering MASTER STATE", SOON).unwrap();
+    gateway.restart().unwrap();
+    gateway.wait_ready(SOON * 3).unwrap();
+    wait::until("gw-1 is backup", SOON, || Ok(v4(&gateway)["state"] == "backup")).unwrap();
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(v4(&gateway)["state"], "backup", "it leaves the worse one alone");
+    low.process.kill();
+    wait::until("gw-1 is master", SOON, || Ok(v4(&gateway)["state"] == "master")).unwrap();
+}
