@@ -344,7 +344,14 @@ impl Network {
             cidr: cidr.to_owned(),
             gateway: (!gateway.is_empty()).then(|| gateway.to_owned()),
         });
-        Self { name: name.to_owned(), vni: None, mtu: None, external: false, routed: false, subnets: subnets.collect() }
+        Self {
+            name: name.to_owned(),
+            vni: None,
+            mtu: None,
+            external: false,
+            routed: false,
+            subnets: subnets.collect(),
+        }
     }
 }
 

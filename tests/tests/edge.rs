@@ -44,18 +44,25 @@ fn is_master(agent: &Agent) -> bool {
     !all.is_empty() && all.iter().all(|it| it["state"] == "master")
 }
 
-/// The one gateway that is the master of everything.
+/// Waits until a gateway is the master of everything, and no other of any.
 #[track_caller]
-fn master(system: &System, among: &[&'static str]) -> &'static str {
-    let mut found = None;
-    wait::until("there is one master", SOON, || {
-        let masters: Vec<&'static str> =
-            among.iter().copied().filter(|name| is_master(system.agent(name))).collect();
-        found = (masters.len() == 1).then(|| masters[0]);
-        Ok(found.is_some())
+fn wait_for_master(system: &System, name: &str, others: &[&str]) {
+    wait::until(&format!("{name} alone is master"), SOON, || {
+        let is_idle =
+            |other: &&str| virtual_routers(system.agent(other)).iter().all(|it| it["state"] != "master");
+        Ok(is_master(system.agent(name)) && others.iter().all(|other| is_idle(&other)))
     })
     .unwrap();
-    found.unwrap()
+}
+
+/// The better of the two gateways and the other, when the better one is the master.
+#[track_caller]
+fn ranked(system: &System) -> [&'static str; 2] {
+    let priority = |name: &str| virtual_routers(system.agent(name))[0]["priority"].as_u64().unwrap();
+    let [one, two] = GATEWAYS;
+    let [first, other] = if priority(one) > priority(two) { [one, two] } else { [two, one] };
+    wait_for_master(system, first, &[other]);
+    [first, other]
 }
 
 /// Waits until a node knows that the gateways are as expected.
@@ -79,7 +86,7 @@ fn edge() -> System {
     for node in ["node-a", "node-b"] {
         wait_for_gateways(&mut system, node, &[("gw-1", "up"), ("gw-2", "up")]);
     }
-    master(&system, &GATEWAYS);
+    ranked(&system);
     system
 }
 
@@ -108,15 +115,20 @@ fn n9_nodes_without_a_way_out_are_carried_by_gateways_that_keep_nothing() {
     }
     // From outside, to a whole address and to a port of one.
     for from in ["outside1", "server1"] {
-        assert!(Probe::udp(ip(OF_VM1), 7).send(system.host(from)).unwrap().seen(ip(OF_VM1)).is_some(), "{from}");
+        assert!(
+            Probe::udp(ip(OF_VM1), 7).send(system.host(from)).unwrap().seen(ip(OF_VM1)).is_some(),
+            "{from}"
+        );
         let ping = Probe::ping(ip(OF_VM1)).send(system.host(from)).unwrap();
         assert!(ping.is_answer(ip(OF_VM1)), "{ping}");
-        assert!(Probe::udp(ip(SHARED), 5353).send(system.host(from)).unwrap().seen(ip(SHARED)).is_some(), "{from}");
+        assert!(
+            Probe::udp(ip(SHARED), 5353).send(system.host(from)).unwrap().seen(ip(SHARED)).is_some(),
+            "{from}"
+        );
     }
     // Outside sees one owner of each address, with the virtual hardware address.
     let outside1 = system.host("outside1");
-    for (own, address) in
-        [(OUTSIDE1, ROUTER), (OUTSIDE1, OF_VM1), (OUTSIDE1, SHARED), (OUTSIDE1_6, ROUTER6)]
+    for (own, address) in [(OUTSIDE1, ROUTER), (OUTSIDE1, OF_VM1), (OUTSIDE1, SHARED), (OUTSIDE1_6, ROUTER6)]
     {
         let macs = owners(outside1, own, address);
         let [mac] = macs[..] else { panic!("{address}: {macs:?}") };
@@ -136,7 +148,10 @@ fn n9_nodes_without_a_way_out_are_carried_by_gateways_that_keep_nothing() {
     for round in 0..100 {
         for vm in ["vm1", "vm4"] {
             let udp = Probe::udp(ip(SERVER1), 7).from_port(30_000 + round);
-            assert!(udp.send(system.host(vm)).unwrap().seen(ip(SERVER1)).is_some(), "{vm}: connection {round}");
+            assert!(
+                udp.send(system.host(vm)).unwrap().seen(ip(SERVER1)).is_some(),
+                "{vm}: connection {round}"
+            );
         }
     }
     let after = (entries("FLOWS"), entries("TRANSIENT"));
@@ -144,7 +159,8 @@ fn n9_nodes_without_a_way_out_are_carried_by_gateways_that_keep_nothing() {
     // The ways to blocks of 1024 ports of an address, which the configuration bounds; no connection's.
     for name in GATEWAYS {
         let flows = system.agent(name).flows().unwrap();
-        let others: Vec<_> = flows.keys().filter(|key| !key.contains("proto 0") || !key.contains("from block")).collect();
+        let others: Vec<_> =
+            flows.keys().filter(|key| !key.contains("proto 0") || !key.contains("from block")).collect();
         assert_eq!(others, [""; 0], "{name}");
         assert!(flows.len() <= 64 * 4, "{before:?} {after:?}");
     }
@@ -221,7 +237,11 @@ impl Load {
             let report = sessions.finish().unwrap();
             println!(
                 "{what}: {kind}: {} TCP sessions, {} UDP flows, longest pause TCP {:?} UDP {:?}, {} datagrams unanswered",
-                report.sessions.0, report.sessions.1, report.longest_tcp, report.longest_udp, report.unanswered
+                report.sessions.0,
+                report.sessions.1,
+                report.longest_tcp,
+                report.longest_udp,
+                report.unanswered
             );
             all = all.with(&report);
         }
@@ -242,14 +262,13 @@ fn c7_gateways_come_and_go_under_two_hundred_sessions() {
         }))
     })
     .unwrap();
-    for turn in 0..2 {
-        let first = master(&system, &GATEWAYS);
-        let other = if first == "gw-1" { "gw-2" } else { "gw-1" };
+    for _ in 0..2 {
+        let [first, other] = ranked(&system);
         // The agent dies: its node carries on until the other is there; nothing at all is lost.
         let load = Load::start(&system).unwrap();
         load.flows();
         system.agent_mut(first).kill9();
-        assert_eq!(master(&system, &[other]), other);
+        wait_for_master(&system, other, &[]);
         load.flows();
         let report = load.finish(&format!("{first}: agent killed"));
         assert_eq!(report.unanswered, 0, "the data path of a dead agent carries on");
@@ -257,19 +276,18 @@ fn c7_gateways_come_and_go_under_two_hundred_sessions() {
         system.agent_mut(first).wait_ready(SOON * 3).unwrap();
         wait_for_gateways(&mut system, "node-a", &[(first, "up"), (other, "up")]);
         wait_for_gateways(&mut system, "node-b", &[(first, "up"), (other, "up")]);
-        if turn == 0 {
-            // It is the better one: it takes over again.
-            assert_eq!(master(&system, &GATEWAYS), first);
-        }
+        // It is the better one: it takes over again.
+        wait_for_master(&system, first, &[other]);
         // The whole node goes: both its links are cut at once.
         let load = Load::start(&system).unwrap();
         load.flows();
         let (underlay, port) = (system.underlay().clone(), system.node(first).underlay_port().to_owned());
-        let (switch, external) = (system.outside().switch().clone(), system.node(first).external_port().to_owned());
+        let (switch, external) =
+            (system.outside().switch().clone(), system.node(first).external_port().to_owned());
         let cut = Instant::now();
         underlay.ip(&[format!("link set {port} down")]).unwrap();
         switch.ip(&[format!("link set {external} down")]).unwrap();
-        assert_eq!(master(&system, &[other]), other);
+        wait_for_master(&system, other, &[]);
         println!("{first}: cut off, {other} is master after {:?}", cut.elapsed());
         load.flows();
         let report = load.finish(&format!("{first}: node gone"));
@@ -279,20 +297,20 @@ fn c7_gateways_come_and_go_under_two_hundred_sessions() {
         underlay.ip(&[format!("link set {port} up")]).unwrap();
         switch.ip(&[format!("link set {external} up")]).unwrap();
         wait_for_gateways(&mut system, "node-a", &[(first, "up"), (other, "up")]);
-        assert_eq!(master(&system, &GATEWAYS), first, "it is the better one");
+        wait_for_master(&system, first, &[other]);
         load.flows();
         let report = load.finish(&format!("{first}: node back"));
         assert!(report.longest_udp < OUTAGE, "outage {:?}", report.longest_udp);
         // A clean stop hands over.
         let load = Load::start(&system).unwrap();
         system.agent_mut(first).stop().unwrap();
-        assert_eq!(master(&system, &[other]), other);
+        wait_for_master(&system, other, &[]);
         load.flows();
         let report = load.finish(&format!("{first}: agent stopped"));
         assert_eq!(report.unanswered, 0);
         system.agent_mut(first).restart().unwrap();
         system.agent_mut(first).wait_ready(SOON * 3).unwrap();
-        assert_eq!(master(&system, &GATEWAYS), first);
+        wait_for_master(&system, first, &[other]);
         for node in ["node-a", "node-b"] {
             wait_for_gateways(&mut system, node, &[(first, "up"), (other, "up")]);
         }
@@ -304,13 +322,12 @@ fn c7_gateways_come_and_go_under_two_hundred_sessions() {
 fn c7_a_gateway_that_loses_its_interface_steps_back_at_once() {
     let mut system = edge();
     let _services = Services::everywhere(&system, &[7, 53]).unwrap();
-    let first = master(&system, &GATEWAYS);
-    let other = if first == "gw-1" { "gw-2" } else { "gw-1" };
+    let [first, other] = ranked(&system);
     let load = Load::start(&system).unwrap();
     load.flows();
     system.node(first).netns().ip(&["link set ext0 down"]).unwrap();
     wait_for_gateways(&mut system, "node-a", &[(first, "admin_down"), (other, "up")]);
-    assert_eq!(master(&system, &[other]), other);
+    wait_for_master(&system, other, &[]);
     let off = virtual_routers(system.agent(first));
     assert!(off.iter().all(|it| it["state"] == "off" && it["note"] == "interface ext0 is down"), "{off:?}");
     load.flows();
@@ -319,7 +336,7 @@ fn c7_a_gateway_that_loses_its_interface_steps_back_at_once() {
     let shown = system.agent(first).vrouter(&["show", "gateways"]).unwrap();
     assert!(String::from_utf8_lossy(&shown.stdout).contains("interface ext0 is down"));
     system.node(first).netns().ip(&["link set ext0 up"]).unwrap();
-    assert_eq!(master(&system, &GATEWAYS), first);
+    wait_for_master(&system, first, &[other]);
 }
 
 /// The link between the gateways is cut, and both still reach outside: each part has one announcer, and when it
@@ -327,18 +344,18 @@ fn c7_a_gateway_that_loses_its_interface_steps_back_at_once() {
 #[test]
 fn c7_no_split_brain_when_the_link_between_gateways_is_cut() {
     let system = edge();
-    let first = master(&system, &GATEWAYS);
+    let [first, other] = ranked(&system);
     let outside1 = system.host("outside1");
     let switch = system.outside().switch().clone();
     // A wire that loses only announcements: nothing of VRRP passes the bridge.
     switch
-        .nft("table bridge cut { chain forward { type filter hook forward priority 0; ether daddr 01:00:5e:00:00:12 drop; ether daddr 33:33:00:00:00:12 drop; } }")
+        .nft("table bridge cut { chain forward { type filter hook forward priority 0;\nether daddr 01:00:5e:00:00:12 drop\nether daddr 33:33:00:00:00:12 drop\n}\n}\n")
         .unwrap();
     let both = || GATEWAYS.iter().filter(|name| is_master(system.agent(name))).count();
     wait::until("neither hears the other", SOON, || Ok(both() == 2)).unwrap();
-    switch.nft("delete table bridge cut").unwrap();
+    switch.nft("delete table bridge cut\n").unwrap();
     let healed = Instant::now();
-    assert_eq!(master(&system, &GATEWAYS), first);
+    wait_for_master(&system, first, &[other]);
     println!("one master again after {:?}", healed.elapsed());
     let macs: BTreeSet<[u8; 6]> = owners(outside1, OUTSIDE1, ROUTER).into_iter().collect();
     assert_eq!(macs.len(), 1);
@@ -369,7 +386,14 @@ impl Keepalived {
         let mut command = host.command("keepalived");
         command.args(["--dont-fork", "--log-console", "--log-detail", "--vrrp"]);
         command.args(["--use-file", &path.display().to_string()]);
-        command.args(["--pid", &pid("keepalived"), "--vrrp_pid", &pid("vrrp"), "--checkers_pid", &pid("checkers")]);
+        command.args([
+            "--pid",
+            &pid("keepalived"),
+            "--vrrp_pid",
+            &pid("vrrp"),
+            "--checkers_pid",
+            &pid("checkers"),
+        ]);
         Ok(Self { process: vrouter_tests::Process::spawn(&mut command)? })
     }
 }
@@ -395,7 +419,11 @@ fn vrrp_works_with_keepalived() {
     wait::until("gw-1 is backup", SOON, || Ok(v4(&gateway)["state"] == "backup")).unwrap();
     wait::until("keepalived has the address", SOON, has_address).unwrap();
     let told = v4(&gateway);
-    assert_eq!((told["master"].as_str(), told["master_priority"].as_u64()), (Some(OUTSIDE1), Some(254)), "{told}");
+    assert_eq!(
+        (told["master"].as_str(), told["master_priority"].as_u64()),
+        (Some(OUTSIDE1), Some(254)),
+        "{told}"
+    );
     assert!(told["refused"].as_object().unwrap().is_empty(), "{told}");
     assert!(told["note"].is_null(), "{told}");
     let outside2 = lab.host("outside2");

@@ -382,8 +382,10 @@ impl View {
         for (_, member) in self.image.members.range(all(0)..=all(u32::MAX)) {
             *slots.entry((member.network, IpAddr::from(member.nexthop))).or_default() += 1;
         }
-        let hops: Vec<_> =
-            slots.iter().map(|((_, nexthop), share)| format!("{nexthop} ({} %)", share * 100 / SLOTS)).collect();
+        let hops: Vec<_> = slots
+            .iter()
+            .map(|((_, nexthop), share)| format!("{nexthop} ({} %)", share * 100 / SLOTS))
+            .collect();
         let networks: std::collections::BTreeSet<_> =
             slots.keys().map(|(network, _)| self.name(NAME_NETWORK, *network)).collect();
         (hops.join(", "), Vec::from_iter(networks).join(", "))

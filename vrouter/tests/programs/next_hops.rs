@@ -357,8 +357,14 @@ fn with_lab(test: impl FnOnce(&mut Lab) + Send + 'static) {
         let (external, port_ifindex) =
             (world.ifindex(topology::UPLINK), world.ifindex(topology::INTERFACES[0]));
         assert_ne!(external, port_ifindex);
-        let worker = Worker::open(world.pins(), outside(external), Arc::new(|_| {}), Default::default(), Default::default())
-            .expect("a worker opens its pins");
+        let worker = Worker::open(
+            world.pins(),
+            outside(external),
+            Arc::new(|_| {}),
+            Default::default(),
+            Default::default(),
+        )
+        .expect("a worker opens its pins");
         let mut lab = Lab {
             worker,
             maps: &maps,
@@ -652,7 +658,9 @@ fn the_thread_does_what_it_is_told_and_says_how_it_is() {
         let tell = told.clone();
         let found = Outside::default();
         let tell = Arc::new(move |status: &NextHopsStatus| *tell.lock().expect("status") = status.clone());
-        let mut next_hops = NextHops::start(world.pins(), found, tokio::sync::watch::Sender::default().subscribe(), tell).expect("a thread");
+        let mut next_hops =
+            NextHops::start(world.pins(), found, tokio::sync::watch::Sender::default().subscribe(), tell)
+                .expect("a thread");
         let external = world.ifindex(topology::UPLINK);
         next_hops.follow((*outside(external)).clone());
         let maps = Maps::open(&world);
