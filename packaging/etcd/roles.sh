@@ -57,6 +57,8 @@ node)
     role "vrouter-node-$node"
     etcdctl role grant-permission --prefix "vrouter-node-$node" readwrite "$prefix/config/bindings/$node/"
     etcdctl role grant-permission "vrouter-node-$node" readwrite "$prefix/state/$node"
+    # Who is first has a block of ports of a router's address: by transactions, under common keys.
+    etcdctl role grant-permission --prefix "vrouter-node-$node" readwrite "$prefix/config/blocks/"
     user "vrouter-$node"
     etcdctl user grant-role "vrouter-$node" vrouter-reader
     etcdctl user grant-role "vrouter-$node" "vrouter-node-$node"

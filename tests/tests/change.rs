@@ -337,7 +337,7 @@ fn c1_an_upgrade_to_another_layout_refuses_before_it_touches_anything() {
     let mut upgraded = lab.start_agent("node-a", &options).unwrap();
     wait::until("the new version ends", SOON, || Ok(!upgraded.is_running())).unwrap();
     let log = upgraded.log();
-    assert!(log.contains("the pinned state has schema 2, this vrouter knows 3"), "{log}");
+    assert!(log.contains("the pinned state has schema 3, this vrouter knows 4"), "{log}");
     assert!(log.contains("--discard-state"), "{log}");
     drop(upgraded);
     assert_eq!(a.status().unwrap()["programs"], programs);

@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 use vrouter_tests::agent::vrouter_binary;
 use vrouter_tests::etcd::{self, WRITER};
-use vrouter_tests::topology::{Topology, standard, standard_port};
-use vrouter_tests::{Agent, Cluster, Lab, TcpLoad, UdpLoad, wait};
+use vrouter_tests::topology::{Topology, standard, standard_port, with_edge};
+use vrouter_tests::{Agent, Cluster, Lab, Probe, Services, Sessions, TcpLoad, UdpLoad, wait};
 
 /// Programs are verified anew at each start, which takes its time on a busy machine.
 const START: Duration = Duration::from_secs(60);
@@ -26,12 +26,14 @@ impl Many {
     /// The standard lab, with `topology` stored and in force.
     fn start(topology: &Topology, secured: bool) -> Self {
         let lab = etcd::hosts(Lab::builder().topology(topology)).build().unwrap();
-        let cluster = Cluster::start(&lab, &NODES, secured).unwrap();
+        let nodes: Vec<&str> = topology.nodes.iter().map(|node| node.name.as_str()).collect();
+        let cluster = Cluster::start(&lab, &nodes, secured).unwrap();
         let mut many = Self { agents: Vec::new(), cluster, lab };
         many.apply(topology, &[]);
-        many.agents = NODES
-            .map(|node| many.lab.start_agent(node, &many.cluster.agent(&many.lab, node)).unwrap())
-            .into();
+        let agents = nodes
+            .iter()
+            .map(|node| many.lab.start_agent(node, &many.cluster.agent(&many.lab, node)).unwrap());
+        many.agents = agents.collect();
         many.agents.iter_mut().for_each(|agent| agent.wait_ready(START).unwrap());
         many
     }
@@ -586,4 +588,121 @@ fn changes_are_whole_whoever_writes_and_whatever_ends_them() {
     let own =
         ports.as_array().unwrap().iter().filter(|port| port["name"].as_str().unwrap().starts_with("own"));
     assert_eq!(own.count(), 10);
+}
+
+// ---- ports of routers' addresses ----
+
+impl Many {
+    /// Who has which block of r1's ports, by etcd.
+    fn leases(&self) -> std::collections::BTreeMap<u16, String> {
+        let prefix = format!("{}/config/blocks/r1/", self.cluster.prefix());
+        let listed = self.cluster.etcdctl(&["get", "--prefix", &prefix]).unwrap();
+        let lines: Vec<&str> = listed.lines().collect();
+        let leases = lines.chunks(2).map(|pair| {
+            let block = pair[0].rsplit('/').next().unwrap().parse().unwrap();
+            let lease: Value = serde_json::from_str(pair[1]).unwrap();
+            (block, lease["node"].as_str().unwrap().to_owned())
+        });
+        leases.collect()
+    }
+
+    fn blocks_of(&self, node: &str) -> Vec<u16> {
+        self.leases().into_iter().filter(|(_, holder)| holder == node).map(|(block, _)| block).collect()
+    }
+
+    /// The port outside that a packet of a workload gets; `None`: it is not answered.
+    fn port_of(&self, vm: &str, from: u16) -> Option<u16> {
+        let to: std::net::IpAddr = "198.51.100.10".parse().unwrap();
+        let outcome = Probe::udp(to, 7).from_port(from).send(self.lab.host(vm)).unwrap();
+        outcome.seen(to).map(|seen| seen.port())
+    }
+}
+
+/// N1, N8, N9: each node leases ports as it needs them, more before they run out, and nobody has another's.
+#[test]
+fn n9_ports_are_leased_and_returned_through_etcd() {
+    let mut topology = with_edge();
+    // Three blocks for two nodes with workloads.
+    topology.router_mut("r1").gateway.as_mut().unwrap().snat_ports = Some("1024-4095".to_owned());
+    let mut many = Many::start(&topology, true);
+    let _services = Services::everywhere(&many.lab, &[7]).unwrap();
+    wait::until("each node has a block", SOON, || {
+        Ok(NODES.iter().all(|node| many.blocks_of(node).len() == 1) && many.leases().len() == 2)
+    })
+    .unwrap();
+    for (vm, node) in [("vm2", "node-a"), ("vm4", "node-b")] {
+        wait::until(&format!("{vm} reaches outside"), SOON, || Ok(many.port_of(vm, 4000).is_some())).unwrap();
+        let blocks = many.blocks_of(node);
+        for from in 4000..4020 {
+            let port = many.port_of(vm, from).unwrap();
+            assert!(blocks.contains(&(port / 1024)), "{vm}: port {port} is not of {blocks:?}");
+        }
+    }
+    // 800 connections to one server: three quarters of a block are used, and another is leased meanwhile.
+    let server = "198.51.100.10:7".parse().unwrap();
+    let crowd = Sessions::start(many.lab.host("vm4"), server, 0, 800).unwrap();
+    wait::until("node-b has a second block", SOON, || Ok(many.blocks_of("node-b").len() == 2)).unwrap();
+    let more = Sessions::start(many.lab.host("vm4"), server, 0, 400).unwrap();
+    more.wait_for_more(400).unwrap();
+    assert_eq!((crowd.finish().unwrap().lost, more.finish().unwrap().lost), (vec![], vec![]));
+    // An agent that starts anew, without etcd, goes on with its ports.
+    let used = many.port_of("vm2", 4001).unwrap();
+    many.cluster.kill(0..3);
+    many.agents[0].kill9();
+    many.agents[0].restart().unwrap();
+    wait::until("node-a is at work without etcd", START, || {
+        let status = many.agents[0].status()?;
+        Ok(status["agent"]["alive"] == true && status["in_force"]["epoch"].as_u64() > Some(0))
+    })
+    .unwrap();
+    assert_eq!(many.port_of("vm2", 4001), Some(used), "the same connection");
+    assert!(many.port_of("vm2", 4999).is_some(), "a new one");
+    many.cluster.restart(0..3).unwrap();
+    many.cluster.wait_healthy().unwrap();
+    many.agents[0].wait_ready(START).unwrap();
+    // etcd loses the leases (an old backup was restored): they are taken again, none by another.
+    let before = many.leases();
+    let prefix = format!("{}/config/blocks/", many.cluster.prefix());
+    many.cluster.etcdctl(&["del", "--prefix", &prefix]).unwrap();
+    for agent in &mut many.agents {
+        agent.kill9();
+        agent.restart().unwrap();
+        agent.wait_ready(START).unwrap();
+    }
+    wait::until("the leases are as they were", SOON, || Ok(many.leases() == before)).unwrap();
+    // node-a goes for good: its block is free for who needs it.
+    for port in ["vm1", "vm2", "vm3"] {
+        topology.port_mut(port).node.clear();
+    }
+    topology.nodes.retain(|node| node.name != "node-a");
+    many.agents[0].kill9();
+    many.agents.remove(0);
+    many.apply(&topology, &["--prune"]);
+    let crowd = Sessions::start(many.lab.host("vm4"), server, 0, 1600).unwrap();
+    wait::until("node-b has all three blocks", SOON, || Ok(many.blocks_of("node-b").len() == 3)).unwrap();
+    drop(crowd);
+}
+
+/// Twenty nodes lease from sixteen blocks, want more and less, and go for good, all at once.
+#[test]
+fn n9_no_block_is_ever_given_twice() {
+    let mut build = std::process::Command::new("cargo");
+    build.args(["build", "-p", "vrouter", "--example", "leases"]);
+    let output = build.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let profile = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().to_owned();
+    let lab = etcd::hosts(Lab::builder().node("node-a")).build().unwrap();
+    let cluster = Cluster::start(&lab, &[], false).unwrap();
+    let seed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos();
+    println!("seed {seed}");
+    let mut command = lab.node("node-a").netns().command(profile.join("examples/leases"));
+    command.args(cluster.arguments(WRITER)).args(["--seed", &seed.to_string()]);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    println!("{told}");
+    assert_eq!(told["violations"], json!([]));
+    // It was no idle test.
+    assert!(told["writes"].as_u64() > Some(200) && told["deleted_nodes"].as_u64() > Some(3), "{told}");
+    assert!(told["most_blocks_at_once"].as_u64() > Some(10), "{told}");
 }

@@ -23,9 +23,10 @@ use vrouter::{
     identities::Identities,
     store::{
         Store, StoreArgs, StoreConfig,
+        blocks::{Claims, Holders},
         client::{bounded, end_of},
         config::StoreTable,
-        follow::{Follow, Link, News, Options, Report},
+        follow::{Follow, Leases, Link, News, Options, Report},
         keys::{Keys, ObjectName},
         record::{Binding, Head, Record},
     },
@@ -155,10 +156,15 @@ async fn play(config: &StoreConfig, node: u32, compile_time: Arc<AtomicU64>) -> 
     let (report, reports) = watch::channel(Report::default());
     let options = Options { config: config.clone(), node: name.clone(), externals: Vec::new(), cache: None };
     let start = Instant::now();
-    tokio::spawn(Follow::new(options, tell, reports, Link::default()).run());
+    let (claims, (tell_holders, holders)) =
+        (watch::channel(Claims::new()), watch::channel(Arc::new(Holders::new())));
+    let leases = Leases::new(claims.1, tell_holders);
+    tokio::spawn(Follow::new(options, tell, reports, leases, Link::default()).run());
     let (told, mut done) = watch::channel((0, start));
     tokio::spawn(async move {
         let mut identities = Identities::default();
+        // Nobody claims ports here, as long as this is there.
+        let _leases = (claims.0, holders);
         while let Some(News { revision, topology, skipped, .. }) = news.recv().await {
             if !skipped.is_empty() {
                 eprintln!("{name}: {skipped}");

@@ -9,6 +9,7 @@ pub mod edge;
 mod environment;
 pub mod external;
 mod flows;
+mod ports;
 mod source;
 mod status;
 mod underlay;
@@ -58,6 +59,7 @@ use crate::{
 };
 use edge::{Edge, Participant};
 use external::{External, Outside};
+use ports::Ports;
 use source::{Read, Source};
 use underlay::Underlays;
 
@@ -83,8 +85,10 @@ pub async fn run(config: AgentConfig) -> Result<()> {
     if let Source::Store(follower) = &source {
         status::lock(&agent.status).store = Some(follower.link());
         agent.report = Some(follower.report.clone());
+        agent.ports = Some(Ports::new(follower.claims.clone(), follower.holders.clone()));
     }
     let mut moves = agent.external.moves();
+    let mut held = agent.ports.as_ref().map(Ports::holders);
     let (mut found, mut failed) = (agent.edge.found(), agent.external.failed());
     let mut requests = control::listen(&run_dir, agent.status.clone())?;
     let (mut terminated, mut interrupted) =
@@ -98,12 +102,17 @@ pub async fn run(config: AgentConfig) -> Result<()> {
             result = &mut requests => result?,
             read = source.next() => agent.take(read).await,
             _ = underlays.tick() => agent.follow_underlay().await,
-            _ = tokio::time::sleep_until(agent.flows.due().into()) => agent.sweep(),
+            _ = tokio::time::sleep_until(agent.flows.due().into()) => {
+                if agent.sweep() {
+                    agent.claim().await;
+                }
+            }
             networks = moves.next() => agent.commit(&Touch::Networks(networks)).await,
             Ok(()) = found.changed() => {
                 let found = found.borrow_and_update().clone();
                 agent.follow_found(found).await;
             }
+            () = Ports::changed(&mut held) => agent.follow_holders().await,
             Ok(()) = failed.changed() => {
                 let failed = failed.borrow_and_update().clone();
                 agent.follow_failed(&failed).await;
@@ -171,6 +180,8 @@ struct Agent {
     topology: Option<(Topology, u64)>,
     /// The digest of what was brought in force last.
     programmed: Option<u64>,
+    /// Ports of routers' addresses, where they are leased.
+    ports: Option<Ports>,
     /// What others are told of this node, where there is somebody to tell it to.
     report: Option<watch::Sender<Report>>,
     compiled: Compiled,
@@ -226,6 +237,7 @@ impl Agent {
             learned,
             topology: None,
             programmed: None,
+            ports: None,
             report: None,
             compiled: Compiled::default(),
             liveness: Liveness::default(),
@@ -442,6 +454,7 @@ impl Agent {
             underlay_mtu: self.underlay_mtu(),
             externals: self.externals(topology),
             liveness: self.liveness.clone(),
+            shares: self.ports.as_ref().map(Ports::shares),
         };
         let mut identities = self.identities.clone();
         let compiled = match compile::compile(topology, &around, &mut identities) {
@@ -457,6 +470,14 @@ impl Agent {
             status::lock(&self.status).error = Some(format!("{error:#}"));
         }
         self.follow_edge().await;
+        self.claim_first();
+    }
+
+    /// A router that is new here needs its first ports at once, not after a pass through the flow tables.
+    fn claim_first(&mut self) {
+        if let Some(ports) = &mut self.ports {
+            ports.claim_first(&self.config.node, &self.compiled.translated);
+        }
     }
 
     /// Tells the edge what it is to be.
@@ -546,6 +567,24 @@ impl Agent {
         });
         let now = Liveness { dead_nexthops: named.collect(), ..self.liveness.clone() };
         self.live(now).await;
+    }
+
+    /// Ports of routers' addresses are others' now.
+    async fn follow_holders(&mut self) {
+        if let Some(ports) = &mut self.ports {
+            ports.take(&self.config.node);
+            self.commit(&Touch::Changed).await;
+        }
+    }
+
+    /// Claims what ports are needed, as the last pass through the flow tables has it.
+    async fn claim(&mut self) {
+        let Some(ports) = &mut self.ports else { return };
+        let flows = self.flows.status();
+        let (passes, used) = (self.flows.passes(), &flows.snat);
+        if ports.claim(&self.config.node, &self.compiled.translated, used, passes) {
+            self.commit(&Touch::Changed).await;
+        }
     }
 
     async fn live(&mut self, now: Liveness) {
@@ -758,12 +797,15 @@ impl Agent {
         }
     }
 
-    /// Makes a step through the flow tables.
-    fn sweep(&mut self) {
+    /// Makes a step through the flow tables; whether a pass ended.
+    fn sweep(&mut self) -> bool {
         let notices = match self.flows.step() {
-            Ok(None) => return,
+            Ok(None) => return false,
             Ok(Some(notices)) => notices,
-            Err(error) => return self.complain("sweep", format!("cannot expire flows: {error:#}")),
+            Err(error) => {
+                self.complain("sweep", format!("cannot expire flows: {error:#}"));
+                return false;
+            }
         };
         self.logged.remove("sweep");
         for notice in notices {
@@ -781,6 +823,7 @@ impl Agent {
             snat.router = name.map_or_else(|| format!("#{}", snat.router_id), str::to_owned);
         }
         status::lock(&self.status).flows = Some(flows);
+        true
     }
 
     fn complain(&mut self, about: &str, text: String) {

@@ -12,6 +12,7 @@ mod scope;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
 };
 
 use anyhow::{Context, Result};
@@ -26,6 +27,7 @@ use vrouter_common::{
 use crate::{
     identities::Identities,
     netlink::Link,
+    store::blocks::Holders,
     topology::{
         Carriers, Rendezvous, Translators, Vrids,
         model::{Hook, Network, Node, Port, Topology},
@@ -48,6 +50,28 @@ pub struct Surroundings {
     pub externals: BTreeMap<String, ExternalInterface>,
     /// What is known of others at the moment.
     pub liveness: Liveness,
+    /// Whose ports of routers' addresses are whose. `None`: every node works it out by itself.
+    pub shares: Option<Shares>,
+}
+
+/// Whose ports of routers' addresses are whose.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Shares {
+    pub holders: Arc<Holders>,
+    /// Blocks of this node's own that no new connection is to get a port of: router and block.
+    pub retiring: BTreeSet<(String, u32)>,
+}
+
+/// A router that this node translates for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Translated {
+    pub router_id: u32,
+    /// Its address outside.
+    pub address: Ipv4Addr,
+    /// The blocks there are, inclusive.
+    pub blocks: (u32, u32),
+    /// This node has a port behind it.
+    pub is_needed: bool,
 }
 
 /// What is known of others at the moment. It changes without the topology.
@@ -145,6 +169,8 @@ pub struct Compiled {
     pub warnings: Vec<String>,
     /// The other nodes.
     pub peers: BTreeMap<u32, Ipv4Addr>,
+    /// Routers with SNAT, by name.
+    pub translated: BTreeMap<String, Translated>,
     /// The virtual routers this node takes part in.
     pub virtual_routers: Vec<VirtualRouter>,
     /// The gateways this node depends on: those of the external networks that it has no interface on.

@@ -6,12 +6,14 @@
 //! | [`keys`] | which key is what |
 //! | [`record`] | what a value says, and a document's objects as values |
 //! | [`client`] | reading everything at one revision |
+//! | [`blocks`] | whose ports of routers' addresses are whose |
 //! | [`change`] | changing it: all or nothing, whatever its size |
 //! | [`view`] | what one node makes of it: its own part, whole and checked |
 //! | [`follow`] | keeping a view current, and telling how the node is |
 //!
 //! `docs/design/store.md` says why it is so.
 
+pub mod blocks;
 pub mod change;
 pub mod client;
 pub mod config;

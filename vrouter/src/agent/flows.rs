@@ -78,6 +78,7 @@ pub struct Sweeper {
     timeouts: Timeouts,
     decision_idle: Duration,
     pass: Option<Pass>,
+    passes: u64,
     due: Instant,
     status: FlowsStatus,
 }
@@ -111,6 +112,7 @@ impl Sweeper {
             timeouts,
             decision_idle: Duration::from_secs(u64::from(decision_idle_seconds)),
             pass: None,
+            passes: 0,
             due: Instant::now(),
             status,
         })
@@ -119,6 +121,11 @@ impl Sweeper {
     /// When the next step is to be made.
     pub fn due(&self) -> Instant {
         self.due
+    }
+
+    /// Passes through the tables that have ended.
+    pub fn passes(&self) -> u64 {
+        self.passes
     }
 
     /// What the last pass found.
@@ -150,6 +157,7 @@ impl Sweeper {
             return Ok(None);
         }
         let Some(pass) = self.pass.take() else { return Ok(None) };
+        self.passes += 1;
         let interval = (pass.work * WORK_SHARE).clamp(PASS_INTERVAL, PASS_INTERVAL_MAX);
         self.due = (pass.began + interval).max(began + STEP_INTERVAL);
         Ok(Some(self.conclude(&pass)))

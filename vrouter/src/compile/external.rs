@@ -18,7 +18,7 @@ use vrouter_common::{
     tables::*,
 };
 
-use super::{Compiler, GatewayPeer, VirtualRouter, Where};
+use super::{Compiler, GatewayPeer, Translated, VirtualRouter, Where};
 use crate::topology::{
     Rendezvous, derive_external_mac, derive_router_mac,
     model::{FloatingIp, Network, Port, Router, RouterGateway},
@@ -121,9 +121,22 @@ impl<'a> Compiler<'a> {
         gateway: &RouterGateway,
     ) -> Result<u32> {
         let mut slot = 0;
+        let (first, last) = gateway.snat_ports;
+        if let (true, Some(IpAddr::V4(address))) = (gateway.snat, gateway.address(false)) {
+            let translated = Translated {
+                router_id,
+                address,
+                blocks: (u32::from(first) / SNAT_BLOCK, u32::from(last) / SNAT_BLOCK),
+                is_needed: self.scope.is_near(&router.name),
+            };
+            self.out.translated.insert(router.name.clone(), translated);
+        }
+        let retiring = |block| {
+            let shares = self.around.shares.as_ref();
+            shares.is_some_and(|shares| shares.retiring.contains(&(router.name.clone(), block)))
+        };
         for (block, owner) in self.block_owners(router, gateway)? {
-            if let Where::Here = owner {
-                let (first, last) = gateway.snat_ports;
+            if matches!(owner, Where::Here) && !retiring(block) {
                 let start = (block * SNAT_BLOCK) as u16;
                 let end = start + (SNAT_BLOCK - 1) as u16;
                 let key = SnatBlockKey { router: Scoped::new(0, router_id), network: network_id, slot };
@@ -132,7 +145,9 @@ impl<'a> Compiler<'a> {
                 slot += 1;
             }
         }
-        if gateway.snat && gateway.address(false).is_some() && slot == 0 {
+        // What is leased comes when it is needed.
+        let is_fixed = self.around.shares.is_none();
+        if is_fixed && gateway.snat && gateway.address(false).is_some() && slot == 0 {
             self.without_ports.push(&router.name);
         }
         Ok(slot)
@@ -174,6 +189,16 @@ impl<'a> Compiler<'a> {
         }
         let (first, last) = gateway.snat_ports;
         let blocks = u32::from(first) / SNAT_BLOCK..u32::from(last) / SNAT_BLOCK + 1;
+        if let Some(shares) = &self.around.shares {
+            let held = shares.holders.get(&router.name);
+            // Of a node that is gone: nobody's.
+            let is_known = |node: &&str| self.node_of.contains_key(node);
+            let owned = blocks.filter_map(|block| {
+                let node = held?.get(&block).map(String::as_str).filter(is_known)?;
+                Some((block, self.node_of.get_key_value(node).map(|(name, _)| *name)?))
+            });
+            return owned.map(|(block, node)| Ok((block, self.node(node)?))).collect();
+        }
         // Part 0 of a router is its ownership.
         let owners = self.sharing.shares(&router.name, blocks.start + 1..blocks.end + 1);
         blocks.zip(owners).map(|(block, at)| Ok((block, self.node(&self.topology.nodes[at].name)?))).collect()

@@ -55,6 +55,7 @@ fn around(interfaces: &[(&str, u32)]) -> Surroundings {
         underlay_mtu: 1500,
         externals: BTreeMap::new(),
         liveness: Default::default(),
+        shares: None,
     }
 }
 

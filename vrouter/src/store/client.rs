@@ -251,6 +251,8 @@ enum Kind {
     Transient,
     /// What was asked for is older than what etcd still has, or newer than what it has.
     OtherHistory,
+    /// This user may not.
+    Denied,
     Final,
 }
 
@@ -287,6 +289,11 @@ pub fn is_other_history(error: &anyhow::Error) -> bool {
     error.downcast_ref::<Failure>().is_some_and(|failure| failure.kind == Kind::OtherHistory)
 }
 
+/// Whether this user may not.
+pub fn is_denied(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<Failure>().is_some_and(|failure| failure.kind == Kind::Denied)
+}
+
 /// What etcd says, in words that help.
 pub fn explained(error: Error) -> anyhow::Error {
     /// gRPC's codes.
@@ -297,7 +304,7 @@ pub fn explained(error: Error) -> anyhow::Error {
             "etcdserver: permission denied" => (
                 "permission denied: this user's roles do not allow it (docs/operations.md lists the roles)"
                     .to_owned(),
-                Kind::Final,
+                Kind::Denied,
             ),
             "etcdserver: user name is empty" => {
                 ("it wants a user: give --etcd-user and --etcd-password-file".to_owned(), Kind::Final)

@@ -5,6 +5,7 @@
 //! changes one revision after another. Nothing is ever forgotten because etcd cannot be reached.
 
 mod cache;
+mod leases;
 mod mirror;
 
 use std::{
@@ -16,19 +17,23 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use etcd_client::{
-    EventType, GetOptions, LeaseKeepAliveStream, LeaseKeeper, PutOptions, WatchOptions, WatchStream,
+    Compare, CompareOp, EventType, GetOptions, LeaseKeepAliveStream, LeaseKeeper, PutOptions, Txn, TxnOp,
+    WatchOptions, WatchStream,
 };
 use serde::Serialize;
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    client::{Store, bounded, end_of, explained, is_other_history},
+    blocks::{Claims, Held, Holders, Lease as BlockLease, Step},
+    client::{Store, bounded, end_of, explained, is_denied, is_other_history},
     config::StoreConfig,
+    keys::ObjectName,
     report::{NodeState, PortState},
     view::{Assembled, View},
 };
-use crate::topology::{Problems, model::Topology};
+use crate::topology::{Kind, Problems, model::Topology};
 use cache::Cache;
+pub use leases::Leases;
 use mirror::{Event, Mirror};
 
 /// How long a node's state outlives its agent.
@@ -116,6 +121,10 @@ pub struct Follower {
     pub news: mpsc::UnboundedReceiver<News>,
     /// To be kept current.
     pub report: watch::Sender<Report>,
+    /// What this node needs of routers' ports; to be kept current.
+    pub claims: watch::Sender<Claims>,
+    /// Whose they are, as far as it concerns this node.
+    pub holders: watch::Receiver<Arc<Holders>>,
     link: Link,
 }
 
@@ -124,6 +133,8 @@ impl Follower {
     pub fn start(options: Options) -> Result<Self> {
         let (tell, news) = mpsc::unbounded_channel();
         let (report, reports) = watch::channel(Report::default());
+        let (claims, claimed) = watch::channel(Claims::default());
+        let (tell_holders, holders) = watch::channel(Arc::default());
         let link = LinkState { endpoints: options.config.endpoints.clone(), ..LinkState::default() };
         let link = Link(Arc::new(Mutex::new(link)));
         let shared = link.clone();
@@ -131,11 +142,12 @@ impl Follower {
         std::thread::Builder::new()
             .name("store".to_owned())
             .spawn(move || {
-                let follow = Follow::new(options, tell, reports, shared);
+                let leases = Leases::new(claimed, tell_holders);
+                let follow = Follow::new(options, tell, reports, leases, shared);
                 runtime.block_on(follow.run());
             })
             .context("cannot start the thread that follows etcd")?;
-        Ok(Self { news, report, link })
+        Ok(Self { news, report, claims, holders, link })
     }
 
     /// How it stands with etcd.
@@ -149,6 +161,7 @@ pub struct Follow {
     options: Options,
     tell: mpsc::UnboundedSender<News>,
     reports: watch::Receiver<Report>,
+    leases: Leases,
     link: Link,
     view: View,
     mirror: Mirror,
@@ -169,6 +182,7 @@ impl Follow {
         options: Options,
         tell: mpsc::UnboundedSender<News>,
         reports: watch::Receiver<Report>,
+        leases: Leases,
         link: Link,
     ) -> Self {
         let view = View::new(&options.node, options.externals.clone());
@@ -179,6 +193,7 @@ impl Follow {
             options,
             tell,
             reports,
+            leases,
             link,
             view,
             mirror,
@@ -225,6 +240,7 @@ impl Follow {
             self.view.remember(name.clone(), raw);
         }
         self.view.apply(remembered.bindings);
+        self.leases.remember(remembered.blocks);
         if let Some(Assembled { topology: Some(topology), .. }) = self.view.assemble() {
             let news = News {
                 revision: remembered.revision,
@@ -247,6 +263,7 @@ impl Follow {
         let mut stream = self.watch(&store).await?;
         self.connected();
         self.assemble();
+        self.tell_holders();
         let mut lease = Lease::grant(&mut store).await?;
         self.told = None;
         self.tell_at = Some(Instant::now());
@@ -257,6 +274,7 @@ impl Follow {
         let mut heard = Instant::now();
         loop {
             let tell_at = self.tell_at.map(|at| at.max(self.told_at + STATES));
+            let lease_at = self.leases.due();
             tokio::select! {
                 message = stream.message() => {
                     heard = Instant::now();
@@ -279,6 +297,8 @@ impl Follow {
                     }
                     self.tell_at = Some(Instant::now());
                 }
+                () = self.leases.changed() => {}
+                () = until(lease_at) => self.lease_blocks(&mut store).await?,
                 () = until(tell_at) => self.publish(&mut store, &lease).await?,
                 _ = renewal.tick() => lease.renew().await?,
                 _ = progress.tick() => {
@@ -286,7 +306,7 @@ impl Follow {
                         bail!("the watch says nothing any more");
                     }
                     stream.request_progress().await.map_err(explained)?;
-                    self.cache.write_if_due(self.mirror.revision(), &self.view);
+                    self.write_cache();
                 }
                 () = tokio::time::sleep_until(compare_at) => {
                     // A new connection compares.
@@ -307,7 +327,9 @@ impl Follow {
             return Ok(());
         }
         let snapshot = store.snapshot().await?;
+        let followed = self.mirror.revision() > 0;
         let changes = self.mirror.compare(&snapshot, &self.view);
+        self.leases.compared(&self.options.node, self.mirror.blocks(), followed);
         let (revision, differ) = (snapshot.revision, changes.len());
         self.view.apply(changes);
         let mut link = self.link.lock();
@@ -353,6 +375,7 @@ impl Follow {
             urgent |= self.mirror.take(revision, events, &mut self.view);
         }
         let concerned = self.assemble();
+        self.tell_holders();
         let at = if concerned || urgent {
             Instant::now()
         } else {
@@ -416,8 +439,78 @@ impl Follow {
             .context("cannot tell etcd how this node is")?;
         self.told = Some(state);
         self.told_at = Instant::now();
-        self.cache.write_if_due(self.mirror.revision(), &self.view);
+        self.write_cache();
         Ok(())
+    }
+
+    fn write_cache(&mut self) {
+        self.cache.write_if_due(self.mirror.revision(), &self.view, self.leases.told());
+    }
+
+    /// Tells the agent whose ports are whose, of the routers in its part.
+    fn tell_holders(&mut self) {
+        let is_for_it = |router: &str| self.view.has(&ObjectName::new(Kind::Router, router));
+        if self.leases.tell(&self.options.node, self.mirror.blocks(), is_for_it) {
+            self.cache.mark();
+        }
+    }
+
+    /// Takes and returns blocks of ports, one at a time.
+    async fn lease_blocks(&mut self, store: &mut Store) -> Result<()> {
+        let view = &self.view;
+        let is_gone = |node: &str| !view.has_any(&ObjectName::new(Kind::Node, node));
+        let Some((router, step)) = self.leases.next(&self.options.node, self.mirror.blocks(), is_gone) else {
+            // What was new may be used by now.
+            self.tell_holders();
+            return Ok(());
+        };
+        let node = self.options.node.clone();
+        let put = |key: &str| TxnOp::put(key, BlockLease::new(&node).bytes(), None);
+        let (block, transaction) = match step {
+            Step::Take(block) => {
+                let key = store.keys().block(&router, block);
+                let when = [Compare::create_revision(key.as_str(), CompareOp::Equal, 0)];
+                (block, Txn::new().when(when).and_then([put(&key)]))
+            }
+            Step::TakeOver(block, revision) => {
+                let (key, head) = (store.keys().block(&router, block), store.keys().head());
+                let when = [
+                    Compare::mod_revision(key.as_str(), CompareOp::Equal, revision),
+                    // That the node is gone is known of this topology.
+                    Compare::mod_revision(head, CompareOp::Equal, self.mirror.head_revision()),
+                ];
+                (block, Txn::new().when(when).and_then([put(&key)]))
+            }
+            Step::Return(block, revision) => {
+                let key = store.keys().block(&router, block);
+                let when = [Compare::mod_revision(key.as_str(), CompareOp::Equal, revision)];
+                // From here on it is not this node's, whatever is heard of the transaction.
+                self.leases.give_up(&router, block);
+                (block, Txn::new().when(when).and_then([TxnOp::delete(key, None)]))
+            }
+        };
+        match bounded(store.client().txn(transaction)).await {
+            Ok(answer) => {
+                let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
+                let done = answer.succeeded();
+                tracing::info!(%router, block, ?step, done, "ports of a router's address");
+                if done {
+                    let held = matches!(step, Step::Take(_) | Step::TakeOver(..))
+                        .then(|| Held { node: Ok(node), revision });
+                    self.leases.done(&router, block, held.is_some());
+                    self.mirror.set_block(router, block, held);
+                } else {
+                    self.leases.lost(&router, block);
+                }
+                self.tell_holders();
+                Ok(())
+            }
+            Err(error) if is_denied(&error) => {
+                self.leases.denied(&error);
+                Ok(())
+            }
+            Err(error) => Err(error).context("cannot lease ports of a router's address"),
+        }
     }
 
     fn connected(&mut self) {

@@ -5,10 +5,11 @@
 //! config/objects/<section>/<name>      an object
 //! config/staged/<change>/<section>/<name>  an object of a change too large for one transaction
 //! config/bindings/<node>/<port>        a port that a node has plugged
+//! config/blocks/<router>/<block>       who has a block of ports of a router's address
 //! state/<node>                         how a node is; gone when its agent is
 //! ```
 //!
-//! Agents read `config/` and write their own node's keys under `config/bindings/` and `state/`.
+//! Agents read `config/` and write their own node's keys under `config/bindings/` and `state/`, and `config/blocks/`.
 
 use std::fmt;
 
@@ -42,6 +43,7 @@ pub enum Key {
     Object(ObjectName),
     Staged { change: String, object: ObjectName },
     Binding { node: String, port: String },
+    Block { router: String, block: u32 },
 }
 
 /// Makes and reads keys.
@@ -96,6 +98,11 @@ impl Keys {
         format!("{}bindings/{node}/{port}", self.config)
     }
 
+    /// The key of a lease of a block of ports.
+    pub fn block(&self, router: &str, block: u32) -> String {
+        format!("{}blocks/{router}/{block}", self.config)
+    }
+
     /// The key of a node's state.
     pub fn state(&self, node: &str) -> String {
         format!("{}{node}", self.state)
@@ -113,6 +120,7 @@ impl Keys {
                 change: parts.next()?.to_owned(),
                 object: object(parts.next()?, parts.next()?)?,
             },
+            "blocks" => Key::Block { router: parts.next()?.to_owned(), block: parts.next()?.parse().ok()? },
             "bindings" => Key::Binding { node: parts.next()?.to_owned(), port: parts.next()?.to_owned() },
             _ => return None,
         };
@@ -145,6 +153,7 @@ mod tests {
             (keys.object(&port), Key::Object(port.clone())),
             (keys.staged("c", &port), Key::Staged { change: "c".into(), object: port }),
             (keys.binding("a", "vm1"), Key::Binding { node: "a".into(), port: "vm1".into() }),
+            (keys.block("r1", 17), Key::Block { router: "r1".into(), block: 17 }),
         ] {
             assert_eq!(keys.read(key.as_bytes()), Some(expected), "{key}");
             assert_eq!(keys.read(format!("{key}/more").as_bytes()), None);
@@ -155,6 +164,8 @@ mod tests {
             "/vrouter/config/objects/ports/",
             "/other",
             "/vrouter/config/objects/subnets/x",
+            "/vrouter/config/blocks/r1/x",
+            "/vrouter/config/blocks/r1",
         ] {
             assert_eq!(keys.read(key.as_bytes()), None, "{key}");
         }

@@ -92,7 +92,7 @@ pub struct Binding {
 pub type Unusable = String;
 
 /// Reads a value written by this or an older vrouter.
-fn versioned<T: for<'de> Deserialize<'de>>(value: &[u8]) -> Result<T, Unusable> {
+pub(super) fn versioned<T: for<'de> Deserialize<'de>>(value: &[u8]) -> Result<T, Unusable> {
     #[derive(Deserialize)]
     struct Version {
         schema: u32,

@@ -151,6 +151,16 @@ impl View {
         self.len() == 0
     }
 
+    /// Whether an object is in the node's part.
+    pub fn has(&self, name: &ObjectName) -> bool {
+        self.part.names.contains(name)
+    }
+
+    /// Whether there is an object, for anybody.
+    pub fn has_any(&self, name: &ObjectName) -> bool {
+        self.objects.contains_key(name)
+    }
+
     /// The stored values of all objects and plugged ports, for comparing with what etcd has.
     pub fn known(&self) -> impl Iterator<Item = (&ObjectName, &[u8])> {
         self.objects.iter().filter_map(|(name, entry)| {

@@ -67,6 +67,12 @@ impl Rendezvous {
         self.best(router_name, part, |_| true)
     }
 
+    /// The hash of a router's part with the first node: an order of parts of its own for each node.
+    #[must_use]
+    pub fn weight(&self, router_name: &str, part: u32) -> u64 {
+        self.nodes.first().map_or(0, |node| mix(thing(router_name, part) ^ node))
+    }
+
     /// Everybody, the one with the highest hash first: each is the owner if those before it are not there.
     #[must_use]
     pub fn ranked(&self, router_name: &str, part: u32) -> Vec<usize> {

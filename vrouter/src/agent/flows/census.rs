@@ -3,7 +3,11 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use serde::Serialize;
-use vrouter_common::{addr::Ip, flow::FLOW_SNAT};
+use vrouter_common::{
+    addr::{Be16, Ip},
+    flow::{FLOW_SNAT, tuple_hash},
+    tables::SNAT_BLOCK,
+};
 
 use crate::connections::{Flows, Standing, State, Table};
 
@@ -13,8 +17,21 @@ pub struct Census {
     entries: BTreeMap<Table, u64>,
     states: BTreeMap<State, u64>,
     /// By router and address outside.
-    snat: BTreeMap<(u32, Ip), u64>,
+    snat: BTreeMap<(u32, Ip), Crowd>,
     pub expired: u64,
+}
+
+/// Destinations are told apart by as many buckets: those that share one are taken for one, which errs towards more.
+const BUCKETS: usize = 4096;
+
+/// Who has ports of an address.
+#[derive(Clone, Debug, Default)]
+struct Crowd {
+    flows: u64,
+    /// Blocks of which a connection has a port: a bit each.
+    blocks: u64,
+    /// Connections by destination: each needs a port that no other to the same one has.
+    destinations: Vec<u32>,
 }
 
 /// Ports of a router's external address that this node's connections have.
@@ -27,6 +44,10 @@ pub struct SnatUse {
     pub address: IpAddr,
     /// Connections: two to different servers may share a port.
     pub flows: u64,
+    /// The most to one destination, as far as those can be told apart: as many ports are needed.
+    pub most: u32,
+    /// Blocks of which a connection has a port.
+    pub blocks: Vec<u32>,
 }
 
 impl Census {
@@ -41,7 +62,18 @@ impl Census {
         if let Some(original) = flows.original()
             && original.flow.flags & FLOW_SNAT != 0
         {
-            *self.snat.entry((original.flow.router, original.flow.src)).or_default() += 1;
+            let crowd = self.snat.entry((original.flow.router, original.flow.src)).or_default();
+            crowd.flows += 1;
+            crowd.blocks |= 1 << (u32::from(original.flow.sport.get()) / SNAT_BLOCK);
+            crowd.destinations.resize(BUCKETS, 0);
+            let to = tuple_hash(
+                &Ip::UNSPECIFIED,
+                &original.flow.dst,
+                Be16::new(0),
+                original.flow.dport,
+                original.key.proto,
+            );
+            crowd.destinations[to as usize % BUCKETS] += 1;
         }
     }
 
@@ -57,11 +89,13 @@ impl Census {
 
     /// Ports in use.
     pub fn snat(&self) -> Vec<SnatUse> {
-        let uses = self.snat.iter().map(|(&(router_id, address), &flows)| SnatUse {
+        let uses = self.snat.iter().map(|(&(router_id, address), crowd)| SnatUse {
             router_id,
             router: String::new(),
             address: address.into(),
-            flows,
+            flows: crowd.flows,
+            most: crowd.destinations.iter().copied().max().unwrap_or(0),
+            blocks: (0..64).filter(|block| crowd.blocks >> block & 1 == 1).collect(),
         });
         uses.collect()
     }
@@ -90,6 +124,8 @@ mod tests {
         census.note(&plain, &judge.standing(&plain));
         let uses: Vec<_> = census.snat().into_iter().map(|use_| (use_.router_id, use_.flows)).collect();
         assert_eq!(uses, [(7, 2), (8, 1)]);
+        let first = &census.snat()[0];
+        assert_eq!((first.most, &first.blocks[..]), (2, &[1][..]), "both to one server");
         assert_eq!(census.states().values().sum::<u64>(), 4);
     }
 }

@@ -83,6 +83,7 @@ impl Node {
                 .into_iter()
                 .collect(),
             liveness,
+            shares: None,
         };
         let mut ids = Identities::default();
         // Numbers are each node's own: start elsewhere on each.

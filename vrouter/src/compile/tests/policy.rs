@@ -40,6 +40,7 @@ impl Policies {
             underlay_mtu: 1500,
             externals: BTreeMap::new(),
             liveness: Default::default(),
+            shares: None,
         };
         let mut ids = Identities::default();
         let mut tables = MemoryTables::default();

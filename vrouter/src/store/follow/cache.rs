@@ -15,6 +15,7 @@ use serde_json::value::RawValue;
 
 use crate::{
     store::{
+        blocks::Holders,
         keys::ObjectName,
         view::{Change, View},
     },
@@ -34,6 +35,9 @@ struct Document {
     objects: Vec<(String, String, Box<RawValue>)>,
     /// Port, node, value, revision.
     bindings: Vec<(String, String, Box<RawValue>, i64)>,
+    /// Whose ports are whose, by router and block.
+    #[serde(default)]
+    blocks: Holders,
 }
 
 /// What was kept.
@@ -41,6 +45,7 @@ pub struct Remembered {
     pub revision: i64,
     pub objects: Vec<(ObjectName, Vec<u8>)>,
     pub bindings: Vec<Change>,
+    pub blocks: Holders,
 }
 
 /// Where it is kept.
@@ -74,13 +79,13 @@ impl Cache {
     }
 
     /// Writes it, if it is to be and was not just before.
-    pub fn write_if_due(&mut self, revision: i64, view: &View) {
+    pub fn write_if_due(&mut self, revision: i64, view: &View, blocks: &Holders) {
         let Some(path) = &self.path else { return };
         if !self.due || self.written.is_some_and(|written| written.elapsed() < INTERVAL) {
             return;
         }
         (self.due, self.written) = (false, Some(Instant::now()));
-        if let Err(error) = write(path, revision, view) {
+        if let Err(error) = write(path, revision, view, blocks) {
             tracing::warn!("the topology is not remembered for the next start: {error:#}");
         }
     }
@@ -109,10 +114,11 @@ fn read(path: &Path) -> Result<Option<Remembered>> {
         revision: document.revision,
         objects: objects.collect(),
         bindings: bindings.collect(),
+        blocks: document.blocks,
     }))
 }
 
-fn write(path: &Path, revision: i64, view: &View) -> Result<()> {
+fn write(path: &Path, revision: i64, view: &View, blocks: &Holders) -> Result<()> {
     let json = |raw: &[u8]| RawValue::from_string(String::from_utf8(raw.to_vec()).ok()?).ok();
     let objects = view
         .in_force()
@@ -120,8 +126,13 @@ fn write(path: &Path, revision: i64, view: &View) -> Result<()> {
     let bindings = view.plugs_in_force().filter_map(|(port, node, raw, revision)| {
         Some((port.to_owned(), node.to_owned(), json(raw)?, revision))
     });
-    let document =
-        Document { format: FORMAT, revision, objects: objects.collect(), bindings: bindings.collect() };
+    let document = Document {
+        format: FORMAT,
+        revision,
+        objects: objects.collect(),
+        bindings: bindings.collect(),
+        blocks: blocks.clone(),
+    };
     let directory = path.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
     let new = path.with_extension("new");

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use crate::store::{
+    blocks::{Held, Lease},
     client::Snapshot,
     keys::{Key, Keys, ObjectName},
     record::{Head, Staged, Unusable},
@@ -32,6 +33,10 @@ pub struct Mirror {
     unusable: Option<Unusable>,
     /// Of every staged change: its objects' values.
     staged: BTreeMap<String, BTreeMap<ObjectName, Vec<u8>>>,
+    /// Leases of blocks of ports, by router and block.
+    blocks: BTreeMap<String, BTreeMap<u32, Held>>,
+    /// The revision the head was written at.
+    head_revision: i64,
 }
 
 impl Mirror {
@@ -46,6 +51,30 @@ impl Mirror {
             pending: Vec::new(),
             unusable: None,
             staged: BTreeMap::new(),
+            blocks: BTreeMap::new(),
+            head_revision: 0,
+        }
+    }
+
+    /// Leases of blocks of ports, by router and block.
+    pub fn blocks(&self) -> &BTreeMap<String, BTreeMap<u32, Held>> {
+        &self.blocks
+    }
+
+    /// The revision the head was written at.
+    pub fn head_revision(&self) -> i64 {
+        self.head_revision
+    }
+
+    /// A lease was written, or is gone.
+    pub fn set_block(&mut self, router: String, block: u32, held: Option<Held>) {
+        let of_router = self.blocks.entry(router.clone()).or_default();
+        match held {
+            Some(held) => drop(of_router.insert(block, held)),
+            None => drop(of_router.remove(&block)),
+        }
+        if of_router.is_empty() {
+            self.blocks.remove(&router);
         }
     }
 
@@ -85,10 +114,17 @@ impl Mirror {
         let mut plugged: BTreeMap<(String, String), (&[u8], i64)> = BTreeMap::new();
         let (mut head, mut staged) = (None, BTreeMap::<String, BTreeMap<ObjectName, Vec<u8>>>::new());
         let mut seen = 0;
+        let mut blocks = Vec::new();
         for (key, raw) in &snapshot.raw {
-            seen = seen.max(raw.revision);
-            match self.keys.read(key.as_bytes()) {
-                Some(Key::Head) => head = Some(raw.value.clone()),
+            let key = self.keys.read(key.as_bytes());
+            if !matches!(key, Some(Key::Block { .. })) {
+                seen = seen.max(raw.revision);
+            }
+            match key {
+                Some(Key::Head) => (head, self.head_revision) = (Some(raw.value.clone()), raw.revision),
+                Some(Key::Block { router, block }) => {
+                    blocks.push((router, block, held(&raw.value, raw.revision)));
+                }
                 Some(Key::Object(object)) => drop(stored.insert(object, &raw.value)),
                 Some(Key::Staged { change, object }) => {
                     staged.entry(change).or_default().insert(object, raw.value.clone());
@@ -100,6 +136,8 @@ impl Mirror {
             }
         }
         (self.revision, self.seen, self.sure, self.staged) = (snapshot.revision, seen, true, staged);
+        self.blocks.clear();
+        blocks.into_iter().for_each(|(router, block, held)| self.set_block(router, block, Some(held)));
         self.set_head(head);
         if self.unusable.is_some() {
             return Vec::new();
@@ -147,7 +185,12 @@ impl Mirror {
         let (mut changes, mut head, mut topology) = (Vec::new(), None, false);
         for Event { key, value, .. } in events {
             match self.keys.read(&key) {
+                Some(Key::Block { router, block }) => {
+                    let held = value.map(|value| held(&value, revision));
+                    self.set_block(router, block, held);
+                }
                 Some(Key::Head) => {
+                    self.head_revision = revision;
                     head = Some(value);
                     topology = true;
                 }
@@ -211,6 +254,10 @@ impl Mirror {
             }
         }
     }
+}
+
+fn held(value: &[u8], revision: i64) -> Held {
+    Held { node: Lease::read(value).map(|lease| lease.node), revision }
 }
 
 /// The value an object has after a staged change. One that is damaged stays for the view to name.

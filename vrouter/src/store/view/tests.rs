@@ -84,6 +84,7 @@ fn around(node: &str, externals: &[&str]) -> Surroundings {
         underlay_mtu: 1500,
         externals: externals.iter().map(|network| ((*network).to_owned(), external)).collect(),
         liveness: compile::Liveness::default(),
+        shares: None,
     }
 }
 
