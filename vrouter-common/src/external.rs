@@ -60,6 +60,18 @@ pub fn enter<P: Packet, T: Tables>(
     plan.flow.in_macs = headers.macs;
     plan.flow.in_vtep = ingress.vtep;
     let mut router = station.owner;
+    if router == ROUTER_BY_DESTINATION {
+        // The interface's own address, on a routed network: the router's whose address it is sent to. What is sent to
+        // the node itself is not ours.
+        let Some(to) = tables.address(&AddressKey::new(bank, network, headers.dst)) else {
+            return if ingress.tunnelled() {
+                Err(DropReason::TunnelMisdelivered)
+            } else {
+                Ok(Decision::Pass)
+            };
+        };
+        router = to.owner;
+    }
     if !nat::holds(tables, network, plan) {
         // Decided as if nothing were known of it.
         plan.role = ROLE_NONE;
@@ -259,7 +271,13 @@ pub fn way<T: Tables>(
     slot: u32,
     plan: &mut Plan,
 ) -> Way {
-    let Some(station) = tables.address(&AddressKey::new(plan.bank, network, nexthop)) else {
+    // On a routed network addresses of ours are behind no next hop.
+    let whole = tables.address(&AddressKey::new(plan.bank, network, plan.tuple.dst));
+    let (found, is_destination) = match whole {
+        Some(station) => (Some(station), true),
+        None => (tables.address(&AddressKey::new(plan.bank, network, nexthop)), false),
+    };
+    let Some(station) = found else {
         // What came to a gateway by a tunnel goes on to no other.
         if plan.mute || plan.commit.external(leg.vni).is_some() {
             return Way::Outside;
@@ -275,7 +293,7 @@ pub fn way<T: Tables>(
     plan.at_router = station.owner;
     plan.way_node = station.at;
     plan.way_mac = station.mac;
-    if nexthop == plan.tuple.dst {
+    if is_destination {
         let outside = towards(plan);
         match nat::inside(tables, plan.bank, network, &outside) {
             Some(nat) => {

@@ -519,6 +519,9 @@ impl Master {
     }
 }
 
+/// [`Station::owner`] of a hardware address that several routers share.
+pub const ROUTER_BY_DESTINATION: u32 = 0;
+
 /// Virtual routers an instance can know.
 pub const MASTERS_MAX: u32 = 4096;
 

@@ -4,6 +4,7 @@
 //! the kernel's links, routes or neighbours, a request, a signal), then reconciles. Nothing here is on a
 //! packet's way: whatever happens to the agent, what is pinned goes on.
 
+pub mod bgp;
 mod control;
 pub mod edge;
 mod environment;
@@ -95,6 +96,8 @@ pub async fn run(config: AgentConfig) -> Result<()> {
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut underlays = interval(UNDERLAY_INTERVAL);
     underlays.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut daemons = interval(bgp::ASK_INTERVAL);
+    daemons.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             _ = terminated.recv() => break,
@@ -102,6 +105,7 @@ pub async fn run(config: AgentConfig) -> Result<()> {
             result = &mut requests => result?,
             read = source.next() => agent.take(read).await,
             _ = underlays.tick() => agent.follow_underlay().await,
+            _ = daemons.tick() => agent.ask_daemon(),
             _ = tokio::time::sleep_until(agent.flows.due().into()) => {
                 if agent.sweep() {
                     agent.claim().await;
@@ -178,6 +182,8 @@ struct Agent {
     /// Who claims what the topology leaves open.
     learned: Map<LearnedKey, Learned>,
     topology: Option<(Topology, u64)>,
+    /// Whether what is announced was made what it has to be.
+    announced_once: bool,
     /// The digest of what was brought in force last.
     programmed: Option<u64>,
     /// Ports of routers' addresses, where they are leased.
@@ -187,6 +193,8 @@ struct Agent {
     compiled: Compiled,
     /// What is known of gateways and next hops.
     liveness: Liveness,
+    /// What a routing daemon has learned on routed external networks.
+    learned_routes: bgp::Learned,
     links: Vec<Link>,
     status: Arc<Mutex<AgentStatus>>,
     /// The same complaint is logged once, until it changes.
@@ -236,11 +244,13 @@ impl Agent {
             edge,
             learned,
             topology: None,
+            announced_once: false,
             programmed: None,
             ports: None,
             report: None,
             compiled: Compiled::default(),
             liveness: Liveness::default(),
+            learned_routes: bgp::Learned::new(),
             links,
             status,
             logged: HashMap::new(),
@@ -386,8 +396,11 @@ impl Agent {
         for config in &self.config.externals {
             let Some(network) = network_of(config, topology) else { continue };
             let link = self.links.iter().find(|link| link.name == config.interface);
-            let interface =
-                ExternalInterface { ifindex: link.map(|link| link.index), mtu: link.map(|link| link.mtu) };
+            let interface = ExternalInterface {
+                ifindex: link.map(|link| link.index),
+                mtu: link.map(|link| link.mtu),
+                mac: link.map(|link| link.mac),
+            };
             externals.insert(network.name.clone(), interface);
         }
         externals
@@ -420,7 +433,7 @@ impl Agent {
             .await
         {
             Ok(true) => self.commit(&Touch::All).await,
-            Ok(false) => {}
+            Ok(false) => self.follow_routes().await,
             Err(error) => self.complain("underlay", format!("cannot follow the underlay: {error:#}")),
         }
         status::lock(&self.status).peers = self.underlays.status(&self.identities);
@@ -455,6 +468,7 @@ impl Agent {
             externals: self.externals(topology),
             liveness: self.liveness.clone(),
             shares: self.ports.as_ref().map(Ports::shares),
+            learned: self.learned_routes.clone(),
         };
         let mut identities = self.identities.clone();
         let compiled = match compile::compile(topology, &around, &mut identities) {
@@ -470,6 +484,7 @@ impl Agent {
             status::lock(&self.status).error = Some(format!("{error:#}"));
         }
         self.follow_edge().await;
+        self.announce().await;
         self.claim_first();
     }
 
@@ -524,6 +539,80 @@ impl Agent {
             peers: self.compiled.peers.values().copied().collect(),
             gateways: self.compiled.gateways.clone(),
             probe_interval: self.config.gateway_probe,
+        });
+    }
+
+    /// The routed networks that this node has an interface on, by that.
+    fn routed(&self) -> BTreeMap<u32, String> {
+        let Some((topology, _)) = &self.topology else { return BTreeMap::new() };
+        let routed = topology.networks.iter().filter(|network| network.routed);
+        let of = |network: &Network| {
+            let name = &self.config_of(&network.name)?.interface;
+            let link = self.links.iter().find(|link| link.name == *name)?;
+            Some((link.index, network.name.clone()))
+        };
+        routed.filter_map(of).collect()
+    }
+
+    /// Takes what a routing daemon has learned.
+    async fn follow_routes(&mut self) {
+        let routed = self.routed();
+        if routed.is_empty() && self.learned_routes.is_empty() {
+            return;
+        }
+        match bgp::learned(&self.netlink, &routed).await {
+            Ok(learned) if learned != self.learned_routes => {
+                self.learned_routes = learned;
+                self.commit(&Touch::Changed).await;
+            }
+            Ok(_) => {}
+            Err(error) => self.complain("routes", format!("cannot read what was learned: {error:#}")),
+        }
+    }
+
+    /// Has announced what this node carries, as far as it can.
+    async fn announce(&mut self) {
+        let failed = status::lock(&self.status).error.is_some();
+        let mut wanted = BTreeSet::new();
+        for (network, addresses) in self.compiled.announced.iter().filter(|_| !failed) {
+            let link = self
+                .config_of(network)
+                .and_then(|config| self.links.iter().find(|link| link.name == config.interface));
+            if link.is_some_and(|link| self.hindrance(link).is_none()) {
+                wanted.extend(addresses);
+            }
+        }
+        let is_any = !wanted.is_empty() || !status::lock(&self.status).bgp.announced.is_empty();
+        // What an earlier agent had announced has to go, too.
+        if (is_any || !self.announced_once)
+            && let Err(error) = bgp::announce(&self.netlink, &wanted).await
+        {
+            return self.complain("announce", format!("{error:#}"));
+        }
+        self.announced_once = true;
+        let mut status = status::lock(&self.status);
+        status.bgp.announced = wanted;
+        status.bgp.learned =
+            self.learned_routes.iter().map(|(network, routes)| (network.clone(), routes.len())).collect();
+    }
+
+    /// Asks the routing daemon how its sessions are, if this node needs it. It answers in its own time.
+    fn ask_daemon(&self) {
+        if self.routed().is_empty() {
+            let mut status = status::lock(&self.status);
+            (status.bgp.peers, status.bgp.note) = (Vec::new(), None);
+            return;
+        }
+        let (sockets, told) = (self.config.frr_sockets.clone(), self.status.clone());
+        tokio::task::spawn_local(async move {
+            let peers = bgp::peers(sockets).await;
+            let note = bgp::judge(&peers);
+            let mut status = status::lock(&told);
+            if let (Some(text), true) = (&note, note != status.bgp.note) {
+                tracing::warn!("BGP: {text}");
+            }
+            status.bgp.note = note;
+            status.bgp.peers = peers.unwrap_or_default();
         });
     }
 

@@ -52,6 +52,8 @@ pub struct Surroundings {
     pub liveness: Liveness,
     /// Whose ports of routers' addresses are whose. `None`: every node works it out by itself.
     pub shares: Option<Shares>,
+    /// Routes that a routing daemon has learned, by the external network their next hops are on.
+    pub learned: BTreeMap<String, BTreeMap<IpNet, Vec<IpAddr>>>,
 }
 
 /// Whose ports of routers' addresses are whose.
@@ -109,6 +111,8 @@ pub struct ExternalInterface {
     pub ifindex: Option<u32>,
     /// Its MTU, as long as it exists.
     pub mtu: Option<u32>,
+    /// Its hardware address, as long as it exists.
+    pub mac: Option<[u8; 6]>,
 }
 
 /// A virtual router (RFC 5798) of an external network, of one family, that this node may be the master of.
@@ -169,6 +173,8 @@ pub struct Compiled {
     pub warnings: Vec<String>,
     /// The other nodes.
     pub peers: BTreeMap<u32, Ipv4Addr>,
+    /// Addresses of routed external networks that this node carries: to be announced.
+    pub announced: BTreeMap<String, BTreeSet<IpAddr>>,
     /// Routers with SNAT, by name.
     pub translated: BTreeMap<String, Translated>,
     /// The virtual routers this node takes part in.
@@ -230,6 +236,8 @@ struct Compiler<'a> {
     off_network: Vec<&'a str>,
     /// External networks it has an interface on, which the topology does not know.
     superfluous: Vec<&'a str>,
+    /// Routed networks with more routes than are used.
+    crowded: Vec<&'a str>,
     /// Receivers of broadcasts by network: interfaces by port number, and nodes.
     flood_ports: BTreeMap<u32, BTreeMap<u32, u32>>,
     flood_nodes: BTreeMap<u32, BTreeSet<u32>>,
@@ -281,6 +289,7 @@ impl<'a> Compiler<'a> {
             without_ports: Vec::new(),
             off_network: Vec::new(),
             superfluous: Vec::new(),
+            crowded: Vec::new(),
             flood_ports: BTreeMap::new(),
             flood_nodes: BTreeMap::new(),
             out: Compiled { overlay_mtu: overlay_mtu(around), ..Compiled::default() },

@@ -123,6 +123,9 @@ pub struct AgentArgs {
     /// three without an answer [default: 200]
     #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u32).range(10..=60_000))]
     pub gateway_probe_ms: Option<u32>,
+    /// Where FRR's daemons listen to vtysh, if not where Debian's do; asked how BGP is on routed external networks
+    #[arg(long, value_name = "DIR")]
+    pub frr_sockets: Option<PathBuf>,
     /// Log what the programs decide about first packets, for developers
     #[arg(long, value_enum)]
     pub data_path_log: Option<DataPathLog>,
@@ -149,6 +152,7 @@ struct File {
     flow_idle_seconds: Option<u32>,
     timeouts: Option<Timeouts>,
     gateway_probe_ms: Option<u32>,
+    frr_sockets: Option<PathBuf>,
 }
 
 /// `{ public = "eth1" }`, or a list as the flags take it.
@@ -189,6 +193,7 @@ pub struct AgentConfig {
     pub timeouts: Timeouts,
     /// Between two questions to a gateway.
     pub gateway_probe: Duration,
+    pub frr_sockets: Option<PathBuf>,
     pub data_path_log: Option<DataPathLog>,
     pub discard_state: bool,
 }
@@ -248,6 +253,7 @@ impl AgentConfig {
                     .unwrap_or(DEFAULT_GATEWAY_PROBE_MS)
                     .clamp(10, 60_000),
             )),
+            frr_sockets: args.frr_sockets.or(file.frr_sockets),
             data_path_log: args.data_path_log,
             discard_state: args.discard_state,
         })

@@ -6,6 +6,7 @@
 //!
 //! Both belong to the network namespace that the thread which made them was in at that time.
 
+pub mod routes;
 mod wire;
 
 #[cfg(test)]
@@ -50,11 +51,12 @@ const NOTIFICATION_BUFFER: libc::c_int = 8 << 20;
 const DATAGRAM: usize = 64 << 10;
 
 /// What can alter the answers of [`Netlink`]. Rules and next hop objects decide about routes too.
-const GROUPS: [MulticastGroup; 6] = [
+const GROUPS: [MulticastGroup; 7] = [
     MulticastGroup::Link,
     MulticastGroup::Neigh,
     MulticastGroup::Ipv4Ifaddr,
     MulticastGroup::Ipv4Route,
+    MulticastGroup::Ipv6Route,
     MulticastGroup::Ipv4Rule,
     MulticastGroup::Nexthop,
 ];

@@ -307,3 +307,70 @@ fn r2_several_next_hops_share_by_flow_and_each_node_chooses_alike() {
         assert_eq!(answered(verdict).1, Some(DropReason::NoRoute));
     }
 }
+
+// ---- routed networks ----
+
+/// The hardware address of node 1's interface outside, which all its routers share.
+const NIC: Mac = [2, 0xaa, 0, 0, 0, 1];
+
+/// Nobody asks on the link who has an address, and nobody is on it but routers: the world beyond is behind `.1`.
+fn routed() -> World {
+    let mut world = world();
+    for (node, tables) in world.nodes.iter_mut().enumerate() {
+        tables.image.routes.retain(|_, route| route.kind != ROUTE_CONNECTED || route.network != PUBLIC);
+        for (key, station) in tables.image.addresses.iter_mut() {
+            if key.network.id() == PUBLIC && station.place == PLACE_EVERYWHERE {
+                (station.place, station.at) = (PLACE_SHARED, 0);
+            }
+        }
+        if node == 0 {
+            let station = Station {
+                mac: NIC,
+                kind: STATION_ROUTER,
+                place: PLACE_EVERYWHERE,
+                at: 0,
+                owner: ROUTER_BY_DESTINATION,
+            };
+            tables.image.fdb.insert(FdbKey::new(0, PUBLIC, NIC), station);
+            for leg in tables.image.router_legs.values_mut().filter(|leg| leg.flags & LEG_EXTERNAL != 0) {
+                leg.mac = NIC;
+            }
+        }
+    }
+    world
+}
+
+#[test]
+fn on_a_routed_network_the_destination_tells_the_router() {
+    for f in BOTH {
+        let world = routed();
+        let arrives = |to: std::net::IpAddr| {
+            let frame = from(f, End::Outside, to).via(NIC).ports(9, 80).frame();
+            world.carry(0, Entry::External(EXT), MemoryPacket::new(&frame))
+        };
+        for host in HOSTS.into_iter().filter(|host| host.floating.is_some()) {
+            let arrived = arrives(host.floating(f));
+            assert!(matches!(arrived, Arrived::Port(at, _) if at == host), "{host:?}: {arrived:?}");
+        }
+        // The node's own business, and what is nobody's here, is for the kernel.
+        for to in [public(f, 200), beyond(f, 9)] {
+            assert_eq!(arrives(to), Arrived::Else(0, Verdict::Passed));
+        }
+        // Replies to a translated source find the router as well.
+        let frame = from(f, End::Inside(B1), remote(f)).ports(1500, 53).frame();
+        let Arrived::Outside(0, out) = world.send(End::Inside(B1), &frame) else { panic!("not sent") };
+        assert_eq!(out[6..12], NIC, "as others know it");
+        let answer = from(f, End::Outside, B1.floating(f)).via(NIC).ports(53, 1500).frame();
+        let arrived = world.carry(0, Entry::External(EXT), MemoryPacket::new(&answer));
+        assert!(matches!(arrived, Arrived::Port(B1, _)), "{arrived:?}");
+        // Nobody is answered who asks on the link.
+        assert_eq!(who_has(&world.nodes[0], f), None);
+        // From one floating IP to another: no router outside is asked, though the only route leads there.
+        for (host, other) in [(A1, B1), (A1, B2), (A3, A1), (B2, A5)] {
+            let frame = from(f, End::Inside(host), other.floating(f)).ports(7, 8).frame();
+            let arrived = world.send(End::Inside(host), &frame);
+            let Arrived::Port(at, frame) = arrived else { panic!("{host:?} to {other:?}: {arrived:?}") };
+            assert_eq!((at, read(&frame).src), (other, host.floating(f)));
+        }
+    }
+}

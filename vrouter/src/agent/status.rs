@@ -4,7 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Serialize, Serializer};
 
-use super::{edge::EdgeStatus, external::NextHopsStatus, flows::FlowsStatus};
+use super::{bgp::BgpStatus, edge::EdgeStatus, external::NextHopsStatus, flows::FlowsStatus};
 use crate::{
     compile::LocalPort, config::AgentConfig, connections::Timeouts, netlink, store::follow::Link,
     topology::Problem,
@@ -30,6 +30,8 @@ pub struct AgentStatus {
     pub peers: Vec<PeerStatus>,
     /// Virtual routers this node takes part in, and gateways it depends on.
     pub edge: EdgeStatus,
+    /// Addresses of routed external networks, and the daemon that announces them.
+    pub bgp: BgpStatus,
     /// Next hops on external networks, and the packets that wait for them.
     pub next_hops: NextHopsStatus,
     /// How long silent connections are kept, and remembered decisions.
@@ -105,6 +107,7 @@ impl AgentStatus {
             ports: Vec::new(),
             peers: Vec::new(),
             edge: EdgeStatus::default(),
+            bgp: BgpStatus::default(),
             next_hops: NextHopsStatus::default(),
             timeouts: config.timeouts.clone(),
             flow_idle_seconds: config.flow_idle_seconds,

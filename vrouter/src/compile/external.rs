@@ -45,7 +45,11 @@ impl<'a> Compiler<'a> {
     ) -> Result<()> {
         let Some(&network) = self.networks.get(gateway.network.as_str()) else { return Ok(()) };
         let network_id = self.id(NAME_NETWORK, &network.name)?;
-        let mac = derive_external_mac(&router.name, &network.name, &self.around.node).0;
+        let between_nodes = derive_external_mac(&router.name, &network.name, &self.around.node).0;
+        let interface = self.around.externals.get(&network.name);
+        // On a routed network who sends is known by the interface's address, which others learned by BGP.
+        let own = interface.and_then(|interface| interface.mac).filter(|_| network.routed);
+        let mac = own.unwrap_or(between_nodes);
         let link_local = Ip::link_local_of(mac);
         let address = |ipv6| gateway.address(ipv6).map(Ip::from);
         let blocks = self.snat_blocks(router, router_id, network_id, gateway)?;
@@ -74,9 +78,14 @@ impl<'a> Compiler<'a> {
             .router_legs
             .insert(RouterLegKey { router: Scoped::new(0, router_id), network: network_id }, leg);
         let station = here(mac, STATION_ROUTER, router_id);
-        for mac in [mac, leg.tunnel_mac] {
+        for mac in [between_nodes, leg.tunnel_mac] {
             self.out.image.fdb.insert(FdbKey::new(0, network_id, mac), station);
         }
+        if own.is_some() {
+            let all = here(mac, STATION_ROUTER, ROUTER_BY_DESTINATION);
+            self.out.image.fdb.insert(FdbKey::new(0, network_id, mac), all);
+        }
+        let station = if network.routed { unasked(station) } else { station };
         self.out.image.addresses.insert(AddressKey::new(0, network_id, link_local), station);
         self.own_address(router_id, link_local, 0);
         for address in &gateway.addresses {
@@ -85,7 +94,8 @@ impl<'a> Compiler<'a> {
         if let Role::Shared(vrid) = role {
             self.virtual_router(router, (router_id, mac), (network, network_id), gateway, vrid);
         }
-        for subnet in &network.subnets {
+        // On a routed network nobody is on the link but routers.
+        for subnet in network.subnets.iter().filter(|_| !network.routed) {
             if gateway.address(subnet.cidr.addr().is_ipv6()).is_some() {
                 connected.push((subnet.cidr, network_id));
                 self.connected(router_id, network_id, subnet.cidr);
@@ -95,9 +105,15 @@ impl<'a> Compiler<'a> {
     }
 
     /// Everything else is behind the gateways of the subnets that the router has an address of.
-    pub(super) fn default_routes(&mut self, router_id: u32, gateway: &RouterGateway) -> Result<()> {
+    pub(super) fn default_routes(
+        &mut self,
+        router: &Router,
+        router_id: u32,
+        gateway: &RouterGateway,
+    ) -> Result<()> {
         let Some(&network) = self.networks.get(gateway.network.as_str()) else { return Ok(()) };
         let network_id = self.id(NAME_NETWORK, &network.name)?;
+        self.learned_routes(router, router_id, network, network_id)?;
         for address in &gateway.addresses {
             let subnet = network.subnets.iter().find(|subnet| subnet.cidr.contains(address));
             if let Some(nexthop) = subnet.and_then(|subnet| subnet.gateway) {
@@ -107,6 +123,56 @@ impl<'a> Compiler<'a> {
                 };
                 let via = Route { kind: ROUTE_VIA, network: network_id, nexthop: Ip::from(nexthop) };
                 self.route(router_id, everything, via);
+            }
+        }
+        Ok(())
+    }
+
+    /// What a routing daemon has learned on a routed network; a node without an interface there has all of it behind
+    /// the gateways.
+    fn learned_routes(
+        &mut self,
+        router: &Router,
+        router_id: u32,
+        network: &Network,
+        network_id: u32,
+    ) -> Result<()> {
+        /// More is for routers that forward the world's traffic.
+        const MOST: usize = 1000;
+        if !network.routed || router.gateway.as_ref().is_none_or(|gateway| gateway.addresses.is_empty()) {
+            return Ok(());
+        }
+        let interface = self.around.externals.get(&network.name);
+        if interface.is_none_or(|interface| interface.ifindex.is_none()) {
+            for everything in [IpNet::from(Ipv4Net::default()), IpNet::from(Ipv6Net::default())] {
+                let via = Route { kind: ROUTE_VIA, network: network_id, nexthop: Ip::UNSPECIFIED };
+                self.route(router_id, everything, via);
+            }
+            return Ok(());
+        }
+        let around = self.around;
+        let Some(learned) = around.learned.get(&network.name) else { return Ok(()) };
+        if learned.len() > MOST && !self.crowded.contains(&network.name.as_str()) {
+            self.crowded.push(&self.networks[network.name.as_str()].name);
+        }
+        // Shorter ones first: what is left out is covered by them, or was not reachable anyway.
+        let mut routes: Vec<(&IpNet, &Vec<IpAddr>)> = learned.iter().collect();
+        routes.sort_by_key(|(destination, _)| destination.prefix_len());
+        for (destination, nexthops) in routes.into_iter().take(MOST) {
+            match nexthops[..] {
+                [] => {}
+                [nexthop] => {
+                    let via = Route { kind: ROUTE_VIA, network: network_id, nexthop: Ip::from(nexthop) };
+                    self.route(router_id, *destination, via);
+                }
+                _ => {
+                    let name = format!("{} {destination}", network.name);
+                    let on: Vec<(u32, IpAddr)> =
+                        nexthops.iter().map(|nexthop| (network_id, *nexthop)).collect();
+                    let group = self.group(&name, &on)?;
+                    let multi = Route { kind: ROUTE_MULTI, network: group, nexthop: Ip::UNSPECIFIED };
+                    self.route(router_id, *destination, multi);
+                }
             }
         }
         Ok(())
@@ -160,6 +226,12 @@ impl<'a> Compiler<'a> {
             self.out.warnings.push(format!(
                 "network {name}: the topology has this node among its gateways, and the agent has no interface on it: start \
                  the agent with --external {name}=INTERFACE, or write `external_networks: [...]` without it for the node"
+            ));
+        }
+        for name in &self.crowded {
+            self.out.warnings.push(format!(
+                "network {name}: more than 1000 routes are learned there, and those with the longest prefixes are not used: \
+                 have the routing daemon accept a default route, or summaries"
             ));
         }
         for name in &self.superfluous {
@@ -274,6 +346,7 @@ impl<'a> Compiler<'a> {
     ) -> Station {
         let mac_of = |node: &str| derive_external_mac(&router.name, &network.name, node).0;
         match place {
+            Where::Here if network.routed => unasked(here(mac_of(&self.around.node), kind, router_id)),
             Where::Here => here(mac_of(&self.around.node), kind, router_id),
             Where::There(at, node) => {
                 Station { mac: mac_of(node), kind, place: PLACE_REMOTE, at, owner: router_id }
@@ -388,7 +461,17 @@ impl<'a> Compiler<'a> {
             if !self.scope.has_network(network) {
                 continue;
             }
-            let on = self.carriers.on(&network.name);
+            let on: Vec<&'a str> = self.carriers.on(&network.name).to_vec();
+            if network.routed && self.around.externals.contains_key(&network.name) {
+                let network_id = self.id(NAME_NETWORK, &network.name)?;
+                let own = self.out.image.addresses.iter().filter(|(key, station)| {
+                    key.network.id() == network_id
+                        && station.place == PLACE_SHARED
+                        && !key.ip.is_v6_link_local()
+                });
+                let own = own.map(|(key, _)| IpAddr::from(key.ip)).collect();
+                self.out.announced.insert(network.name.clone(), own);
+            }
             let has_interface = self.around.externals.contains_key(&network.name);
             if on.contains(&self.around.node.as_str()) {
                 if has_interface {
@@ -553,6 +636,11 @@ impl<'a> Compiler<'a> {
         };
         self.out.image.nat.insert(key, value);
     }
+}
+
+/// On a routed network: of an address that nobody asks for on the link. No virtual router has this number.
+fn unasked(station: Station) -> Station {
+    Station { place: PLACE_SHARED, at: 0, ..station }
 }
 
 /// What a node is to a router outside.

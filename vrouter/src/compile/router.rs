@@ -32,7 +32,7 @@ impl<'a> Compiler<'a> {
             self.static_route(router, router_id, route, &connected)?;
         }
         if let Some(gateway) = &router.gateway {
-            self.default_routes(router_id, gateway)?;
+            self.default_routes(router, router_id, gateway)?;
         }
         self.keep_families_apart(router_id);
         Ok(())
@@ -105,7 +105,7 @@ impl<'a> Compiler<'a> {
 
     /// Deals the slots of a group of next hops out to those that are alive. Every node does it alike, as far as it
     /// knows the same of them.
-    fn group(&mut self, name: &str, nexthops: &[(u32, IpAddr)]) -> Result<u32> {
+    pub(super) fn group(&mut self, name: &str, nexthops: &[(u32, IpAddr)]) -> Result<u32> {
         let group = self.id(NAME_GROUP, name)?;
         let mut alive = Vec::new();
         for &(network, nexthop) in nexthops {

@@ -56,6 +56,7 @@ fn around(interfaces: &[(&str, u32)]) -> Surroundings {
         externals: BTreeMap::new(),
         liveness: Default::default(),
         shares: None,
+        learned: Default::default(),
     }
 }
 

@@ -451,7 +451,8 @@ impl Follow {
     fn tell_holders(&mut self) {
         let is_for_it = |router: &str| self.view.has(&ObjectName::new(Kind::Router, router));
         if self.leases.tell(&self.options.node, self.mirror.blocks(), is_for_it) {
-            self.cache.mark();
+            self.cache.hurry();
+            self.write_cache();
         }
     }
 

@@ -70,7 +70,7 @@ impl Node {
     /// The same, with what is known of others.
     fn alive(document: &str, name: &'static str, external: Option<u32>, liveness: Liveness) -> Self {
         let topology = topology::parse("test.yaml", document).unwrap_or_else(|problems| panic!("{problems}"));
-        let interface = |ifindex| ExternalInterface { ifindex: Some(ifindex), mtu: Some(1500) };
+        let interface = |ifindex| ExternalInterface { ifindex: Some(ifindex), mtu: Some(1500), mac: None };
         let around = Surroundings {
             node: name.to_owned(),
             interfaces: HashMap::from(
@@ -84,6 +84,7 @@ impl Node {
                 .collect(),
             liveness,
             shares: None,
+            learned: Default::default(),
         };
         let mut ids = Identities::default();
         // Numbers are each node's own: start elsewhere on each.
@@ -455,7 +456,9 @@ fn an_external_interface_may_be_missing() {
     let public = NetworkKey { network: Scoped::new(0, ids.id(NAME_NETWORK, "public").unwrap()) };
     assert_eq!(out.image.networks[&public].mtu, 1500, "as Ethernet has it");
     let mut smaller = around.clone();
-    smaller.externals.insert("public".to_owned(), ExternalInterface { ifindex: Some(3), mtu: Some(1400) });
+    smaller
+        .externals
+        .insert("public".to_owned(), ExternalInterface { ifindex: Some(3), mtu: Some(1400), mac: None });
     let out = compile(&topology, &smaller, &mut ids).unwrap();
     assert_eq!(out.image.networks[&public].mtu, 1400);
     let text = DOCUMENT.replace("external: true", "external: true\n    mtu: 1300");
@@ -573,10 +576,10 @@ fn virtual_routers_have_a_priority_for_each_gateway() {
     // One gateway has nobody to agree with.
     let alone = DOCUMENT.replace("{ name: a, vtep", "{ name: a, gateway: true, vtep");
     assert!(nodes(&alone, Some(5)).iter().all(|node| node.out.virtual_routers.is_empty()));
-    let routed = DOCUMENT.replace("external: true", "external: true\n    routed: true");
-    for node in nodes(&routed, Some(5)) {
+    for node in nodes(&routed(DOCUMENT), Some(5)) {
         assert!(node.out.virtual_routers.is_empty());
-        assert_eq!(node.address("203.0.113.10").unwrap().place, PLACE_EVERYWHERE, "all answer");
+        let station = node.address("203.0.113.10").unwrap();
+        assert_eq!((station.place, station.at), (PLACE_SHARED, 0), "all carry, nobody is asked");
     }
 }
 
@@ -629,4 +632,59 @@ fn r2_several_next_hops_have_their_shares_and_dead_ones_none() {
     assert_eq!(used(Node::new(&document, "a", Some(5))), BTreeSet::from(["10.0.1.11", "10.0.1.12"].map(ip)));
     // Nor of one whose interface is missing: b has no tap2.
     assert_eq!(used(Node::new(&document, "b", Some(5))), BTreeSet::from(["10.0.1.11"].map(ip)));
+}
+
+fn routed(document: &str) -> String {
+    // A next hop on the link would be refused.
+    let document =
+        document.replace("    routes: [{ destination: 198.51.100.0/24, nexthop: 203.0.113.7 }]\n", "");
+    document.replace("external: true", "external: true\n    routed: true")
+}
+
+#[test]
+fn a_routed_network_has_what_was_learned_and_announces_what_is_carried() {
+    let document = routed(&with_gateways());
+    let topology = topology::parse("test.yaml", &document).unwrap_or_else(|problems| panic!("{problems}"));
+    let nic = [2, 0, 0, 0, 9, 9];
+    let net = |text: &str| text.parse::<IpNet>().unwrap();
+    let learned = BTreeMap::from([
+        (net("0.0.0.0/0"), vec!["100.64.0.1".parse().unwrap(), "100.64.0.2".parse().unwrap()]),
+        (net("198.18.0.0/15"), vec!["100.64.0.2".parse().unwrap()]),
+        (net("::/0"), vec!["fe80::1".parse().unwrap()]),
+    ]);
+    let mut around = around(&[]);
+    around.node = "c".to_owned();
+    let interface = ExternalInterface { ifindex: Some(5), mtu: Some(1500), mac: Some(nic) };
+    around.externals.insert("public".to_owned(), interface);
+    around.learned.insert("public".to_owned(), learned);
+    let mut ids = Identities::default();
+    let out = compile(&topology, &around, &mut ids).unwrap();
+    let c = Node { name: "c", out, ids };
+    // r1's own route wins over what is learned; everything else is learned.
+    let network = c.id(NAME_NETWORK, "public");
+    let kind = |to: &str| c.route("r1", to).map(|route| (route.kind, route.network));
+    assert_eq!(kind("198.18.0.9"), Some((ROUTE_VIA, network)));
+    assert_eq!(kind("8.8.8.8").unwrap().0, ROUTE_MULTI);
+    assert_eq!(c.route("r1", "2001:db8:77::1").unwrap().nexthop, ip("fe80::1"));
+    assert_eq!(kind("203.0.113.99").unwrap().0, ROUTE_MULTI, "nobody is on the link");
+    assert_eq!(c.out.watched.len(), 2);
+    let leg = c.leg("r1").unwrap();
+    assert_eq!((leg.mac, leg.flags & (LEG_SHARED | LEG_OWNED)), (nic, LEG_SHARED | LEG_OWNED));
+    let station = c.out.image.fdb[&FdbKey::new(0, network, nic)];
+    assert_eq!((station.kind, station.owner), (STATION_ROUTER, ROUTER_BY_DESTINATION));
+    let between = c.out.image.fdb[&FdbKey::new(0, network, mac("r1", "c"))];
+    assert_eq!(between.owner, c.id(NAME_ROUTER, "r1"), "other nodes address a router");
+    // Routers' addresses, forwardings, and what is on b, which has no interface there; vm1 is a's to announce.
+    let announced: Vec<String> = c.out.announced["public"].iter().map(ToString::to_string).collect();
+    let expected =
+        ["203.0.113.10", "203.0.113.11", "203.0.113.51", "203.0.113.52", "203.0.113.60", "2001:db8::10"];
+    assert_eq!(announced, expected);
+    // b has everything behind the gateways.
+    let b = Node::new(&document, "b", None);
+    let network = b.id(NAME_NETWORK, "public");
+    for to in ["8.8.8.8", "2001:db8:77::1"] {
+        let route = b.route("r1", to).unwrap();
+        assert_eq!((route.kind, route.network, route.nexthop), (ROUTE_VIA, network, Ip::UNSPECIFIED));
+    }
+    assert!(b.out.announced.is_empty());
 }

@@ -41,6 +41,7 @@ impl Policies {
             externals: BTreeMap::new(),
             liveness: Default::default(),
             shares: None,
+            learned: Default::default(),
         };
         let mut ids = Identities::default();
         let mut tables = MemoryTables::default();

@@ -78,6 +78,11 @@ impl Cache {
         self.due = true;
     }
 
+    /// It is to be written at once: what another node might take must not be forgotten.
+    pub fn hurry(&mut self) {
+        (self.due, self.written) = (true, None);
+    }
+
     /// Writes it, if it is to be and was not just before.
     pub fn write_if_due(&mut self, revision: i64, view: &View, blocks: &Holders) {
         let Some(path) = &self.path else { return };

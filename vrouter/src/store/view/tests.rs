@@ -77,7 +77,7 @@ fn assembled(view: &mut View) -> Topology {
 }
 
 fn around(node: &str, externals: &[&str]) -> Surroundings {
-    let external = compile::ExternalInterface { ifindex: Some(90), mtu: Some(1500) };
+    let external = compile::ExternalInterface { ifindex: Some(90), mtu: Some(1500), mac: None };
     Surroundings {
         node: node.to_owned(),
         interfaces: (1..5).map(|index| (format!("tap{index}"), Interface { index, peer: false })).collect(),
@@ -85,6 +85,7 @@ fn around(node: &str, externals: &[&str]) -> Surroundings {
         externals: externals.iter().map(|network| ((*network).to_owned(), external)).collect(),
         liveness: compile::Liveness::default(),
         shares: None,
+        learned: Default::default(),
     }
 }
 

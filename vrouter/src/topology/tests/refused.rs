@@ -603,6 +603,67 @@ fn floating_ips_and_nodes() {
 }
 
 #[test]
+fn the_edge() {
+    let gateway = "gateway: { network: public, address: 203.0.113.11 }";
+    let first = "address: [203.0.113.10, \"2001:db8::a\"], snat: true }";
+    let text = BASE.replace(first, &first.replace("snat: true", "snat: true, vrrp: { vrid: 7 }"));
+    let text = text.replace(gateway, &gateway.replace(" }", ", vrrp: { vrid: 7 } }"));
+    assert_one(
+        "clash",
+        &text,
+        25,
+        "router r2",
+        &["VRID 7 is router r1's on network public", "another `vrid`"],
+    );
+    let with = "network: public, address: 203.0.113.11 }";
+    check(&[
+        (
+            with,
+            "network: public, address: 203.0.113.11, vrrp: { vrid: §0 } }",
+            "router r2 gateway vrrp",
+            &["not from 1 to 255"],
+        ),
+        (
+            with,
+            "network: public, address: 203.0.113.11, vrrp: { interval_ms: §25 } }",
+            "router r2 gateway vrrp",
+            &["no multiple of 10", "write 30"],
+        ),
+        (
+            with,
+            "network: public, address: 203.0.113.11, vrrp: { interval_ms: §5 } }",
+            "router r2 gateway vrrp",
+            &["10 to 40950"],
+        ),
+        (
+            with,
+            "network: public, address: 203.0.113.11, vrrp: { preempt: §no } }",
+            "router r2 gateway vrrp",
+            &["neither true nor false"],
+        ),
+        (
+            with,
+            "network: public, address: 203.0.113.11, vrrp: { §priority: 7 } }",
+            "router r2 gateway vrrp",
+            &["priority"],
+        ),
+        (
+            "gateway: true }",
+            "gateway: true, external_networks: [§pubic] }",
+            "node node-b",
+            &["no network pubic", "public"],
+        ),
+        (
+            "gateway: true }",
+            "gateway: true, external_networks: [§web] }",
+            "node node-b",
+            &["web is not external"],
+        ),
+        ("    vni: 1001", "    vni: 1001\n    routed: §true", "network web", &["routed, and not external"]),
+    ]);
+}
+
+#[test]
 fn one_router_answers_for_an_address() {
     // lab gets a router of its own.
     let with = |gateway: &str, floating_ip: &str| {

@@ -268,6 +268,13 @@ impl Check<'_, '_> {
     /// Why a next hop cannot be on any link of the router.
     fn unreachable(&self, nexthop: IpAddr, legs: &Legs) -> Option<(String, String)> {
         match legs.connected.find(nexthop) {
+            Ok(Some((_, place))) if self.network(self.subnets[place].network).routed => {
+                let name = &self.network(self.subnets[place].network).name;
+                let message = format!(
+                    "the next hop {nexthop} is on the routed network {name}, where nobody is on the link"
+                );
+                Some((message, "leave the route out: what is reached there is learned by BGP".to_owned()))
+            }
             Ok(Some((cidr, _))) => edge(cidr, nexthop).map(|edge| {
                 let message = format!("the next hop {nexthop} is the {edge} of {cidr}");
                 (message, "use the address of a host".to_owned())
