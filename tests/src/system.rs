@@ -46,6 +46,11 @@ impl System {
         for &node in nodes {
             agents.insert(node.to_owned(), lab.start_agent(node, options)?);
         }
+        Self::adopt(agents, lab)
+    }
+
+    /// Agents that were started in a lab; waits until all are at work.
+    pub fn adopt(agents: BTreeMap<String, Agent>, lab: Lab) -> Result<Self> {
         let mut system = Self { agents, lab };
         for agent in system.agents.values_mut() {
             agent.wait_ready(PATIENCE)?;

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use serde_json::Value;
 use vrouter_tests::frame::Frame;
 use vrouter_tests::topology::{Topology, with_edge};
-use vrouter_tests::{Agent, AgentOptions, Host, Lab, Probe, Report, Services, Sessions, System, wait};
+use vrouter_tests::{Agent, AgentOptions, Frr, Host, Lab, Probe, Report, Services, Sessions, System, wait};
 
 const SOON: Duration = Duration::from_secs(20);
 const MOMENT: Duration = Duration::from_millis(200);
@@ -476,4 +476,230 @@ fn vrrp_works_with_keepalived() {
     assert_eq!(v4(&gateway)["state"], "backup", "it leaves the worse one alone");
     low.process.kill();
     wait::until("gw-1 is master", SOON, || Ok(v4(&gateway)["state"] == "master")).unwrap();
+}
+
+// ---- BGP ----
+
+const GW_AS: u32 = 65000;
+const OUR_AS: u32 = 65001;
+
+/// The edge with a routed external network: both gateways are neighbours of `gw` upstream, by Debian's FRR.
+struct Routed {
+    /// Of gw-1, gw-2, and the router upstream.
+    frr: Vec<Frr>,
+    system: System,
+}
+
+impl Routed {
+    fn start() -> Self {
+        let mut topology = with_edge();
+        let public = topology.network_mut("public");
+        public.routed = true;
+        for subnet in &mut public.subnets {
+            subnet.gateway = None;
+        }
+        let lab = Lab::builder().topology(&topology).build().unwrap();
+        // Nobody but routers is on the link, with addresses of its own.
+        let upstream = lab.host("gw").netns().clone();
+        for line in [
+            "address del 203.0.113.1/24 dev eth0",
+            "address del 2001:db8:ff::1/64 dev eth0",
+            "address add 100.64.0.254/24 dev eth0",
+        ] {
+            upstream.run(&format!("ip {line}")).unwrap();
+        }
+        upstream.run("ip -6 address add fd64::254/64 dev eth0 nodad").unwrap();
+        // By flow, not by pair of addresses.
+        for family in ["ipv4", "ipv6"] {
+            upstream.set_sysctl(&format!("{family}/fib_multipath_hash_policy"), "1").unwrap();
+        }
+        let sockets = |name: &str| lab.directory().join(format!("frr-{name}"));
+        let mut frr = Vec::new();
+        let mut neighbours = String::new();
+        for (name, number) in GATEWAYS.into_iter().zip(1..) {
+            let netns = lab.node(name).netns();
+            netns.set_sysctl("ipv6/conf/ext0/disable_ipv6", "0").unwrap();
+            netns.ip(&[format!("address add 100.64.0.{number}/24 dev ext0")]).unwrap();
+            netns.run(&format!("ip -6 address add fd64::{number}/64 dev ext0 nodad")).unwrap();
+            let config = format!(
+                "router bgp {OUR_AS}\n bgp router-id 100.64.0.{number}\n no bgp ebgp-requires-policy\n \
+                 timers bgp 1 3\n neighbor 100.64.0.254 remote-as {GW_AS}\n neighbor 100.64.0.254 bfd\n \
+                 neighbor fd64::254 remote-as {GW_AS}\n neighbor fd64::254 bfd\n \
+                 address-family ipv4 unicast\n  redistribute kernel route-map VROUTER\n  no neighbor fd64::254 activate\n exit-address-family\n \
+                 address-family ipv6 unicast\n  redistribute kernel route-map VROUTER6\n  neighbor fd64::254 activate\n exit-address-family\n\
+                 ip prefix-list OURS seq 5 permit 203.0.113.0/24 ge 32\n\
+                 ipv6 prefix-list OURS6 seq 5 permit 2001:db8:ff::/64 ge 128\n\
+                 route-map VROUTER permit 10\n match ip address prefix-list OURS\n\
+                 route-map VROUTER6 permit 10\n match ipv6 address prefix-list OURS6\n"
+            );
+            frr.push(Frr::start(netns, &sockets(name), &config).unwrap());
+            for peer in [format!("100.64.0.{number}"), format!("fd64::{number}")] {
+                neighbours += &format!(" neighbor {peer} remote-as {OUR_AS}\n neighbor {peer} bfd\n");
+            }
+        }
+        let config = format!(
+            "router bgp {GW_AS}\n bgp router-id 100.64.0.254\n no bgp ebgp-requires-policy\n timers bgp 1 3\n{neighbours} \
+             address-family ipv4 unicast\n  neighbor 100.64.0.1 default-originate\n  neighbor 100.64.0.2 default-originate\n  \
+             no neighbor fd64::1 activate\n  no neighbor fd64::2 activate\n  maximum-paths 4\n exit-address-family\n \
+             address-family ipv6 unicast\n  neighbor fd64::1 activate\n  neighbor fd64::2 activate\n  \
+             neighbor fd64::1 default-originate\n  neighbor fd64::2 default-originate\n  maximum-paths 4\n exit-address-family\n"
+        );
+        frr.push(Frr::start(&upstream, &sockets("gw"), &config).unwrap());
+        let mut agents = std::collections::BTreeMap::new();
+        for node in ["node-a", "node-b", "gw-1", "gw-2"] {
+            let sockets = sockets(node).display().to_string();
+            let extra = vec!["--frr-sockets".to_owned(), sockets];
+            let options = AgentOptions { extra, ..AgentOptions::default() };
+            agents.insert(node.to_owned(), lab.start_agent(node, &options).unwrap());
+        }
+        let mut system = System::adopt(agents, lab).unwrap();
+        for node in ["node-a", "node-b"] {
+            wait_for_gateways(&mut system, node, &[("gw-1", "up"), ("gw-2", "up")]);
+        }
+        let routed = Self { frr, system };
+        routed.wait_for_paths(ROUTER, &[1, 2]);
+        routed
+    }
+
+    /// Waits until the router upstream reaches an address by these gateways, and no others.
+    #[track_caller]
+    fn wait_for_paths(&self, address: &str, gateways: &[u8]) {
+        let upstream = self.system.host("gw");
+        wait::until(&format!("{address} is reached by gateways {gateways:?}"), SOON, || {
+            let family = if address.contains(':') { "-6" } else { "-4" };
+            let shown = upstream.run(&format!("ip {family} route show exact {address}"))?;
+            if address.contains(':') {
+                // By link-local addresses: as many as there are gateways.
+                return Ok(shown.matches("via fe80").count() == gateways.len());
+            }
+            let is_by = |number: u8| shown.contains(&format!("via 100.64.0.{number} "));
+            Ok([1, 2].into_iter().all(|number| is_by(number) == gateways.contains(&number)))
+        })
+        .unwrap();
+    }
+
+    fn bgp(&self, node: &str) -> Value {
+        self.system.agent(node).status().unwrap()["agent"]["bgp"].clone()
+    }
+}
+
+/// Sessions through a routed network: what hosts beside would be is not there.
+fn routed_load(system: &System) -> Load {
+    let kinds = [
+        ("SNAT", "vm4", SERVER1, 50, 15),
+        ("SNAT", "vm2", SERVER1, 50, 15),
+        ("floating IP, out", "vm1", SERVER1, 50, 15),
+        ("floating IP, in", "server1", OF_VM1, 50, 10),
+        ("port forwarding", "server2", SHARED, 0, 5),
+    ];
+    let start = |(kind, from, to, tcp, udp)| {
+        let port = if to == SHARED { 5353 } else { 7 };
+        (kind, Sessions::start(system.host(from), at(to, port), tcp, udp).unwrap())
+    };
+    Load { kinds: kinds.into_iter().map(start).collect() }
+}
+
+/// C7 by BGP: all gateways carry at once; one dies, is cut off, loses its daemon, and no session is lost.
+#[test]
+fn c7_routed_networks_are_announced_and_left_by_every_gateway() {
+    let mut routed = Routed::start();
+    let _services = Services::everywhere(&routed.system, &[7, 53]).unwrap();
+    // Everything that is carried is announced, nothing else; what was learned is used.
+    for address in [ROUTER, OF_VM1, "203.0.113.55", SHARED, ROUTER6] {
+        routed.wait_for_paths(address, &[1, 2]);
+    }
+    for name in GATEWAYS {
+        wait::until("the sessions are known", SOON, || {
+            let bgp = routed.bgp(name);
+            let up = bgp["peers"].as_array().is_some_and(|peers| {
+                peers.len() == 2 && peers.iter().all(|peer| peer["state"] == "Established")
+            });
+            Ok(up && bgp["note"].is_null() && bgp["learned"]["public"] == 2)
+        })
+        .unwrap();
+        let announced = routed.bgp(name)["announced"].as_array().unwrap().len();
+        assert_eq!(announced, 5, "{}", routed.bgp(name));
+    }
+    let system = &routed.system;
+    wait::until("the way out is open", SOON, || {
+        Ok(["vm1", "vm2", "vm4", "vm6"].iter().all(|vm| {
+            Probe::udp(ip(SERVER1), 7).send(system.host(vm)).is_ok_and(|it| it.seen(ip(SERVER1)).is_some())
+        }))
+    })
+    .unwrap();
+    for (vm, expected) in [("vm1", OF_VM1), ("vm2", ROUTER), ("vm4", ROUTER)] {
+        let seen = Probe::udp(ip(SERVER1), 7).send(system.host(vm)).unwrap().seen(ip(SERVER1));
+        assert_eq!(seen.map(|seen| seen.ip()), Some(ip(expected)), "{vm}");
+    }
+    for to in [ROUTER, ROUTER6, OF_VM1] {
+        let from = system.host("server1");
+        let ping = Probe::ping(ip(to)).send(from).unwrap();
+        assert!(ping.is_answer(ip(to)), "{to}: {ping}");
+    }
+    // Nobody is asked on the link for what is announced.
+    let on_link = system.host("gw").who_has("100.64.0.254".parse().unwrap(), ip(OF_VM1), MOMENT).unwrap();
+    assert_eq!(on_link, Vec::<[u8; 6]>::new());
+
+    // The daemon of one gateway dies: upstream sends everything to the other, in the middle of sessions.
+    let load = routed_load(&routed.system);
+    load.flows();
+    routed.frr[0].kill("bgpd");
+    routed.wait_for_paths(ROUTER, &[2]);
+    load.flows();
+    let report = load.finish("bgpd of gw-1 killed");
+    assert!(report.longest_udp < OUTAGE, "{:?}", report.longest_udp);
+    wait::until("gw-1 says so", SOON, || {
+        Ok(routed.bgp("gw-1")["note"].as_str().is_some_and(|note| note.contains("bgpd")))
+    })
+    .unwrap();
+    routed.frr[0].start_daemon("bgpd").unwrap();
+    routed.wait_for_paths(ROUTER, &[1, 2]);
+
+    // A gateway goes with everything: BFD finds out.
+    let load = routed_load(&routed.system);
+    load.flows();
+    let port = routed.system.node("gw-2").underlay_port().to_owned();
+    let external = routed.system.node("gw-2").external_port().to_owned();
+    let (underlay, switch) = (routed.system.underlay().clone(), routed.system.outside().switch().clone());
+    underlay.ip(&[format!("link set {port} down")]).unwrap();
+    switch.ip(&[format!("link set {external} down")]).unwrap();
+    routed.wait_for_paths(ROUTER, &[1]);
+    load.flows();
+    let report = load.finish("gw-2 gone");
+    assert!(report.longest_udp < Duration::from_millis(1800), "{:?}", report.longest_udp);
+    underlay.ip(&[format!("link set {port} up")]).unwrap();
+    switch.ip(&[format!("link set {external} up")]).unwrap();
+    routed.wait_for_paths(ROUTER, &[1, 2]);
+    for node in ["node-a", "node-b"] {
+        wait_for_gateways(&mut routed.system, node, &[("gw-1", "up"), ("gw-2", "up")]);
+    }
+
+    // An agent that is killed changes nothing: what it has announced stays.
+    let load = routed_load(&routed.system);
+    routed.system.agent_mut("gw-1").kill9();
+    load.flows();
+    std::thread::sleep(Duration::from_secs(2));
+    routed.wait_for_paths(ROUTER, &[1, 2]);
+    let report = load.finish("agent of gw-1 killed");
+    assert_eq!(report.unanswered, 0);
+    routed.system.agent_mut("gw-1").restart().unwrap();
+    routed.system.agent_mut("gw-1").wait_ready(SOON * 3).unwrap();
+
+    // What it cannot carry it withdraws; what is no longer in the topology as well.
+    let gw1 = routed.system.node("gw-1").netns().clone();
+    gw1.ip(&["link set ext0 down"]).unwrap();
+    wait::until("gw-1 withdraws", SOON, || Ok(routed.bgp("gw-1")["announced"] == serde_json::json!([])))
+        .unwrap();
+    routed.wait_for_paths(ROUTER, &[2]);
+    gw1.ip(&["link set ext0 up"]).unwrap();
+    gw1.run("ip -6 address replace fd64::1/64 dev ext0 nodad").unwrap();
+    routed.wait_for_paths(ROUTER, &[1, 2]);
+    let mut topology = with_edge();
+    let public = topology.network_mut("public");
+    public.routed = true;
+    public.subnets.iter_mut().for_each(|subnet| subnet.gateway = None);
+    topology.floating_ips.retain(|floating| floating.address != OF_VM1);
+    routed.system.apply(&topology).unwrap();
+    routed.wait_for_paths(OF_VM1, &[]);
+    routed.wait_for_paths(ROUTER, &[1, 2]);
 }

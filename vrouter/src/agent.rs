@@ -20,7 +20,7 @@ use std::{
     net::{IpAddr, Ipv4Addr},
     path::PathBuf,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
@@ -68,6 +68,8 @@ use underlay::Underlays;
 const UNDERLAY_INTERVAL: Duration = Duration::from_secs(5);
 /// Changes of links come in bursts; one round serves them all.
 const SETTLE: Duration = Duration::from_millis(10);
+/// How long routes are used that the routing daemon has taken back, all of them.
+const UNLEARNED: Duration = Duration::from_secs(3);
 
 /// Runs until a signal.
 pub async fn run(config: AgentConfig) -> Result<()> {
@@ -195,6 +197,9 @@ struct Agent {
     liveness: Liveness,
     /// What a routing daemon has learned on routed external networks.
     learned_routes: bgp::Learned,
+    /// Networks of which nothing is learned any more, and since when: the daemon died, or lost its neighbours. Until
+    /// everybody goes another way, what was learned last is used.
+    unlearned: BTreeMap<String, Instant>,
     links: Vec<Link>,
     status: Arc<Mutex<AgentStatus>>,
     /// The same complaint is logged once, until it changes.
@@ -251,6 +256,7 @@ impl Agent {
             compiled: Compiled::default(),
             liveness: Liveness::default(),
             learned_routes: bgp::Learned::new(),
+            unlearned: BTreeMap::new(),
             links,
             status,
             logged: HashMap::new(),
@@ -530,7 +536,8 @@ impl Agent {
             let link = self
                 .config_of(network)
                 .and_then(|config| self.links.iter().find(|link| link.name == config.interface));
-            failure.is_none() && link.is_some_and(|link| self.hindrance(link).is_none())
+            let is_well = link.is_some_and(|link| self.hindrance(link).is_none());
+            failure.is_none() && is_well && self.has_way_out(network)
         });
         self.edge.follow(edge::Wanted {
             in_service: in_service.map(|(_, vni)| *vni).collect(),
@@ -561,11 +568,26 @@ impl Agent {
             return;
         }
         match bgp::learned(&self.netlink, &routed).await {
-            Ok(learned) if learned != self.learned_routes => {
-                self.learned_routes = learned;
-                self.commit(&Touch::Changed).await;
+            Ok(mut learned) => {
+                let before = self.unlearned.keys().cloned().collect::<Vec<_>>();
+                self.unlearned.retain(|network, _| !learned.contains_key(network));
+                for (network, routes) in &self.learned_routes {
+                    if learned.contains_key(network) || !routed.values().any(|name| name == network) {
+                        continue;
+                    }
+                    if self.unlearned.entry(network.clone()).or_insert_with(Instant::now).elapsed()
+                        < UNLEARNED
+                    {
+                        learned.insert(network.clone(), routes.clone());
+                    }
+                }
+                if learned != self.learned_routes {
+                    self.learned_routes = learned;
+                    self.commit(&Touch::Changed).await;
+                } else if !before.iter().eq(self.unlearned.keys()) {
+                    self.follow_edge().await;
+                }
             }
-            Ok(_) => {}
             Err(error) => self.complain("routes", format!("cannot read what was learned: {error:#}")),
         }
     }
@@ -624,6 +646,15 @@ impl Agent {
         }
         let is_attached = self.data_path.attached().contains(&(link.index, Hook::TcExternal));
         (!is_attached).then(|| format!("no program is attached to interface {name}"))
+    }
+
+    /// Whether a gateway knows a way on: on a routed network, by what it learned.
+    fn has_way_out(&self, network: &str) -> bool {
+        let Some((topology, _)) = &self.topology else { return false };
+        let Some(network) = topology.networks.iter().find(|it| it.name == network) else { return false };
+        let is_learned =
+            self.learned_routes.contains_key(&network.name) && !self.unlearned.contains_key(&network.name);
+        !network.routed || is_learned || network.subnets.iter().any(|subnet| subnet.gateway.is_some())
     }
 
     /// The interface on an external network, as configured.

@@ -52,7 +52,7 @@ const BUILD_PACKAGES: [Package; 5] = [
     package("ca-certificates", "/etc/ssl/certs/ca-certificates.crt"),
 ];
 
-const LAB_PACKAGES: [Package; 15] = [
+const LAB_PACKAGES: [Package; 17] = [
     package("iproute2", "ip"),
     package("util-linux", "nsenter"),
     package("iputils-ping", "ping"),
@@ -68,6 +68,8 @@ const LAB_PACKAGES: [Package; 15] = [
     package("etcd-server", "etcd"),
     package("etcd-client", "etcdctl"),
     package("openssl", "openssl"),
+    package("keepalived", "keepalived"),
+    package("frr", "/usr/lib/frr/bgpd"),
 ];
 
 /// A compiler with `core` for BPF. Debian keeps it for Firefox.
