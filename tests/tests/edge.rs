@@ -50,7 +50,7 @@ fn wait_for_master(system: &System, name: &str, others: &[&str]) {
     wait::until(&format!("{name} alone is master"), SOON, || {
         let is_idle =
             |other: &&str| virtual_routers(system.agent(other)).iter().all(|it| it["state"] != "master");
-        Ok(is_master(system.agent(name)) && others.iter().all(|other| is_idle(&other)))
+        Ok(is_master(system.agent(name)) && others.iter().all(|other| is_idle(other)))
     })
     .unwrap();
 }
@@ -361,6 +361,116 @@ fn c7_no_split_brain_when_the_link_between_gateways_is_cut() {
     assert_eq!(macs.len(), 1);
     // One answer, not two of the same.
     assert_eq!(owners(outside1, OUTSIDE1, ROUTER).len(), 1);
+}
+
+// ---- several next hops ----
+
+/// R2: flows share two next hops outside, each flow one of them; one dies, and is left in time; no session is lost.
+/// So it is with workloads as next hops.
+#[test]
+fn r2_several_next_hops_share_and_a_dead_one_is_left() {
+    let mut topology = with_edge();
+    // Two hosts beside forward to the servers, and two workloads to nowhere.
+    topology.router_mut("r1").routes = vec![
+        "{ destination: 198.51.100.0/24, nexthops: [203.0.113.101, 203.0.113.102] }".to_owned(),
+        "{ destination: 10.99.0.0/16, nexthops: [10.0.2.13, 10.0.2.16] }".to_owned(),
+    ];
+    for vm in ["vm3", "vm6"] {
+        topology.port_mut(vm).extra.push("port_security: false".to_owned());
+        topology.port_mut(vm).security_groups = Some(Vec::new());
+    }
+    let mut system = System::start(&topology).unwrap();
+    for node in ["node-a", "node-b"] {
+        wait_for_gateways(&mut system, node, &[("gw-1", "up"), ("gw-2", "up")]);
+    }
+    ranked(&system);
+    let _services = Services::everywhere(&system, &[7]).unwrap();
+    let hops = ["outside1", "outside2"].map(|name| system.host(name));
+    for host in hops {
+        host.netns().set_sysctl("ipv4/ip_forward", "1").unwrap();
+        host.netns().set_sysctl("ipv4/conf/all/send_redirects", "0").unwrap();
+        host.netns().set_sysctl("ipv4/conf/eth0/send_redirects", "0").unwrap();
+    }
+    wait::until("the way out is open", SOON, || {
+        let seen = |vm| {
+            let mut from = 20_000..20_010;
+            from.all(|port| {
+                let probe = Probe::udp(ip(SERVER1), 7).from_port(port);
+                probe.send(system.host(vm)).is_ok_and(|it| it.seen(ip(SERVER1)).is_some())
+            })
+        };
+        Ok(["vm1", "vm4"].into_iter().all(seen))
+    })
+    .unwrap();
+    // Each flow has one way, and both ways have flows.
+    let is_for_server = |bytes: &[u8]| {
+        bytes.get(12..14) == Some(&[8, 0])
+            && bytes.get(30..34) == Some(&[198, 51, 100, 10])
+            && bytes.get(23) == Some(&17)
+    };
+    let sniffers = hops.map(|host| host.sniff().unwrap());
+    for round in 0..2 {
+        for port in 21_000..21_040 {
+            let probe = Probe::udp(ip(SERVER1), 7).from_port(port).length(100 + round);
+            assert!(probe.send(system.host("vm4")).unwrap().seen(ip(SERVER1)).is_some(), "{port}");
+        }
+    }
+    let macs = hops.map(|host| host.mac().unwrap());
+    let ports = |index: usize| -> BTreeSet<[u8; 2]> {
+        let frames =
+            sniffers[index].collect(MOMENT, |bytes| is_for_server(bytes) && bytes[..6] == macs[index]);
+        frames.unwrap().iter().map(|bytes| [bytes[34], bytes[35]]).collect()
+    };
+    let (first, second) = (ports(0), ports(1));
+    assert!(first.len() > 8 && second.len() > 8, "{} and {}", first.len(), second.len());
+    assert_eq!(first.intersection(&second).count(), 0, "a flow takes one way");
+    // One dies.
+    let load = [("vm4", SERVER1), ("vm1", SERVER1)]
+        .map(|(from, to)| Sessions::start(system.host(from), at(to, 7), 50, 20).unwrap());
+    hops[1].netns().ip(&["link set eth0 down"]).unwrap();
+    wait::until("gw-1 and gw-2 leave it", SOON, || {
+        Ok(GATEWAYS.iter().all(|name| {
+            let shown = system.agent(name).json(&["show", "routes"]).unwrap_or_default();
+            let routes = shown.as_array().cloned().unwrap_or_default();
+            routes.iter().any(|route| route["nexthop"] == "203.0.113.101 (100 %)")
+        }))
+    })
+    .unwrap();
+    let report = load
+        .into_iter()
+        .map(|sessions| {
+            sessions.wait_for_more(50).unwrap();
+            sessions.finish().unwrap()
+        })
+        .fold(Report::default(), |all, report| all.with(&report));
+    println!("a next hop died: longest pause TCP {:?} UDP {:?}", report.longest_tcp, report.longest_udp);
+    assert_eq!(report.lost, [""; 0]);
+    assert!(report.longest_udp < Duration::from_secs(3), "{:?}", report.longest_udp);
+    // It is back, and has its share again.
+    hops[1].netns().ip(&["link set eth0 up"]).unwrap();
+    hops[1].run("ip route replace default via 203.0.113.1").unwrap();
+    wait::until("it is used again", SOON, || {
+        let shown = system.agent("gw-1").json(&["show", "routes"])?;
+        Ok(shown.to_string().contains("203.0.113.102 ("))
+    })
+    .unwrap();
+
+    // Workloads as next hops: the one that is unplugged is left by its own node at once.
+    let arrived = |vm: &str| {
+        let sniffer = system.host(vm).sniff().unwrap();
+        for port in 22_000..22_040 {
+            let _ = Probe::udp("10.99.1.1".parse().unwrap(), 9)
+                .from_port(port)
+                .timeout(Duration::from_millis(5))
+                .send(system.host("vm1"));
+        }
+        let frames = sniffer.collect(MOMENT, |bytes| bytes.get(30..34) == Some(&[10, 99, 1, 1])).unwrap();
+        frames.iter().map(|bytes| [bytes[34], bytes[35]]).collect::<BTreeSet<_>>().len()
+    };
+    let (third, sixth) = (arrived("vm3"), arrived("vm6"));
+    assert!(third > 8 && sixth > 8 && third + sixth == 40, "{third} and {sixth}");
+    system.workload("vm3").unplug().unwrap();
+    wait::until("all go to vm6", SOON, || Ok(arrived("vm6") == 40)).unwrap();
 }
 
 // ---- keepalived ----

@@ -800,6 +800,13 @@ impl Agent {
             };
             if let Some(link) = by_name.get(config.interface.as_str()) {
                 external.interface = UplinkStatus::new(link);
+                // A network card drops what is for hardware addresses it does not know, as routers' are.
+                if let Err(error) = environment::hear_all(&config.interface) {
+                    external.interface.warning = Some(format!(
+                        "external interface {}: cannot have it take frames for routers' hardware addresses: {error}",
+                        config.interface
+                    ));
+                }
                 // Whatever the topology says: without a network the program leaves everything to the kernel.
                 wanted.insert((link.index, Hook::TcExternal), config.interface.clone());
                 if self.config.external_hook.wants_xdp(link.kind.as_deref()) {

@@ -152,7 +152,7 @@ mod tests {
             state: "Established".to_owned(),
             prefixes: 3,
         };
-        assert_eq!(peers, [expected.clone()]);
+        assert_eq!(peers, std::slice::from_ref(&expected));
         assert_eq!(judge(&Ok(peers)), None);
         let down = PeerStatus { state: "Active".to_owned(), ..expected };
         assert!(judge(&Ok(vec![down])).unwrap().contains("100.64.0.254 is Active"));

@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, File},
+    os::fd::AsRawFd as _,
     path::Path,
 };
 
@@ -80,6 +81,33 @@ pub fn lock(run_dir: &Path) -> Result<Flock<File>> {
             path.display()
         )
     })
+}
+
+/// Has an interface take all frames, whoever they are for (`ip link set promisc on`). It stays so without the agent,
+/// as the programs do.
+pub fn hear_all(interface: &str) -> std::io::Result<()> {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?;
+    // SAFETY: all zeros are a request without a name.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if interface.len() >= request.ifr_name.len() {
+        return Err(std::io::ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(interface.bytes()) {
+        *to = from as libc::c_char;
+    }
+    let control = |command, request: &mut libc::ifreq| {
+        // SAFETY: the descriptor is open, and the request lives and has the shape both commands want.
+        let done = unsafe { libc::ioctl(socket.as_raw_fd(), command, std::ptr::from_mut(request)) };
+        if done < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+    };
+    control(libc::SIOCGIFFLAGS, &mut request)?;
+    // SAFETY: the command has filled this member in.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    if i32::from(flags) & libc::IFF_PROMISC != 0 {
+        return Ok(());
+    }
+    request.ifr_ifru.ifru_flags = flags | libc::IFF_PROMISC as libc::c_short;
+    control(libc::SIOCSIFFLAGS, &mut request)
 }
 
 #[cfg(test)]

@@ -348,6 +348,7 @@ impl View {
             PLACE_LOCAL | PLACE_LOCAL_PEER => format!("here, ifindex {}", station.at),
             PLACE_LOCAL_FRAMES => format!("here, ifindex {} (xdp)", station.at),
             PLACE_REMOTE => self.name(NAME_NODE, station.at),
+            PLACE_SHARED if station.at == 0 => "every gateway".to_owned(),
             PLACE_SHARED => format!("the master of VRID {}", station.at),
             PLACE_UNPLUGGED => "here, interface missing".to_owned(),
             _ => "unbound".to_owned(),

@@ -119,7 +119,7 @@ fn own_route(address: IpAddr) -> RouteMessage {
     route.header = RouteHeader {
         address_family: family,
         destination_prefix_length: len,
-        table: libc::RT_TABLE_MAIN as u8,
+        table: libc::RT_TABLE_MAIN,
         protocol: RouteProtocol::from(OWN),
         scope: RouteScope::Universe,
         kind: RouteType::BlackHole,

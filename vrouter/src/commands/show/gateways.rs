@@ -1,6 +1,10 @@
 //! `vrouter show gateways`: who carries for which router outside, and why; and by whom this node goes out.
 
-use std::{collections::BTreeMap, net::IpAddr, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::Path,
+};
 
 use anyhow::Result;
 use serde::Serialize;
@@ -24,6 +28,8 @@ pub struct GatewaysReport {
     routers: Vec<RouterRow>,
     /// Gateways of the external networks that this node has no interface on.
     way_out: Vec<WayRow>,
+    /// Sessions of the daemon that announces routed networks' addresses.
+    bgp_peers: Vec<Value>,
 }
 
 #[derive(Serialize)]
@@ -64,8 +70,8 @@ struct WayRow {
 
 /// Reads it from the pins, and asks the agent for what only that knows.
 pub fn report(view: &View, maps: &Path, run_dir: &Path) -> Result<GatewaysReport> {
-    let told = agent::ask(run_dir, "status");
-    let edge = told.as_ref().map_or(&Value::Null, |status| &status["edge"]);
+    let answer = agent::ask(run_dir, "status");
+    let told = answer.as_ref().unwrap_or(&Value::Null);
     let masters: BTreeMap<MasterKey, Master> = Map::open(maps, "MASTERS")?.entries()?.into_iter().collect();
     let mut routers = Vec::new();
     for (key, station) in &view.image.addresses {
@@ -74,11 +80,17 @@ pub fn report(view: &View, maps: &Path, run_dir: &Path) -> Result<GatewaysReport
         let is_external = value.is_some_and(|network| network.flags & NETWORK_EXTERNAL != 0);
         if is_external && station.kind == STATION_ROUTER && !key.ip.is_v6_link_local() {
             let is_routed = value.is_some_and(|network| network.flags & NETWORK_ROUTED != 0);
-            routers.push(row(view, network, key.ip, station, is_routed, edge, &masters));
+            routers.push(row(view, network, key.ip, station, is_routed, told, &masters));
         }
     }
     routers.sort_by(|a, b| (&a.router, &a.network, a.address).cmp(&(&b.router, &b.network, b.address)));
-    Ok(GatewaysReport { agent: told.is_some(), routers, way_out: way_out(view, edge) })
+    let peers = told["bgp"]["peers"].as_array().cloned().unwrap_or_default();
+    Ok(GatewaysReport {
+        agent: answer.is_some(),
+        routers,
+        way_out: way_out(view, &told["edge"]),
+        bgp_peers: peers,
+    })
 }
 
 fn row(
@@ -87,9 +99,17 @@ fn row(
     ip: Ip,
     station: &Station,
     is_routed: bool,
-    edge: &Value,
+    told: &Value,
     masters: &BTreeMap<MasterKey, Master>,
 ) -> RouterRow {
+    let edge = &told["edge"];
+    let note = told["bgp"]["note"].as_str();
+    let announced: BTreeSet<IpAddr> = told["bgp"]["announced"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|address| address.as_str()?.parse().ok())
+        .collect();
     let mut row = RouterRow {
         router: view.name(NAME_ROUTER, station.owner),
         network: view.name(NAME_NETWORK, network),
@@ -108,9 +128,16 @@ fn row(
         why: "it is the only gateway".to_owned(),
     };
     match station.place {
-        PLACE_EVERYWHERE if is_routed => {
+        PLACE_SHARED if is_routed => {
             (row.mode, row.carried_by) = ("bgp", Some("every gateway".to_owned()));
-            row.why = "the network is routed: routers outside choose among all".to_owned();
+            let is_announced = announced.contains(&row.address);
+            row.this_node = if is_announced { "announced" } else { "withdrawn" };
+            row.why = match (is_announced, note) {
+                (true, None) => "routers outside choose among those that announce it".to_owned(),
+                (true, Some(note)) => format!("routers outside choose among those that announce it; {note}"),
+                (false, Some(note)) => note.to_owned(),
+                (false, None) => "its interface is down, or the topology is not in force".to_owned(),
+            };
         }
         PLACE_EVERYWHERE => {}
         PLACE_REMOTE => {
@@ -267,6 +294,17 @@ pub fn for_people(report: &GatewaysReport) -> String {
             ]
         }),
     ));
+    if !report.bgp_peers.is_empty() {
+        text.push_str("\n\nBGP sessions\n\n");
+        text.push_str(&table(
+            ["neighbour", "as", "state", "prefixes"],
+            report.bgp_peers.iter().map(|peer| {
+                let text = |key: &str| peer[key].as_str().unwrap_or_default().to_owned();
+                let number = |key: &str| peer[key].as_u64().unwrap_or(0).to_string();
+                [text("address"), number("asn"), text("state"), number("prefixes")]
+            }),
+        ));
+    }
     if !report.way_out.is_empty() {
         text.push_str("\n\nThis node has no interface there, and goes by\n\n");
         text.push_str(&table(
