@@ -50,7 +50,7 @@ fn wait_for_master(system: &System, name: &str, others: &[&str]) {
     wait::until(&format!("{name} alone is master"), SOON, || {
         let is_idle =
             |other: &&str| virtual_routers(system.agent(other)).iter().all(|it| it["state"] != "master");
-        Ok(is_master(system.agent(name)) && others.iter().all(|other| is_idle(other)))
+        Ok(is_master(system.agent(name)) && others.iter().all(is_idle))
     })
     .unwrap();
 }
