@@ -29,6 +29,7 @@ pub struct Sessions {
     stop: Arc<AtomicBool>,
     answers: Arc<AtomicU64>,
     timeline: Arc<Mutex<Vec<u32>>>,
+    unanswered: Arc<AtomicU64>,
     thread: Option<JoinHandle<Report>>,
 }
 
@@ -95,11 +96,13 @@ impl Sessions {
             from.netns().enter(open)?.with_context(|| format!("{name}: cannot open sessions"))?;
         let (stop, answers) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let timeline = Arc::new(Mutex::new(Vec::new()));
+        let unanswered = Arc::new(AtomicU64::new(0));
         let thread = std::thread::spawn({
-            let (stop, answers, timeline) = (stop.clone(), answers.clone(), timeline.clone());
-            move || run(streams, sockets, &stop, &answers, &timeline)
+            let (stop, answers) = (stop.clone(), answers.clone());
+            let (timeline, unanswered) = (timeline.clone(), unanswered.clone());
+            move || run(streams, sockets, &stop, &answers, &timeline, &unanswered)
         });
-        let sessions = Self { name, stop, answers, timeline, thread: Some(thread) };
+        let sessions = Self { name, stop, answers, timeline, unanswered, thread: Some(thread) };
         sessions.wait_for_more((tcp + udp) as u64 * 3)?;
         Ok(sessions)
     }
@@ -120,6 +123,11 @@ impl Sessions {
     /// Answers in each step of 50 ms so far.
     pub fn timeline(&self) -> Vec<u32> {
         self.timeline.lock().map(|timeline| timeline.clone()).unwrap_or_default()
+    }
+
+    /// Datagrams so far that were not answered, though others of their flow were that were sent later.
+    pub fn unanswered(&self) -> u64 {
+        self.unanswered.load(Ordering::Relaxed)
     }
 
     /// Width of a step of [`Self::timeline`].
@@ -161,6 +169,7 @@ fn run(
     stop: &AtomicBool,
     answers: &AtomicU64,
     timeline: &Mutex<Vec<u32>>,
+    unanswered: &AtomicU64,
 ) -> Report {
     let begin = Instant::now();
     let mut report = Report { sessions: (streams.len(), sockets.len()), ..Report::default() };
@@ -218,6 +227,10 @@ fn run(
             answers.fetch_add(count, Ordering::Relaxed);
             report.answered += count;
         }
+        let missing = udp
+            .iter()
+            .map(|session| (session.newest + 1).min(session.sent) - session.answered.min(session.newest + 1));
+        unanswered.store(missing.sum(), Ordering::Relaxed);
         if let Ok(mut timeline) = timeline.lock() {
             let step = ((now - begin).as_millis() / STEP.as_millis()) as usize;
             if timeline.len() <= step {

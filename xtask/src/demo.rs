@@ -1,5 +1,6 @@
 //! `cargo xtask demo`: two nodes that route real traffic, shown step by step.
 
+mod edge;
 mod many;
 
 use std::path::{Path, PathBuf};
@@ -19,6 +20,9 @@ pub struct Args {
     /// Many nodes instead: the topology in an etcd cluster of three, three nodes, and members and agents that die.
     #[arg(long)]
     etcd: bool,
+    /// The edge instead: gateways that carry for nodes without an interface outside, one of which dies under load.
+    #[arg(long, conflicts_with = "etcd")]
+    edge: bool,
     /// Remove every trace of a lab that was kept, and do nothing else.
     #[arg(long, conflicts_with = "keep")]
     clean: bool,
@@ -45,6 +49,9 @@ pub fn run(args: Args) -> Result<()> {
     }
     if args.etcd {
         return many::run(&vrouter, args.keep);
+    }
+    if args.edge {
+        return edge::run(&vrouter, args.keep);
     }
     let lab = build_lab(&vrouter)?;
     let mut agents = start_agents(&lab)?;

@@ -131,6 +131,10 @@ fn collect(args: &Args) -> Result<Status> {
             for note in interfaces.filter_map(|interface| interface["note"].as_str()) {
                 complaints.push(note.to_owned());
             }
+            complaints.extend(edge_complaints(&agent["edge"]));
+            if let Some(note) = agent["bgp"]["note"].as_str() {
+                complaints.push(format!("BGP: {note}"));
+            }
         }
     }
     if unreachable {
@@ -160,6 +164,27 @@ fn collect(args: &Args) -> Result<Status> {
         healthy: complaints.is_empty(),
         complaints,
     })
+}
+
+/// What is wrong with gateways, as far as this node is concerned.
+fn edge_complaints(edge: &Value) -> Vec<String> {
+    let mut complaints: Vec<String> = Vec::new();
+    let list = |key: &str| edge[key].as_array().cloned().unwrap_or_default();
+    complaints.extend(list("notes").iter().filter_map(|note| note.as_str().map(str::to_owned)));
+    for it in list("virtual_routers") {
+        if let Some(note) = it["note"].as_str() {
+            // Once for both families.
+            let text = format!("router {}, VRID {}: {note}", text(&it["router"]), it["vrid"]);
+            if complaints.last() != Some(&text) {
+                complaints.push(text);
+            }
+        }
+    }
+    for it in list("gateways").iter().filter(|it| it["state"] == "down" || it["state"] == "admin_down") {
+        let how = if it["state"] == "down" { "does not answer" } else { "says that it does not carry" };
+        complaints.push(format!("gateway {} of network {} {how}", text(&it["node"]), text(&it["network"])));
+    }
+    complaints
 }
 
 impl Status {
