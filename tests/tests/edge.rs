@@ -167,6 +167,76 @@ fn n9_nodes_without_a_way_out_are_carried_by_gateways_that_keep_nothing() {
     drop(services);
 }
 
+/// N7: a floating IP moves to a port on another node: new connections follow at once, outside sees the same owner.
+#[test]
+fn n7_a_floating_ip_moves_to_another_node_behind_gateways() {
+    let mut system = edge();
+    let _services = Services::everywhere(&system, &[7]).unwrap();
+    let outside1 = system.host("outside1");
+    wait::until("vm1 is reached", SOON, || {
+        Ok(Probe::udp(ip(OF_VM1), 7).send(outside1)?.seen(ip(OF_VM1)).is_some())
+    })
+    .unwrap();
+    let before = owners(outside1, OUTSIDE1, OF_VM1);
+    let mut topology = with_edge();
+    topology.floating_mut(OF_VM1).port = "vm4".to_owned();
+    let sniffers = ["vm1", "vm4"].map(|vm| system.host(vm).sniff().unwrap());
+    system.apply(&topology).unwrap();
+    let outside1 = system.host("outside1");
+    for port in 5000..5010 {
+        let probe = Probe::udp(ip(OF_VM1), 7).from_port(port);
+        assert!(probe.send(outside1).unwrap().seen(ip(OF_VM1)).is_some(), "{port}");
+    }
+    let is_from_outside = |bytes: &[u8]| bytes.get(26..30) == Some(&[203, 0, 113, 101]);
+    let [old, new] = sniffers.map(|sniffer| sniffer.collect(MOMENT, is_from_outside).unwrap().len());
+    assert!(old == 0 && new >= 10, "vm1 got {old}, vm4 {new}");
+    assert_eq!(owners(outside1, OUTSIDE1, OF_VM1), before);
+    // Outwards, too: vm1 has the router's address now, vm4 the floating IP.
+    for (vm, expected) in [("vm1", ROUTER), ("vm4", OF_VM1)] {
+        let seen = Probe::udp(ip(OUTSIDE1), 7).send(system.host(vm)).unwrap().seen(ip(OUTSIDE1));
+        assert_eq!(seen.map(|seen| seen.ip()), Some(ip(expected)), "{vm}");
+    }
+}
+
+/// The time until another gateway is master follows from the interval; an agent whose topology is refused is never.
+#[test]
+fn c7_failover_is_as_fast_as_is_asked_for_and_only_the_fit_take_part() {
+    let mut topology = with_edge();
+    topology.router_mut("r1").gateway.as_mut().unwrap().vrrp = Some("{ interval_ms: 20 }".to_owned());
+    let lab = Lab::builder().topology(&topology).build().unwrap();
+    let unfit = lab.directory().join("unfit.yaml");
+    std::fs::write(&unfit, topology.to_string().replace("vtep: 192.0.2.4", "vtep: nowhere")).unwrap();
+    let mut gw1 = lab.start_agent("gw-1", &AgentOptions::default()).unwrap();
+    let options = AgentOptions { topology: Some(unfit.clone()), ..AgentOptions::default() };
+    let mut gw2 = lab.start_agent("gw-2", &options).unwrap();
+    gw1.wait_ready(SOON * 3).unwrap();
+    wait::until("gw-1 is master", SOON, || Ok(is_master(&gw1))).unwrap();
+    gw2.wait_for_status(SOON, "refuse its topology", |status| {
+        status["wanted"]["problems"].as_array().is_some_and(|problems| !problems.is_empty())
+    })
+    .unwrap();
+    assert_eq!(virtual_routers(&gw2), Vec::<Value>::new());
+    // Its topology is mended: it takes part.
+    std::fs::write(&unfit, topology.to_string()).unwrap();
+    let both = [&gw1, &gw2];
+    wait::until("both take part, one is master", SOON, || {
+        Ok(both.iter().filter(|agent| is_master(agent)).count() == 1
+            && both.iter().all(|agent| virtual_routers(agent).len() == 2))
+    })
+    .unwrap();
+    let [first, other] = if is_master(&gw1) { [&gw1, &gw2] } else { [&gw2, &gw1] };
+    let external = first.node().external_port().to_owned();
+    let (switch, outside1) = (lab.outside().switch().clone(), lab.host("outside1"));
+    // As outside sees it: who announces the virtual router.
+    let sniffer = outside1.sniff().unwrap();
+    let cut = Instant::now();
+    switch.ip(&[format!("link set {external} down")]).unwrap();
+    let source = other.node().address().parse::<std::net::Ipv4Addr>().unwrap().octets();
+    let is_other = |bytes: &[u8]| bytes.get(23) == Some(&112) && bytes.get(26..30) == Some(&source[..]);
+    sniffer.expect(SOON, is_other).unwrap();
+    println!("interval 20 ms: the other gateway announced itself {:?} after the cut", cut.elapsed());
+}
+
 /// Frames of both ends of a gateway's way, exact: TTL, hardware addresses, every checksum.
 #[test]
 fn n9_what_a_gateway_sends_is_exact() {
@@ -292,10 +362,15 @@ fn c7_gateways_come_and_go_under_two_hundred_sessions() {
         load.flows();
         let report = load.finish(&format!("{first}: node gone"));
         assert!(report.longest_udp < OUTAGE + Duration::from_millis(500), "outage {:?}", report.longest_udp);
-        // It returns while traffic flows.
+        // It was a reboot: nothing is left of it in its kernel. It returns while traffic flows.
+        system.agent_mut(first).kill9();
+        let pins = std::path::Path::new("/sys/fs/bpf/vrouter").join(system.agent(first).instance());
+        std::fs::remove_dir_all(&pins).unwrap();
         let load = Load::start(&system).unwrap();
         underlay.ip(&[format!("link set {port} up")]).unwrap();
         switch.ip(&[format!("link set {external} up")]).unwrap();
+        system.agent_mut(first).restart().unwrap();
+        system.agent_mut(first).wait_ready(SOON * 3).unwrap();
         wait_for_gateways(&mut system, "node-a", &[(first, "up"), (other, "up")]);
         wait_for_master(&system, first, &[other]);
         load.flows();

@@ -463,6 +463,10 @@ impl Agent {
             self.attach();
             return;
         };
+        if let Some(ports) = &mut self.ports {
+            // Whatever was heard of first: never without the ports this node has.
+            ports.take(&self.config.node);
+        }
         let around = Surroundings {
             node: self.config.node.clone(),
             interfaces: self
@@ -691,10 +695,7 @@ impl Agent {
 
     /// Ports of routers' addresses are others' now.
     async fn follow_holders(&mut self) {
-        if let Some(ports) = &mut self.ports {
-            ports.take(&self.config.node);
-            self.commit(&Touch::Changed).await;
-        }
+        self.commit(&Touch::Changed).await;
     }
 
     /// Claims what ports are needed, as the last pass through the flow tables has it.

@@ -406,6 +406,8 @@ impl Follow {
             self.sent = self.mirror.seen();
             self.cache.mark();
         }
+        // Before it: what is compiled of a topology has to know whose ports are whose.
+        self.tell_holders();
         drop(self.tell.send(News { revision: self.mirror.seen(), topology, skipped, remembered: false }));
         true
     }
