@@ -13,11 +13,11 @@ mod flows;
 mod ports;
 mod source;
 mod status;
+mod surroundings;
 mod underlay;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    net::{IpAddr, Ipv4Addr},
     path::PathBuf,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
@@ -31,11 +31,7 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 use vrouter_common::{
-    addr::Ip,
-    tables::{
-        self, EXTERNAL_FRAMES, EXTERNALS_MAX, Learned, LearnedKey, MasterKey, NAME_NETWORK, NAME_ROUTER,
-        Name, NameKey,
-    },
+    tables::{self, EXTERNAL_FRAMES, EXTERNALS_MAX, Learned, LearnedKey, NAME_ROUTER, Name, NameKey},
     wire::OVERLAY_OVERHEAD,
 };
 
@@ -58,7 +54,7 @@ use crate::{
         model::{Network, Topology},
     },
 };
-use edge::{Edge, Participant};
+use edge::Edge;
 use external::{External, Outside};
 use ports::Ports;
 use source::{Read, Source};
@@ -496,223 +492,6 @@ impl Agent {
         self.follow_edge().await;
         self.announce().await;
         self.claim_first();
-    }
-
-    /// A router that is new here needs its first ports at once, not after a pass through the flow tables.
-    fn claim_first(&mut self) {
-        if let Some(ports) = &mut self.ports {
-            ports.claim_first(&self.config.node, &self.compiled.translated);
-        }
-    }
-
-    /// Tells the edge what it is to be.
-    async fn follow_edge(&mut self) {
-        let addresses = if self.compiled.virtual_routers.is_empty() {
-            Vec::new()
-        } else {
-            self.netlink.addresses_v4().await.unwrap_or_default()
-        };
-        let failure = status::lock(&self.status).error.clone();
-        let participants = self.compiled.virtual_routers.iter().map(|router| {
-            let config = self.config_of(&router.network);
-            let link = config.and_then(|config| self.links.iter().find(|link| link.name == config.interface));
-            let of_interface = addresses
-                .iter()
-                .find(|(index, ..)| link.is_some_and(|link| link.index == *index))
-                .map(|(_, address, _)| *address);
-            let source = match router.ipv6 {
-                true => IpAddr::from(Ip::link_local_of(router.mac)),
-                false => of_interface.or(self.compiled.vtep).unwrap_or(Ipv4Addr::UNSPECIFIED).into(),
-            };
-            let hindrance = match (config, link) {
-                (None, _) => Some(format!("this node has no interface on network {}", router.network)),
-                (Some(config), None) => Some(format!("interface {} does not exist", config.interface)),
-                (Some(_), Some(link)) => failure
-                    .as_ref()
-                    .map(|error| format!("the topology is not in force: {error}"))
-                    .or_else(|| self.hindrance(link)),
-            };
-            let ifindex = link.map(|link| link.index);
-            Participant { router: router.clone(), ifindex, source, hindrance }
-        });
-        let participants: Vec<_> = participants.collect();
-        let in_service = self.compiled.carried.iter().filter(|(network, _)| {
-            let link = self
-                .config_of(network)
-                .and_then(|config| self.links.iter().find(|link| link.name == config.interface));
-            let is_well = link.is_some_and(|link| self.hindrance(link).is_none());
-            failure.is_none() && is_well && self.has_way_out(network)
-        });
-        self.edge.follow(edge::Wanted {
-            in_service: in_service.map(|(_, vni)| *vni).collect(),
-            participants,
-            vtep: self.compiled.vtep,
-            peers: self.compiled.peers.values().copied().collect(),
-            gateways: self.compiled.gateways.clone(),
-            probe_interval: self.config.gateway_probe,
-        });
-    }
-
-    /// The routed networks that this node has an interface on, by that.
-    fn routed(&self) -> BTreeMap<u32, String> {
-        let Some((topology, _)) = &self.topology else { return BTreeMap::new() };
-        let routed = topology.networks.iter().filter(|network| network.routed);
-        let of = |network: &Network| {
-            let name = &self.config_of(&network.name)?.interface;
-            let link = self.links.iter().find(|link| link.name == *name)?;
-            Some((link.index, network.name.clone()))
-        };
-        routed.filter_map(of).collect()
-    }
-
-    /// Takes what a routing daemon has learned.
-    async fn follow_routes(&mut self) {
-        let routed = self.routed();
-        if routed.is_empty() && self.learned_routes.is_empty() {
-            return;
-        }
-        match bgp::learned(&self.netlink, &routed).await {
-            Ok(mut learned) => {
-                let before = self.unlearned.keys().cloned().collect::<Vec<_>>();
-                self.unlearned.retain(|network, _| !learned.contains_key(network));
-                for (network, routes) in &self.learned_routes {
-                    if learned.contains_key(network) || !routed.values().any(|name| name == network) {
-                        continue;
-                    }
-                    if self.unlearned.entry(network.clone()).or_insert_with(Instant::now).elapsed()
-                        < UNLEARNED
-                    {
-                        learned.insert(network.clone(), routes.clone());
-                    }
-                }
-                if learned != self.learned_routes {
-                    self.learned_routes = learned;
-                    self.commit(&Touch::Changed).await;
-                } else if !before.iter().eq(self.unlearned.keys()) {
-                    self.follow_edge().await;
-                }
-            }
-            Err(error) => self.complain("routes", format!("cannot read what was learned: {error:#}")),
-        }
-    }
-
-    /// Has announced what this node carries, as far as it can.
-    async fn announce(&mut self) {
-        let failed = status::lock(&self.status).error.is_some();
-        let mut wanted = BTreeSet::new();
-        for (network, addresses) in self.compiled.announced.iter().filter(|_| !failed) {
-            let link = self
-                .config_of(network)
-                .and_then(|config| self.links.iter().find(|link| link.name == config.interface));
-            if link.is_some_and(|link| self.hindrance(link).is_none()) {
-                wanted.extend(addresses);
-            }
-        }
-        let is_any = !wanted.is_empty() || !status::lock(&self.status).bgp.announced.is_empty();
-        // What an earlier agent had announced has to go, too.
-        if (is_any || !self.announced_once)
-            && let Err(error) = bgp::announce(&self.netlink, &wanted).await
-        {
-            return self.complain("announce", format!("{error:#}"));
-        }
-        self.announced_once = true;
-        let mut status = status::lock(&self.status);
-        status.bgp.announced = wanted;
-        status.bgp.learned =
-            self.learned_routes.iter().map(|(network, routes)| (network.clone(), routes.len())).collect();
-    }
-
-    /// Asks the routing daemon how its sessions are, if this node needs it. It answers in its own time.
-    fn ask_daemon(&self) {
-        if self.routed().is_empty() {
-            let mut status = status::lock(&self.status);
-            (status.bgp.peers, status.bgp.note) = (Vec::new(), None);
-            return;
-        }
-        let (sockets, told) = (self.config.frr_sockets.clone(), self.status.clone());
-        tokio::task::spawn_local(async move {
-            let peers = bgp::peers(sockets).await;
-            let note = bgp::judge(&peers);
-            let mut status = status::lock(&told);
-            if let (Some(text), true) = (&note, note != status.bgp.note) {
-                tracing::warn!("BGP: {text}");
-            }
-            status.bgp.note = note;
-            status.bgp.peers = peers.unwrap_or_default();
-        });
-    }
-
-    /// Why an external interface is of no use.
-    fn hindrance(&self, link: &Link) -> Option<String> {
-        let name = &link.name;
-        if !link.up || !link.carrier {
-            return Some(format!("interface {name} is down"));
-        }
-        let is_attached = self.data_path.attached().contains(&(link.index, Hook::TcExternal));
-        (!is_attached).then(|| format!("no program is attached to interface {name}"))
-    }
-
-    /// Whether a gateway knows a way on: on a routed network, by what it learned.
-    fn has_way_out(&self, network: &str) -> bool {
-        let Some((topology, _)) = &self.topology else { return false };
-        let Some(network) = topology.networks.iter().find(|it| it.name == network) else { return false };
-        let is_learned =
-            self.learned_routes.contains_key(&network.name) && !self.unlearned.contains_key(&network.name);
-        !network.routed || is_learned || network.subnets.iter().any(|subnet| subnet.gateway.is_some())
-    }
-
-    /// The interface on an external network, as configured.
-    fn config_of(&self, network: &str) -> Option<&ExternalConfig> {
-        let (topology, _) = self.topology.as_ref()?;
-        self.config
-            .externals
-            .iter()
-            .find(|config| network_of(config, topology).is_some_and(|of| of.name == network))
-    }
-
-    /// Another gateway died or lives again, or this node is the master of other virtual routers.
-    async fn follow_found(&mut self, found: edge::Found) {
-        let is_mastered = |router: &&compile::VirtualRouter| {
-            found.mastered.contains(&MasterKey::new(router.network_id, router.vrid, router.ipv6))
-        };
-        let mastered = self.compiled.virtual_routers.iter().filter(is_mastered);
-        let now = Liveness {
-            mastered: mastered.map(|router| router.router.clone()).collect(),
-            dead_gateways: found.dead,
-            ..self.liveness.clone()
-        };
-        self.live(now).await;
-    }
-
-    /// Next hops that others can stand in for died, or live again.
-    async fn follow_failed(&mut self, failed: &BTreeSet<external::outside::Address>) {
-        let named = failed.iter().filter_map(|&(network, ip)| {
-            Some((self.identities.name(NAME_NETWORK, network)?.to_owned(), IpAddr::from(ip)))
-        });
-        let now = Liveness { dead_nexthops: named.collect(), ..self.liveness.clone() };
-        self.live(now).await;
-    }
-
-    /// Ports of routers' addresses are others' now.
-    async fn follow_holders(&mut self) {
-        self.commit(&Touch::Changed).await;
-    }
-
-    /// Claims what ports are needed, as the last pass through the flow tables has it.
-    async fn claim(&mut self) {
-        let Some(ports) = &mut self.ports else { return };
-        let flows = self.flows.status();
-        let (passes, used) = (self.flows.passes(), &flows.snat);
-        if ports.claim(&self.config.node, &self.compiled.translated, used, passes) {
-            self.commit(&Touch::Changed).await;
-        }
-    }
-
-    async fn live(&mut self, now: Liveness) {
-        if self.liveness != now {
-            self.liveness = now;
-            self.commit(&Touch::Changed).await;
-        }
     }
 
     fn program(&mut self, mut identities: Identities, digest: u64, touch: &Touch) -> Result<()> {
