@@ -270,6 +270,99 @@ fn n9_what_a_gateway_sends_is_exact() {
     }
 }
 
+/// Gateways with XDP outside and on the underlay: what passes them is a frame from one wire to the other.
+#[test]
+fn n9_gateways_pass_on_in_xdp() {
+    let lab = Lab::builder().topology(&with_edge()).build().unwrap();
+    // As frames look on real wires: no partial checksums, no super-packets; and veths that take frames from XDP.
+    for name in ["vm1", "vm4", "server1", "outside1"] {
+        lab.host(name).offloads_off().unwrap();
+    }
+    for interface in ["eth0", "eth1"] {
+        lab.host("gw").netns().offloads_off(interface).unwrap();
+    }
+    let mut agents = std::collections::BTreeMap::new();
+    for node in lab.nodes() {
+        node.netns().offloads_off("eth0").unwrap();
+        let is_gateway = GATEWAYS.contains(&node.name());
+        let options = AgentOptions {
+            uplink_hook: is_gateway.then(|| "xdp".to_owned()),
+            extra: if is_gateway {
+                ["--external-hook", "xdp"].map(str::to_owned).to_vec()
+            } else {
+                Vec::new()
+            },
+            ..AgentOptions::default()
+        };
+        if is_gateway {
+            lab.underlay().run(&format!("ethtool -K {} gro on", node.underlay_port())).unwrap();
+            let switch = lab.outside().switch();
+            switch.run(&format!("ethtool -K {} gro on", node.external_port())).unwrap();
+        }
+        agents.insert(node.name().to_owned(), lab.start_agent(node.name(), &options).unwrap());
+    }
+    let mut system = System::adopt(agents, lab).unwrap();
+    for node in ["node-a", "node-b"] {
+        wait_for_gateways(&mut system, node, &[("gw-1", "up"), ("gw-2", "up")]);
+    }
+    let [first, _] = ranked(&system);
+    for name in GATEWAYS {
+        let status = system.agent(name).status().unwrap();
+        for kind in ["uplinks", "externals"] {
+            assert_eq!(status["agent"][kind][0]["xdp"], true, "{name}: {kind}");
+        }
+    }
+    let _services = Services::everywhere(&system, &[7, 53]).unwrap();
+    wait::until("the way out is open", SOON, || {
+        Ok(["vm1", "vm4"].iter().all(|vm| {
+            (23_000..23_008).all(|port| {
+                let probe = Probe::udp(ip(SERVER1), 7).from_port(port);
+                probe.send(system.host(vm)).is_ok_and(|it| it.seen(ip(SERVER1)).is_some())
+            })
+        }))
+    })
+    .unwrap();
+    for (vm, expected) in [("vm1", OF_VM1), ("vm4", ROUTER)] {
+        for port in 24_000..24_020 {
+            let seen = Probe::udp(ip(SERVER1), 7).from_port(port).length(600).send(system.host(vm)).unwrap();
+            assert_eq!(seen.seen(ip(SERVER1)).map(|seen| seen.ip()), Some(ip(expected)), "{vm} from {port}");
+        }
+        let ping = Probe::ping(ip(SERVER1)).length(1000).send(system.host(vm)).unwrap();
+        assert!(ping.is_answer(ip(SERVER1)), "{ping}");
+        let sessions = Sessions::start(system.host(vm), at(SERVER1, 7), 10, 10).unwrap();
+        sessions.wait_for_more(200).unwrap();
+        let report = sessions.finish().unwrap();
+        assert_eq!((report.lost.len(), report.unanswered), (0, 0), "{report:?}");
+    }
+    let inward = Sessions::start(system.host("server1"), at(OF_VM1, 7), 10, 10).unwrap();
+    inward.wait_for_more(200).unwrap();
+    let report = inward.finish().unwrap();
+    assert_eq!((report.lost.len(), report.unanswered), (0, 0), "{report:?}");
+    // Outside sees whole frames.
+    let sniffer = system.host("server1").sniff().unwrap();
+    assert!(
+        Probe::udp(ip(SERVER1), 7)
+            .from_port(4444)
+            .send(system.host("vm4"))
+            .unwrap()
+            .seen(ip(SERVER1))
+            .is_some()
+    );
+    let is_udp = |bytes: &[u8]| bytes.get(12..14) == Some(&[8, 0]) && bytes.get(23) == Some(&17);
+    let packet = Frame::check(&sniffer.expect(SOON, is_udp).unwrap()).unwrap().packet.unwrap();
+    assert_eq!((packet.source, packet.ttl), (ip(ROUTER), 62), "through r1 and gw");
+    for name in GATEWAYS {
+        assert_eq!(system.entries(name, "FLOWS").unwrap(), 0);
+        assert_eq!(system.dropped(name, "internal").unwrap(), 0);
+    }
+    // And without its agent, as in TC.
+    let load = Sessions::start(system.host("vm4"), at(SERVER1, 7), 20, 20).unwrap();
+    system.agent_mut(first).kill9();
+    load.wait_for_more(500).unwrap();
+    let report = load.finish().unwrap();
+    assert_eq!((report.lost.len(), report.unanswered), (0, 0), "{report:?}");
+}
+
 /// Sessions of every kind through the gateways.
 struct Load {
     kinds: Vec<(&'static str, Sessions)>,
