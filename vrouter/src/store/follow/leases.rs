@@ -155,11 +155,19 @@ impl Leases {
         self.due = None;
         // Something fresh has ripened: it is for `tell`.
         self.busy.retain(|_, until| *until > now);
-        if let Some((router, block)) = self.lost.pop_first() {
-            let is_free = held.get(&router).is_none_or(|of| !of.contains_key(&block));
+        let is_free = |(router, block): &Block| held.get(router).is_none_or(|of| !of.contains_key(block));
+        self.lost.retain(&is_free);
+        if let Some((router, block)) = self.lost.first().cloned() {
             self.due = Some(now);
-            if is_free {
-                return Some((router, Step::Take(block)));
+            return Some((router, Step::Take(block)));
+        }
+        // The answer to its return was lost, and so was the return.
+        for (router, block) in &self.given_up {
+            if let Some(there) = held.get(router).and_then(|of| of.get(block))
+                && there.node.as_deref() == Ok(node)
+            {
+                self.due = Some(now);
+                return Some((router.clone(), Step::Return(*block, there.revision)));
             }
         }
         let claims = self.claims.borrow().clone();
@@ -190,6 +198,7 @@ impl Leases {
     pub fn done(&mut self, router: &str, block: u32, is_taken: bool) {
         self.complaint = None;
         let key = (router.to_owned(), block);
+        self.lost.remove(&key);
         let is_known = self.told.get(router).is_some_and(|of| of.contains_key(&block));
         if is_taken && !is_known {
             self.fresh.insert(key, Instant::now() + UNUSED);
@@ -203,6 +212,7 @@ impl Leases {
 
     /// Another was quicker.
     pub fn lost(&mut self, router: &str, block: u32) {
+        self.lost.remove(&(router.to_owned(), block));
         self.busy.insert((router.to_owned(), block), Instant::now() + BUSY);
     }
 
@@ -217,5 +227,100 @@ impl Leases {
         }
         self.complaint = Some(text);
         self.due = Some(Instant::now() + RETRY);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::blocks::Claim;
+
+    const NODE: &str = "a";
+
+    type Stored = BTreeMap<String, BTreeMap<u32, Held>>;
+
+    fn stored(blocks: &[(u32, &str)]) -> Stored {
+        let held = |node: &str| Held { node: Ok(node.to_owned()), revision: 5 };
+        let of = blocks.iter().map(|(block, node)| (*block, held(node))).collect();
+        BTreeMap::from([("r1".to_owned(), of)])
+    }
+
+    fn leases(wanted: u32) -> (Leases, watch::Sender<Claims>, watch::Receiver<Arc<Holders>>) {
+        let claim = Claim { wanted, range: (1, 9), idle: BTreeSet::new() };
+        let (claims, claimed) = watch::channel(Claims::from([("r1".to_owned(), claim)]));
+        let (tell, holders) = watch::channel(Arc::default());
+        (Leases::new(claimed, tell), claims, holders)
+    }
+
+    fn own(holders: &watch::Receiver<Arc<Holders>>) -> Vec<u32> {
+        let holders = holders.borrow();
+        let of = holders.get("r1").into_iter().flatten();
+        of.filter(|(_, holder)| *holder == NODE).map(|(block, _)| *block).collect()
+    }
+
+    fn next(leases: &mut Leases, held: &Stored) -> Option<Step> {
+        leases.next(NODE, held, |_| false).map(|(_, step)| step)
+    }
+
+    #[test]
+    fn a_new_block_is_used_when_others_have_heard_of_it() {
+        let (mut leases, _claims, holders) = leases(1);
+        let Some(Step::Take(block)) = next(&mut leases, &Stored::new()) else { panic!("nothing is taken") };
+        leases.done("r1", block, true);
+        let held = stored(&[(block, NODE)]);
+        leases.tell(NODE, &held, |_| true);
+        assert_eq!(own(&holders), [0; 0]);
+        assert!(leases.due().is_some(), "it looks again");
+        std::thread::sleep(UNUSED);
+        assert!(leases.tell(NODE, &held, |_| true));
+        assert_eq!(own(&holders), [block]);
+        assert_eq!(next(&mut leases, &held), None);
+    }
+
+    #[test]
+    fn what_etcd_has_lost_is_used_on_and_taken_again_however_often_that_fails() {
+        let (mut leases, _claims, holders) = leases(1);
+        leases.tell(NODE, &stored(&[(4, NODE), (5, "b")]), |_| true);
+        leases.compared(NODE, &Stored::new(), true);
+        leases.tell(NODE, &Stored::new(), |_| true);
+        assert_eq!(own(&holders), [4]);
+        for _ in 0..3 {
+            // The connection fails each time.
+            assert_eq!(next(&mut leases, &Stored::new()), Some(Step::Take(4)));
+            leases.tell(NODE, &Stored::new(), |_| true);
+            assert_eq!(own(&holders), [4]);
+        }
+        leases.done("r1", 4, true);
+        leases.tell(NODE, &stored(&[(4, NODE)]), |_| true);
+        assert_eq!(own(&holders), [4], "without a pause");
+        assert_eq!(next(&mut leases, &stored(&[(4, NODE)])), None);
+        // Another has taken it meanwhile: it is that one's, and nobody takes any for a while.
+        leases.compared(NODE, &stored(&[(4, "b")]), true);
+        leases.tell(NODE, &stored(&[(4, "b")]), |_| true);
+        assert_eq!(own(&holders), [0; 0]);
+        assert_eq!(next(&mut leases, &stored(&[(4, "b")])), None);
+        assert!(leases.due().is_some_and(|due| due > Instant::now() + SETTLE / 2));
+    }
+
+    #[test]
+    fn a_return_of_which_nothing_was_heard_is_made_again() {
+        let (mut leases, claims, holders) = leases(1);
+        let held = stored(&[(4, NODE), (5, NODE)]);
+        leases.tell(NODE, &held, |_| true);
+        let idle = Claim { wanted: 1, range: (1, 9), idle: BTreeSet::from([5]) };
+        claims.send_replace(Claims::from([("r1".to_owned(), idle)]));
+        assert_eq!(next(&mut leases, &held), Some(Step::Return(5, 5)));
+        leases.give_up("r1", 5);
+        leases.tell(NODE, &held, |_| true);
+        assert_eq!(own(&holders), [4]);
+        // The agent, told that it is gone, says nothing of it any more.
+        claims.send_replace(Claims::from([(
+            "r1".to_owned(),
+            Claim { wanted: 1, range: (1, 9), ..Claim::default() },
+        )]));
+        assert_eq!(next(&mut leases, &held), Some(Step::Return(5, 5)));
+        leases.tell(NODE, &stored(&[(4, NODE)]), |_| true);
+        assert_eq!(next(&mut leases, &stored(&[(4, NODE)])), None);
+        assert_eq!(own(&holders), [4]);
     }
 }
