@@ -531,6 +531,38 @@ fn c7_no_split_brain_when_the_link_between_gateways_is_cut() {
     assert_eq!(owners(outside1, OUTSIDE1, ROUTER).len(), 1);
 }
 
+/// C8: whoever floods the wire with announcements that do not count neither moves a router nor silences its master.
+#[test]
+fn c8_a_flood_of_worthless_announcements_moves_nothing() {
+    let system = edge();
+    let [first, other] = ranked(&system);
+    let transitions = |name: &str| -> Vec<Value> {
+        virtual_routers(system.agent(name)).iter().map(|it| it["transitions"].clone()).collect()
+    };
+    let vrid = virtual_routers(system.agent(first))[0]["vrid"].as_u64().unwrap() as u8;
+    let before = (transitions(first), transitions(other));
+    // Of the router's VRID, with the highest priority, and a checksum that is wrong; and noise.
+    let mut frame = vec![1, 0, 0x5e, 0, 0, 0x12, 2, 0, 0, 0, 0, 9, 8, 0];
+    frame.extend([0x45, 0xc0, 0, 32, 0, 0, 0, 0, 255, 112, 0, 0, 203, 0, 113, 101, 224, 0, 0, 18]);
+    let sum: u32 = frame[14..34].chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum();
+    let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
+    frame[24..26].copy_from_slice(&sum.to_be_bytes());
+    let noise = frame.clone();
+    frame.extend([0x31, vrid, 255, 1, 0, 1, 0xde, 0xad, 203, 0, 113, 10]);
+    let host = system.host("outside1");
+    let start = Instant::now();
+    let mut sent = 0;
+    while start.elapsed() < Duration::from_secs(4) {
+        let frames = (0..5000).map(|i| if i % 4 == 0 { noise.clone() } else { frame.clone() });
+        sent += host.flood(frames).unwrap();
+    }
+    println!("{} announcements a second", sent / 4);
+    assert_eq!((transitions(first), transitions(other)), before);
+    let told = &virtual_routers(system.agent(first))[0];
+    assert!(told["refused"]["checksum"].as_u64() > Some(1000), "{told}");
+    assert!(is_master(system.agent(first)));
+}
+
 // ---- several next hops ----
 
 /// R2: flows share two next hops outside, each flow one of them; one dies, and is left in time; no session is lost.

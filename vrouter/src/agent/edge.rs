@@ -40,6 +40,8 @@ use routers::Routers;
 
 /// How often the status is renewed.
 const STATUS_INTERVAL: Duration = Duration::from_millis(250);
+/// What is heard before everything else gets its turn: whoever floods this thread must not keep a master silent.
+const STREAK: u32 = 256;
 /// How often what failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -211,6 +213,7 @@ fn run(
         let mut routers = Routers::open(pins)?;
         let mut probes = Probes::default();
         let (mut status_due, mut retry_due) = (Instant::now(), Instant::now());
+        let mut streak = 0;
         loop {
             let dues = [routers.due(), probes.due(), Some(status_due.min(retry_due))];
             let due = dues.into_iter().flatten().min().unwrap_or(status_due);
@@ -227,9 +230,16 @@ fn run(
                     probes.follow(&now, Instant::now()).await;
                     status_due = Instant::now();
                 }
-                heard = routers.hear() => routers.take(heard, Instant::now()),
-                answer = probes.hear() => probes.take(answer, Instant::now()),
-                () = sleep_until(due.into()) => {
+                heard = routers.hear(), if streak < STREAK => {
+                    streak += 1;
+                    routers.take(heard, Instant::now());
+                }
+                answer = probes.hear(), if streak < STREAK => {
+                    streak += 1;
+                    probes.take(answer, Instant::now());
+                }
+                () = sleep_until(if streak < STREAK { due } else { Instant::now() }.into()) => {
+                    streak = 0;
                     let late = Instant::now().saturating_duration_since(due);
                     if late > Duration::from_millis(20) {
                         // This thread was held up. What came meanwhile has to be read first.
