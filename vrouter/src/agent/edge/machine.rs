@@ -48,7 +48,7 @@ pub enum Action {
 pub struct Machine {
     setting: Setting,
     state: State,
-    /// How often the master announces itself, by its own word.
+    /// How often the master announces itself, by its own word. As the master: how often this does.
     master_interval: Duration,
 }
 
@@ -97,6 +97,7 @@ impl Machine {
 
     /// Goes on as the master it was.
     pub fn resume(&mut self, now: Instant) {
+        self.master_interval = self.setting.interval;
         self.state = State::Master { announce: now + self.setting.interval };
     }
 
@@ -110,13 +111,16 @@ impl Machine {
     /// Goes on with another setting.
     pub fn set(&mut self, setting: Setting) {
         self.setting = setting;
+        if self.is_master() {
+            self.master_interval = setting.interval;
+        }
     }
 
     /// Does what is due.
     pub fn tick(&mut self, now: Instant) -> Action {
         match self.state {
             State::Backup { down } if down <= now => {
-                self.state = State::Master { announce: now + self.setting.interval };
+                self.resume(now);
                 Action::TakeOver
             }
             State::Master { announce } if announce <= now => {
@@ -301,8 +305,18 @@ mod tests {
         machine.hear(200, Duration::from_secs(2), IpAddr::from([192, 0, 2, 9]), now);
         let down = Duration::from_secs(6) + Duration::from_secs(2) * 156 / 256;
         assert_eq!(machine.state(), State::Backup { down: now + down });
-        // A better one is not taken for the master by one that would preempt it.
+        // A worse one is not taken for the master by one that would preempt it.
         assert_eq!(machine.hear(99, MS200, IpAddr::from([192, 0, 2, 9]), now), Action::None);
         assert_eq!(machine.state(), State::Backup { down: now + down });
+        // As the master it keeps time by its own, also when that changes.
+        let skewed = |interval: Duration| interval * 3 + interval * 156 / 256;
+        assert_eq!((machine.tick(now + down), machine.down_interval()), (Action::TakeOver, skewed(MS200)));
+        let slow = Duration::from_secs(1);
+        machine.set(Setting { interval: slow, ..setting(100, true) });
+        assert_eq!(machine.down_interval(), skewed(slow));
+        // As a backup by the master's, whatever its own is.
+        machine.hear(200, MS200, IpAddr::from([192, 0, 2, 9]), now);
+        machine.set(Setting { interval: slow * 2, ..setting(100, true) });
+        assert_eq!(machine.down_interval(), skewed(MS200));
     }
 }

@@ -47,7 +47,10 @@ struct Member {
     /// The other that announced itself last.
     other: Option<(IpAddr, u8, Instant)>,
     refused: BTreeMap<&'static str, u64>,
+    /// What is odd about what others announce.
     note: Option<String>,
+    /// Why the last announcement could not be sent.
+    mute: Option<String>,
 }
 
 /// Hears on an interface until it is dropped.
@@ -133,6 +136,7 @@ impl Routers {
                 other: None,
                 refused: BTreeMap::new(),
                 note: None,
+                mute: None,
             };
             self.members.insert(key, member);
         }
@@ -140,7 +144,7 @@ impl Routers {
         let moved = member.participant.ifindex != participant.ifindex;
         member.participant = participant;
         member.machine.set(setting);
-        member.note = member.participant.hindrance.clone();
+        member.note = None;
         let hears =
             member.participant.ifindex.is_some_and(|ifindex| matches!(self.ears.get(&ifindex), Some(Ok(_))));
         let may = member.participant.hindrance.is_none() && hears;
@@ -351,9 +355,8 @@ impl Routers {
         };
         let frame = advertisement.frame(virtual_mac(router.vrid, router.ipv6));
         let ethertype = u16::from_ne_bytes([frame[12], frame[13]]);
-        if let Err(error) = self.speaker.send_to(&frame, &link(ifindex, ethertype)) {
-            member.note = Some(format!("cannot announce: {error}"));
-        }
+        let sent = self.speaker.send_to(&frame, &link(ifindex, ethertype));
+        member.mute = sent.err().map(|error| format!("cannot announce: {error}"));
     }
 
     /// Tries again what did not work.
@@ -427,7 +430,11 @@ impl Routers {
                 down_ms: down.as_millis() as u64,
                 preempt: router.preempt,
                 gateways: router.carriers.clone(),
-                note: member.participant.hindrance.clone().or_else(|| member.note.clone()),
+                note: [&member.participant.hindrance, &member.mute, &member.note]
+                    .into_iter()
+                    .flatten()
+                    .next()
+                    .cloned(),
                 since_seconds: now.saturating_duration_since(member.since).as_secs(),
                 transitions: member.transitions,
                 refused: member.refused.clone(),
