@@ -10,6 +10,7 @@ pub mod edge;
 mod environment;
 pub mod external;
 mod flows;
+mod frame_socket;
 mod ports;
 mod source;
 mod status;

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use nix::time::{ClockId, clock_gettime};
-use socket2::{Domain, SockAddr, SockAddrStorage, Socket, Type};
+use socket2::Socket;
 use tokio::{
     io::{Interest, unix::AsyncFd},
     sync::mpsc,
@@ -24,7 +24,7 @@ use super::{
     machine::{Action, Machine, RESIGN, Setting, State},
     vrrp::{self, Advertisement, Wrong},
 };
-use crate::{compile::virtual_mac, data_path::Pins, kernel::Map};
+use crate::{agent::frame_socket, compile::virtual_mac, data_path::Pins, kernel::Map};
 
 /// Frames that wait to be looked at.
 const HEARD: usize = 1024;
@@ -77,10 +77,8 @@ impl Routers {
     /// Opens the pin and a socket in the network namespace of the calling thread.
     pub fn open(pins: &Pins) -> Result<Self> {
         let (sender, receiver) = mpsc::channel(HEARD);
-        // Protocol 0: receives nothing.
-        let speaker = Socket::new(Domain::PACKET, Type::RAW, None)
+        let speaker = frame_socket::open()
             .context("cannot open a packet socket: run the agent as root (CAP_NET_RAW)")?;
-        speaker.set_nonblocking(true).context("cannot make a socket non-blocking")?;
         Ok(Self {
             map: Map::open(&pins.maps(), "MASTERS")?,
             members: BTreeMap::new(),
@@ -354,8 +352,8 @@ impl Routers {
             addresses: router.addresses.clone(),
         };
         let frame = advertisement.frame(virtual_mac(router.vrid, router.ipv6));
-        let ethertype = u16::from_ne_bytes([frame[12], frame[13]]);
-        let sent = self.speaker.send_to(&frame, &link(ifindex, ethertype));
+        let to = frame_socket::address(ifindex, [frame[12], frame[13]]);
+        let sent = self.speaker.send_to(&frame, &to);
         member.mute = sent.err().map(|error| format!("cannot announce: {error}"));
     }
 
@@ -486,9 +484,8 @@ async fn hear(socket: AsyncFd<Socket>, ifindex: u32, to: mpsc::Sender<Heard>) {
 
 /// A socket that receives frames of protocol 112 on an interface.
 fn ear(ifindex: u32, ethertype: u16, proto_at: u32, group: [u8; 6]) -> io::Result<Socket> {
-    // Protocol 0 until the filter is there.
-    let socket = Socket::new(Domain::PACKET, Type::RAW, None)?;
-    socket.set_nonblocking(true)?;
+    // Bound when the filter is there.
+    let socket = frame_socket::open()?;
     let instruction = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
     let mut filter = [
         instruction(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0, 0, proto_at),
@@ -511,7 +508,7 @@ fn ear(ifindex: u32, ethertype: u16, proto_at: u32, group: [u8; 6]) -> io::Resul
     };
     membership.mr_address[..6].copy_from_slice(&group);
     set_option(&socket, libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP, &membership)?;
-    socket.bind(&link(ifindex, ethertype.to_be()))?;
+    socket.bind(&frame_socket::address(ifindex, ethertype.to_be_bytes()))?;
     Ok(socket)
 }
 
@@ -521,16 +518,4 @@ fn set_option<T>(socket: &Socket, level: i32, name: i32, value: &T) -> io::Resul
     let done =
         unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, std::ptr::from_ref(value).cast(), len) };
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-/// The address of an interface; `protocol` in network order.
-fn link(ifindex: u32, protocol: u16) -> SockAddr {
-    let mut storage = SockAddrStorage::zeroed();
-    // SAFETY: the storage has room for every address of the kernel's, and all zeros are one.
-    let link = unsafe { storage.view_as::<libc::sockaddr_ll>() };
-    link.sll_family = libc::AF_PACKET as u16;
-    link.sll_protocol = protocol;
-    link.sll_ifindex = ifindex as i32;
-    // SAFETY: the storage holds a `sockaddr_ll`, whose length this is.
-    unsafe { SockAddr::new(storage, size_of::<libc::sockaddr_ll>() as libc::socklen_t) }
 }

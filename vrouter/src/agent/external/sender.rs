@@ -6,9 +6,10 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::rewrite::Output;
+use crate::agent::frame_socket;
 
 /// Two sockets; nothing is received by them, and nobody waits for them.
 pub struct Sender {
@@ -21,14 +22,10 @@ impl Sender {
     pub fn open() -> Result<Self> {
         const NEEDS: &str =
             "the agent needs CAP_NET_RAW to send packets that waited for a next hop: run it as root";
-        // Protocol 0: receives nothing.
-        let frames = Socket::new(Domain::PACKET, Type::RAW, None)
-            .with_context(|| format!("cannot open a packet socket; {NEEDS}"))?;
+        let frames = frame_socket::open().with_context(|| format!("cannot open a packet socket; {NEEDS}"))?;
         let datagrams = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)))
             .with_context(|| format!("cannot open a raw socket; {NEEDS}"))?;
-        for socket in [&frames, &datagrams] {
-            socket.set_nonblocking(true).context("cannot make a socket non-blocking")?;
-        }
+        datagrams.set_nonblocking(true).context("cannot make a socket non-blocking")?;
         Ok(Self { frames, datagrams })
     }
 
@@ -46,18 +43,6 @@ impl Sender {
     /// Sends a frame by an interface.
     pub fn frame(&self, ifindex: u32, frame: &[u8]) -> io::Result<()> {
         let ethertype = frame.get(12..14).ok_or(io::ErrorKind::InvalidInput)?;
-        self.frames.send_to(frame, &link(ifindex, [ethertype[0], ethertype[1]])).map(drop)
+        self.frames.send_to(frame, &frame_socket::address(ifindex, [ethertype[0], ethertype[1]])).map(drop)
     }
-}
-
-/// The address of an interface.
-fn link(ifindex: u32, ethertype: [u8; 2]) -> SockAddr {
-    let mut storage = SockAddrStorage::zeroed();
-    // SAFETY: the storage has room for every address of the kernel's, and all zeros are one.
-    let link = unsafe { storage.view_as::<libc::sockaddr_ll>() };
-    link.sll_family = libc::AF_PACKET as u16;
-    link.sll_protocol = u16::from_ne_bytes(ethertype);
-    link.sll_ifindex = ifindex as i32;
-    // SAFETY: the storage holds a `sockaddr_ll`, whose length this is.
-    unsafe { SockAddr::new(storage, size_of::<libc::sockaddr_ll>() as libc::socklen_t) }
 }
