@@ -81,6 +81,17 @@ fn owners(host: &Host, own: &str, target: &str) -> Vec<[u8; 6]> {
     host.who_has(ip(own), ip(target), MOMENT).unwrap()
 }
 
+/// Waits until workloads reach a server outside: the first packets of a cold lab make the next hops.
+#[track_caller]
+fn wait_for_way_out(system: &System, workloads: &[&str], server: &str) {
+    wait::until("the way out is open", SOON, || {
+        Ok(workloads.iter().all(|vm| {
+            Probe::udp(ip(server), 7).send(system.host(vm)).is_ok_and(|it| it.seen(ip(server)).is_some())
+        }))
+    })
+    .unwrap();
+}
+
 fn edge() -> System {
     let mut system = System::start(&with_edge()).unwrap();
     for node in ["node-a", "node-b"] {
@@ -99,13 +110,7 @@ fn n9_nodes_without_a_way_out_are_carried_by_gateways_that_keep_nothing() {
         let outcome = probe.send(system.host(from)).unwrap();
         outcome.seen(ip(to)).unwrap_or_else(|| panic!("{from} to {to}: {outcome}"))
     };
-    // The first packets of a cold lab make the next hops.
-    wait::until("the way out is open", SOON, || {
-        Ok(["vm1", "vm2", "vm4", "vm5"].iter().all(|vm| {
-            Probe::udp(ip(SERVER1), 7).send(system.host(vm)).is_ok_and(|it| it.seen(ip(SERVER1)).is_some())
-        }))
-    })
-    .unwrap();
+    wait_for_way_out(&system, &["vm1", "vm2", "vm4", "vm5"], SERVER1);
     for (vm, expected) in [("vm1", OF_VM1), ("vm2", ROUTER), ("vm4", ROUTER), ("vm5", "203.0.113.55")] {
         for to in [SERVER1, OUTSIDE1] {
             assert_eq!(seen(vm, to, &Probe::udp(ip(to), 7)).ip(), ip(expected), "{vm} to {to}");
@@ -247,12 +252,7 @@ fn n9_what_a_gateway_sends_is_exact() {
     for vm in ["vm1", "vm4"] {
         system.host(vm).offloads_off().unwrap();
     }
-    wait::until("the way out is open", SOON, || {
-        Ok(["vm1", "vm4"].iter().all(|vm| {
-            Probe::udp(ip(OUTSIDE1), 7).send(system.host(vm)).is_ok_and(|it| it.seen(ip(OUTSIDE1)).is_some())
-        }))
-    })
-    .unwrap();
+    wait_for_way_out(&system, &["vm1", "vm4"], OUTSIDE1);
     for (vm, address) in [("vm1", OF_VM1), ("vm4", ROUTER)] {
         let sniffer = outside1.sniff().unwrap();
         let udp = Probe::udp(ip(OUTSIDE1), 7).from_port(4444).length(333);
@@ -368,21 +368,35 @@ struct Load {
     kinds: Vec<(&'static str, Sessions)>,
 }
 
+/// What it is, who starts it, with whom, over TCP and over UDP.
+type Kind = (&'static str, &'static str, &'static str, usize, usize);
+
+/// Through an L2 network, where hosts are beside the routers.
+const BESIDE: [Kind; 6] = [
+    ("SNAT", "vm4", SERVER1, 40, 10),
+    ("SNAT", "vm2", SERVER1, 40, 10),
+    ("floating IP, out", "vm1", SERVER1, 40, 10),
+    ("floating IP, in", "server1", OF_VM1, 40, 10),
+    ("port forwarding", "outside1", SHARED, 0, 10),
+    ("SNAT to a host beside", "vm6", OUTSIDE1, 40, 10),
+];
+
+/// Through a routed network, where none are.
+const BEYOND: [Kind; 5] = [
+    ("SNAT", "vm4", SERVER1, 50, 15),
+    ("SNAT", "vm2", SERVER1, 50, 15),
+    ("floating IP, out", "vm1", SERVER1, 50, 15),
+    ("floating IP, in", "server1", OF_VM1, 50, 10),
+    ("port forwarding", "server2", SHARED, 0, 5),
+];
+
 impl Load {
-    fn start(system: &System) -> Result<Self> {
-        let kinds = [
-            ("SNAT", "vm4", SERVER1, 40, 10),
-            ("SNAT", "vm2", SERVER1, 40, 10),
-            ("floating IP, out", "vm1", SERVER1, 40, 10),
-            ("floating IP, in", "server1", OF_VM1, 40, 10),
-            ("port forwarding", "outside1", SHARED, 0, 10),
-            ("SNAT to a host beside", "vm6", OUTSIDE1, 40, 10),
-        ];
-        let kinds = kinds.map(|(kind, from, to, tcp, udp)| {
+    fn start(system: &System, kinds: &[Kind]) -> Result<Self> {
+        let kinds = kinds.iter().map(|&(kind, from, to, tcp, udp)| {
             let port = if to == SHARED { 5353 } else { 7 };
             Ok((kind, Sessions::start(system.host(from), at(to, port), tcp, udp)?))
         });
-        Ok(Self { kinds: kinds.into_iter().collect::<Result<_>>()? })
+        Ok(Self { kinds: kinds.collect::<Result<_>>()? })
     }
 
     /// Every kind is answered.
@@ -419,16 +433,11 @@ impl Load {
 fn c7_gateways_come_and_go_under_two_hundred_sessions() {
     let mut system = edge();
     let _services = Services::everywhere(&system, &[7, 53]).unwrap();
-    wait::until("the way out is open", SOON, || {
-        Ok(["vm1", "vm2", "vm4", "vm6"].iter().all(|vm| {
-            Probe::udp(ip(SERVER1), 7).send(system.host(vm)).is_ok_and(|it| it.seen(ip(SERVER1)).is_some())
-        }))
-    })
-    .unwrap();
+    wait_for_way_out(&system, &["vm1", "vm2", "vm4", "vm6"], SERVER1);
     for _ in 0..2 {
         let [first, other] = ranked(&system);
         // The agent dies: its node carries on until the other is there; nothing at all is lost.
-        let load = Load::start(&system).unwrap();
+        let load = Load::start(&system, &BESIDE).unwrap();
         load.flows();
         system.agent_mut(first).kill9();
         wait_for_master(&system, other, &[]);
@@ -442,7 +451,7 @@ fn c7_gateways_come_and_go_under_two_hundred_sessions() {
         // It is the better one: it takes over again.
         wait_for_master(&system, first, &[other]);
         // The whole node goes: both its links are cut at once.
-        let load = Load::start(&system).unwrap();
+        let load = Load::start(&system, &BESIDE).unwrap();
         load.flows();
         let (underlay, port) = (system.underlay().clone(), system.node(first).underlay_port().to_owned());
         let (switch, external) =
@@ -459,7 +468,7 @@ fn c7_gateways_come_and_go_under_two_hundred_sessions() {
         system.agent_mut(first).kill9();
         let pins = std::path::Path::new("/sys/fs/bpf/vrouter").join(system.agent(first).instance());
         std::fs::remove_dir_all(&pins).unwrap();
-        let load = Load::start(&system).unwrap();
+        let load = Load::start(&system, &BESIDE).unwrap();
         underlay.ip(&[format!("link set {port} up")]).unwrap();
         switch.ip(&[format!("link set {external} up")]).unwrap();
         system.agent_mut(first).restart().unwrap();
@@ -470,7 +479,7 @@ fn c7_gateways_come_and_go_under_two_hundred_sessions() {
         let report = load.finish(&format!("{first}: node back"));
         assert!(report.longest_udp < OUTAGE, "outage {:?}", report.longest_udp);
         // A clean stop hands over.
-        let load = Load::start(&system).unwrap();
+        let load = Load::start(&system, &BESIDE).unwrap();
         system.agent_mut(first).stop().unwrap();
         wait_for_master(&system, other, &[]);
         load.flows();
@@ -491,7 +500,7 @@ fn c7_a_gateway_that_loses_its_interface_steps_back_at_once() {
     let mut system = edge();
     let _services = Services::everywhere(&system, &[7, 53]).unwrap();
     let [first, other] = ranked(&system);
-    let load = Load::start(&system).unwrap();
+    let load = Load::start(&system, &BESIDE).unwrap();
     load.flows();
     system.node(first).netns().ip(&["link set ext0 down"]).unwrap();
     wait_for_gateways(&mut system, "node-a", &[(first, "admin_down"), (other, "up")]);
@@ -893,22 +902,6 @@ impl Routed {
     }
 }
 
-/// Sessions through a routed network: what hosts beside would be is not there.
-fn routed_load(system: &System) -> Load {
-    let kinds = [
-        ("SNAT", "vm4", SERVER1, 50, 15),
-        ("SNAT", "vm2", SERVER1, 50, 15),
-        ("floating IP, out", "vm1", SERVER1, 50, 15),
-        ("floating IP, in", "server1", OF_VM1, 50, 10),
-        ("port forwarding", "server2", SHARED, 0, 5),
-    ];
-    let start = |(kind, from, to, tcp, udp)| {
-        let port = if to == SHARED { 5353 } else { 7 };
-        (kind, Sessions::start(system.host(from), at(to, port), tcp, udp).unwrap())
-    };
-    Load { kinds: kinds.into_iter().map(start).collect() }
-}
-
 /// C7 by BGP: all gateways carry at once; one dies, is cut off, loses its daemon, and no session is lost.
 #[test]
 fn c7_routed_networks_are_announced_and_left_by_every_gateway() {
@@ -931,12 +924,7 @@ fn c7_routed_networks_are_announced_and_left_by_every_gateway() {
         assert_eq!(announced, 5, "{}", routed.bgp(name));
     }
     let system = &routed.system;
-    wait::until("the way out is open", SOON, || {
-        Ok(["vm1", "vm2", "vm4", "vm6"].iter().all(|vm| {
-            Probe::udp(ip(SERVER1), 7).send(system.host(vm)).is_ok_and(|it| it.seen(ip(SERVER1)).is_some())
-        }))
-    })
-    .unwrap();
+    wait_for_way_out(system, &["vm1", "vm2", "vm4", "vm6"], SERVER1);
     for (vm, expected) in [("vm1", OF_VM1), ("vm2", ROUTER), ("vm4", ROUTER)] {
         let seen = Probe::udp(ip(SERVER1), 7).send(system.host(vm)).unwrap().seen(ip(SERVER1));
         assert_eq!(seen.map(|seen| seen.ip()), Some(ip(expected)), "{vm}");
@@ -951,7 +939,7 @@ fn c7_routed_networks_are_announced_and_left_by_every_gateway() {
     assert_eq!(on_link, Vec::<[u8; 6]>::new());
 
     // The daemon of one gateway dies: upstream sends everything to the other, in the middle of sessions.
-    let load = routed_load(&routed.system);
+    let load = Load::start(&routed.system, &BEYOND).unwrap();
     load.flows();
     routed.frr[0].kill("bgpd");
     routed.wait_for_paths(ROUTER, &[2]);
@@ -966,7 +954,7 @@ fn c7_routed_networks_are_announced_and_left_by_every_gateway() {
     routed.wait_for_paths(ROUTER, &[1, 2]);
 
     // A gateway goes with everything: BFD finds out.
-    let load = routed_load(&routed.system);
+    let load = Load::start(&routed.system, &BEYOND).unwrap();
     load.flows();
     let port = routed.system.node("gw-2").underlay_port().to_owned();
     let external = routed.system.node("gw-2").external_port().to_owned();
@@ -985,7 +973,7 @@ fn c7_routed_networks_are_announced_and_left_by_every_gateway() {
     }
 
     // An agent that is killed changes nothing: what it has announced stays.
-    let load = routed_load(&routed.system);
+    let load = Load::start(&routed.system, &BEYOND).unwrap();
     routed.system.agent_mut("gw-1").kill9();
     load.flows();
     std::thread::sleep(Duration::from_secs(2));
