@@ -187,7 +187,7 @@ impl Edge {
     }
 
     fn spawn(&mut self) -> Result<()> {
-        let (pins, wanted) = (self.pins.clone(), self.wanted.subscribe());
+        let (pins, wanted) = (self.pins.clone(), told(&self.wanted));
         let (found, tell) = (self.found.clone(), self.tell.clone());
         // It inherits the network namespace.
         let thread = std::thread::Builder::new().name("vr-edge".to_owned()).spawn(move || {
@@ -198,6 +198,16 @@ impl Edge {
         self.thread = Some(thread.map_err(|error| anyhow!("cannot start a thread: {error}"))?);
         Ok(())
     }
+}
+
+/// For a thread that starts: what is wanted is news to it, also if another thread has heard of it. As long as nobody
+/// wanted anything, what an earlier agent wanted stays.
+fn told(wanted: &watch::Sender<Arc<Wanted>>) -> watch::Receiver<Arc<Wanted>> {
+    let mut receiver = wanted.subscribe();
+    if **wanted.borrow() != Wanted::default() {
+        receiver.mark_changed();
+    }
+    receiver
 }
 
 /// Runs until nobody wants anything any more.
@@ -285,4 +295,19 @@ fn hurry() {
     const NICE: libc::c_int = -15;
     // SAFETY: plain values. On Linux it is the calling thread's; without the right it stays as it is.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_is_started_again_hears_what_is_wanted() {
+        let wanted = watch::Sender::<Arc<Wanted>>::default();
+        assert!(!told(&wanted).has_changed().unwrap(), "an earlier agent's routers would go");
+        let mut first = told(&wanted);
+        wanted.send_replace(Arc::new(Wanted { in_service: BTreeSet::from([5]), ..Wanted::default() }));
+        assert_eq!(first.borrow_and_update().in_service.len(), 1);
+        assert!(told(&wanted).has_changed().unwrap());
+    }
 }

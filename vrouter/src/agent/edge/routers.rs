@@ -475,6 +475,8 @@ async fn hear(socket: AsyncFd<Socket>, ifindex: u32, to: mpsc::Sender<Heard>) {
             Ok(Ok(len)) => {
                 frame.truncate(len);
                 let _ = to.try_send((ifindex, frame));
+                // There may be another, and another: others get their turn.
+                tokio::task::consume_budget().await;
             }
             // The interface went down; it is the same one when it is up again.
             Ok(Err(_)) | Err(_) => tokio::task::yield_now().await,
@@ -518,4 +520,31 @@ fn set_option<T>(socket: &Socket, level: i32, name: i32, value: &T) -> io::Resul
     let done =
         unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, std::ptr::from_ref(value).cast(), len) };
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use socket2::{Domain, Type};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn whoever_has_much_to_say_keeps_nobody_from_his_turn() {
+        const FRAMES: usize = 200;
+        let (here, there) = Socket::pair(Domain::UNIX, Type::SEQPACKET, None).unwrap();
+        here.set_nonblocking(true).unwrap();
+        for _ in 0..FRAMES {
+            there.send(&[1; 60]).unwrap();
+        }
+        let (sender, mut receiver) = mpsc::channel(HEARD);
+        // SAFETY: it has one descriptor, the same until it is dropped.
+        let here = unsafe { AsyncFd::register_with_interest(here, Interest::READABLE) }.unwrap();
+        let _ear = Ear(vec![tokio::spawn(hear(here, 7, sender))]);
+        receiver.recv().await.unwrap();
+        let at_once = 1 + receiver.len();
+        assert!(at_once < FRAMES, "{at_once} in a row");
+        for _ in 1..FRAMES {
+            assert_eq!(receiver.recv().await.unwrap(), (7, vec![1; 60]));
+        }
+    }
 }
