@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -98,6 +99,27 @@ impl Agent {
     /// Its process id, if it was started and not ended by this handle.
     pub fn id(&self) -> Option<u32> {
         self.process.as_ref().map(Process::id)
+    }
+
+    /// Lets nobody write to a map of it any more, until its pins are removed: what is to come in force next cannot.
+    pub fn freeze_map(&self, name: &str) -> Result<()> {
+        /// Of the kernel's `enum bpf_cmd`, and the sizes of their attributes.
+        const BPF_OBJ_GET: i64 = 7;
+        const BPF_MAP_FREEZE: i64 = 22;
+        let path = format!("{}/{}/maps/{name}", crate::clean::PINS, self.instance);
+        let failed = || format!("cannot freeze {path}: {}", std::io::Error::last_os_error());
+        let pathname = std::ffi::CString::new(path.clone())?;
+        let attribute = [pathname.as_ptr() as u64, 0];
+        // SAFETY: the attribute is a path that lives on, a descriptor and flags that are zero.
+        let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_OBJ_GET, attribute.as_ptr(), 16) };
+        ensure!(fd >= 0, failed());
+        // SAFETY: it was opened just now, and nobody else has it.
+        let map = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+        let attribute = map.as_raw_fd();
+        // SAFETY: the attribute is the descriptor.
+        let frozen = unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_FREEZE, &raw const attribute, 4) };
+        ensure!(frozen == 0, failed());
+        Ok(())
     }
 
     /// Ends it by SIGKILL: it gets no chance to clean up.

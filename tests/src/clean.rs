@@ -23,7 +23,7 @@ use crate::netns::{NETNS_DIRECTORY, check};
 /// One directory per lab: topology, logs, and the lock that says its process lives.
 const LABS: &str = "/run/vrouter-lab";
 /// Where agents pin programs, maps and links, one directory per instance.
-const PINS: &str = "/sys/fs/bpf/vrouter";
+pub(crate) const PINS: &str = "/sys/fs/bpf/vrouter";
 /// Where agents keep sockets and the like, one directory per instance.
 const RUNTIME: &str = "/run/vrouter";
 

@@ -516,6 +516,75 @@ fn c7_a_gateway_that_loses_its_interface_steps_back_at_once() {
     wait_for_master(&system, first, &[other]);
 }
 
+/// A former master carries for three seconds what is still sent to it, of flows that it knows as well; then no more.
+#[test]
+fn c7_a_former_master_carries_for_a_moment_and_no_longer() {
+    let mut topology = with_edge();
+    topology.router_mut("r1").gateway.as_mut().unwrap().vrrp = Some("{ vrid: 7 }".to_owned());
+    let mut system = System::start(&topology).unwrap();
+    wait_for_gateways(&mut system, "node-a", &[("gw-1", "up"), ("gw-2", "up")]);
+    let [first, other] = ranked(&system);
+    let _services = Services::everywhere(&system, &[7]).unwrap();
+    let outside2 = system.host("outside2");
+    // It never hears that it is another now.
+    let to = format!("{OF_VM1} lladdr 00:00:5e:00:01:07 dev eth0 nud permanent");
+    outside2.netns().ip(&[format!("neighbour replace {to}")]).unwrap();
+    let is_answered = || {
+        let sent = Probe::udp(ip(OF_VM1), 7).from_port(4000).send(outside2);
+        sent.unwrap().seen(ip(OF_VM1)).is_some()
+    };
+    wait::until("the way is open", SOON, || Ok(is_answered())).unwrap();
+    let mut better = Keepalived::start(&system, system.host("outside1"), 7, 254, true).unwrap();
+    better.process.wait_for_text("Entering MASTER STATE", SOON).unwrap();
+    let v4 = |name: &str| virtual_routers(system.agent(name)).into_iter().find(|it| it["family"] == "ipv4");
+    wait::until("both are backup", SOON, || {
+        Ok([first, other].iter().all(|name| v4(name).is_some_and(|it| it["state"] == "backup")))
+    })
+    .unwrap();
+    let start = Instant::now();
+    assert!(is_answered(), "not at once");
+    wait::until("it carries no more", SOON, || Ok(!is_answered())).unwrap();
+    println!("carried {:?} more", start.elapsed());
+    assert!(start.elapsed() > Duration::from_secs(2), "{:?}", start.elapsed());
+    assert!(!is_answered());
+    // As the master it carries again.
+    better.process.signal(nix::sys::signal::Signal::SIGTERM).unwrap();
+    wait_for_master(&system, first, &[other]);
+    wait::until("it carries again", SOON, || Ok(is_answered())).unwrap();
+}
+
+/// A master whose agent cannot bring a new topology in force carries by the one that is, and stays master.
+#[test]
+fn c7_a_topology_that_cannot_come_in_force_moves_nothing() {
+    let mut system = edge();
+    let _services = Services::everywhere(&system, &[7, 53]).unwrap();
+    let [first, other] = ranked(&system);
+    let load = Load::start(&system, &BESIDE).unwrap();
+    load.flows();
+    let before = virtual_routers(system.agent(first))[0]["transitions"].clone();
+    // Neither can write what is new.
+    for name in GATEWAYS {
+        system.agent(name).freeze_map("ROUTES").unwrap();
+    }
+    let mut topology = with_edge();
+    topology.router_mut("r1").routes.push("{ destination: 198.18.0.0/15, nexthop: blackhole }".into());
+    system.write_topology(&topology).unwrap();
+    for name in GATEWAYS {
+        system
+            .agent_mut(name)
+            .wait_for_status(SOON, "say that it is not in force", |status| {
+                !status["agent"]["error"].is_null()
+            })
+            .unwrap();
+    }
+    load.flows();
+    std::thread::sleep(Duration::from_secs(2));
+    let report = load.finish("a topology that cannot come in force");
+    assert_eq!(report.unanswered, 0);
+    assert!(is_master(system.agent(first)) && !is_master(system.agent(other)));
+    assert_eq!(virtual_routers(system.agent(first))[0]["transitions"], before);
+}
+
 /// The link between the gateways is cut, and both still reach outside: each part has one announcer, and when it
 /// heals there is one again.
 #[test]
@@ -938,6 +1007,14 @@ fn c7_routed_networks_are_announced_and_left_by_every_gateway() {
     let on_link = system.host("gw").who_has("100.64.0.254".parse().unwrap(), ip(OF_VM1), MOMENT).unwrap();
     assert_eq!(on_link, Vec::<[u8; 6]>::new());
 
+    // The link-local address of the interface is the node's: its daemon answers there.
+    let gw1 = routed.system.node("gw-1").netns();
+    let shown = gw1.run("ip -6 -o address show dev ext0 scope link").unwrap();
+    let own = shown.split_whitespace().find_map(|word| word.strip_suffix("/64")).unwrap().to_owned();
+    let connect = format!("exec 3<>/dev/tcp/{own}%eth0/179");
+    let connected = routed.system.host("gw").command("timeout").args(["2", "bash", "-c", &connect]).status();
+    assert!(connected.unwrap().success(), "{own}");
+
     // The daemon of one gateway dies: upstream sends everything to the other, in the middle of sessions.
     let load = Load::start(&routed.system, &BEYOND).unwrap();
     load.flows();
@@ -978,10 +1055,16 @@ fn c7_routed_networks_are_announced_and_left_by_every_gateway() {
     load.flows();
     std::thread::sleep(Duration::from_secs(2));
     routed.wait_for_paths(ROUTER, &[1, 2]);
-    let report = load.finish("agent of gw-1 killed");
-    assert_eq!(report.unanswered, 0);
+    // Nor does one that starts: it knows at once what was learned, and finds the tables as they have to be.
+    let epoch = |routed: &Routed| routed.system.agent("gw-1").status().unwrap()["in_force"]["epoch"].clone();
+    let before = epoch(&routed);
     routed.system.agent_mut("gw-1").restart().unwrap();
     routed.system.agent_mut("gw-1").wait_ready(SOON * 3).unwrap();
+    load.flows();
+    assert_eq!(epoch(&routed), before);
+    std::thread::sleep(Duration::from_secs(2));
+    let report = load.finish("agent of gw-1 killed and started");
+    assert_eq!(report.unanswered, 0);
 
     // What it cannot carry it withdraws; what is no longer in the topology as well.
     let gw1 = routed.system.node("gw-1").netns().clone();

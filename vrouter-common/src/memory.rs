@@ -443,10 +443,8 @@ impl Tables for MemoryTables {
     }
 
     fn heard_master(&self, key: &MasterKey) {
-        if let Some(master) = self.masters.borrow_mut().get_mut(key)
-            && self.nanoseconds.get() > master.until
-        {
-            master.silenced = 1;
+        if let Some(master) = self.masters.borrow_mut().get_mut(key) {
+            *master = master.heard(self.nanoseconds.get());
         }
     }
 

@@ -495,12 +495,13 @@ impl MasterKey {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Master {
-    /// Nanoseconds of the monotonic clock. As the master: until when the agent's word counts whatever others announce.
-    /// Else: until when what still comes is carried, since not everybody has heard yet that it is another now.
+    /// Nanoseconds of the monotonic clock. As long as this node answers: until when the agent's word counts whatever
+    /// others announce. Else: until when what still comes is carried, since not everybody has heard yet that it is
+    /// another now ([`MASTER_LINGER`]).
     pub until: u64,
     /// 1: it is the master.
     pub is_master: u32,
-    /// 1: another announced itself after that time.
+    /// 1: another announced itself after the agent's word had run out.
     pub silenced: u32,
 }
 const _: () = assert!(size_of::<Master>() == 16);
@@ -515,9 +516,22 @@ impl Master {
     /// Whether it carries what is sent to the virtual router. Where frames reach every node, as on a hub, one has to.
     #[inline(always)]
     pub const fn carries(&self, now: u64) -> bool {
-        self.is_master != 0 || now < self.until
+        self.speaks() || now < self.until
+    }
+
+    /// What it is after another announced itself as the master.
+    #[inline(always)]
+    pub const fn heard(self, now: u64) -> Self {
+        if self.speaks() && now > self.until {
+            Self { until: now + MASTER_LINGER, silenced: 1, ..self }
+        } else {
+            self
+        }
     }
 }
+
+/// How long a former master carries what is still sent to it; nanoseconds.
+pub const MASTER_LINGER: u64 = 3_000_000_000;
 
 /// [`Station::owner`] of a hardware address that several routers share.
 pub const ROUTER_BY_DESTINATION: u32 = 0;

@@ -216,8 +216,12 @@ impl Tables for Maps {
         // SAFETY: a live map value. The agent replaces it as a whole; a word lost to that is written again at the
         // next announcement.
         unsafe {
-            if helpers::bpf_ktime_get_ns() > core::ptr::read_volatile(&raw const (*master).until) {
-                core::ptr::write_volatile(&raw mut (*master).silenced, 1);
+            let before = core::ptr::read_volatile(master);
+            let after = before.heard(helpers::bpf_ktime_get_ns());
+            if after.silenced != before.silenced {
+                // First how long, then that it is: nobody takes the old time for it.
+                core::ptr::write_volatile(&raw mut (*master).until, after.until);
+                core::ptr::write_volatile(&raw mut (*master).silenced, after.silenced);
             }
         }
     }

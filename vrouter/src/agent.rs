@@ -32,7 +32,9 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 use vrouter_common::{
-    tables::{self, EXTERNAL_FRAMES, EXTERNALS_MAX, Learned, LearnedKey, NAME_ROUTER, Name, NameKey},
+    tables::{
+        self, EXTERNAL_FRAMES, EXTERNALS_MAX, Learned, LearnedKey, MasterKey, NAME_ROUTER, Name, NameKey,
+    },
     wire::OVERLAY_OVERHEAD,
 };
 
@@ -43,7 +45,7 @@ pub use underlay::peer_status;
 
 use crate::{
     banks::{Banks, Published, Touch},
-    compile::{self, Compiled, ExternalInterface, Liveness, Surroundings},
+    compile::{self, Compiled, ExternalInterface, Liveness, LocalPort, Surroundings},
     config::{AgentConfig, ExternalConfig, UplinkHook},
     data_path::{self, DataPath, Hook, Pins},
     identities::Identities,
@@ -189,9 +191,12 @@ struct Agent {
     ports: Option<Ports>,
     /// What others are told of this node, where there is somebody to tell it to.
     report: Option<watch::Sender<Report>>,
+    /// What is in force. What could not be brought in force is not here.
     compiled: Compiled,
     /// What is known of gateways and next hops.
     liveness: Liveness,
+    /// Virtual routers of which another is the master now, while this node still carries what comes.
+    lingering: BTreeSet<MasterKey>,
     /// What a routing daemon has learned on routed external networks.
     learned_routes: bgp::Learned,
     /// Networks of which nothing is learned any more, and since when: the daemon died, or lost its neighbours. Until
@@ -252,13 +257,14 @@ impl Agent {
             report: None,
             compiled: Compiled::default(),
             liveness: Liveness::default(),
+            lingering: BTreeSet::new(),
             learned_routes: bgp::Learned::new(),
             unlearned: BTreeMap::new(),
             links,
             status,
             logged: HashMap::new(),
         };
-        agent.attach();
+        agent.attach(&[], &[]);
         Ok(agent)
     }
 
@@ -279,6 +285,8 @@ impl Agent {
                 let Some(topology) = topology else { return self.tell() };
                 tracing::info!(%origin, digest = %format!("{digest:016x}"), "topology read");
                 self.topology = Some((topology, digest));
+                // An agent that starts has no way out without it.
+                self.learn().await;
                 self.reconcile().await;
             }
             Err(problems) => {
@@ -319,14 +327,9 @@ impl Agent {
     }
 
     fn set_wanted(&self, digest: u64, problems: Vec<Problem>) {
-        let warnings = self.warnings();
+        let warnings = self.compiled.warnings.clone();
         let mut status = status::lock(&self.status);
         status.wanted = Some(Wanted { digest: format!("{digest:016x}"), problems, warnings });
-    }
-
-    /// What the document in force asks for and does not get.
-    fn warnings(&self) -> Vec<String> {
-        self.compiled.warnings.clone()
     }
 
     /// What a document in order may still ask of this node that it cannot give.
@@ -435,7 +438,10 @@ impl Agent {
             .follow(&self.netlink, &self.compiled, &self.links, self.data_path.attached())
             .await
         {
-            Ok(true) => self.commit(&Touch::All).await,
+            Ok(true) => {
+                self.learn().await;
+                self.commit(&Touch::All).await;
+            }
             Ok(false) => self.follow_routes().await,
             Err(error) => self.complain("underlay", format!("cannot follow the underlay: {error:#}")),
         }
@@ -457,14 +463,14 @@ impl Agent {
 
     async fn commit(&mut self, touch: &Touch) {
         let Some((topology, digest)) = &self.topology else {
-            self.attach();
+            self.attach(&[], &[]);
             return;
         };
         if let Some(ports) = &mut self.ports {
             // Whatever was heard of first: never without the ports this node has.
             ports.take(&self.config.node);
         }
-        let around = Surroundings {
+        let mut around = Surroundings {
             node: self.config.node.clone(),
             interfaces: self
                 .links
@@ -477,37 +483,65 @@ impl Agent {
             shares: self.ports.as_ref().map(Ports::shares),
             learned: self.learned_routes.clone(),
         };
-        let mut identities = self.identities.clone();
-        let compiled = match compile::compile(topology, &around, &mut identities) {
-            Ok(compiled) => compiled,
-            Err(error) => return tracing::error!("cannot compile the topology: {error:#}"),
+        let (compiled, identities) = loop {
+            let mut identities = self.identities.clone();
+            let compiled = match compile::compile(topology, &around, &mut identities) {
+                Ok(compiled) => compiled,
+                Err(error) => return tracing::error!("cannot compile the topology: {error:#}"),
+            };
+            let Some(ports) = &mut self.ports else { break (compiled, identities) };
+            if !ports.claim_first(&self.config.node, &compiled.translated) {
+                break (compiled, identities);
+            }
+            // Blocks that retired are used again: at most once, since none retires here.
+            around.shares = Some(ports.shares());
         };
         let digest = *digest;
-        self.compiled = compiled;
-        self.warn();
-        self.attach();
-        if let Err(error) = self.program(identities, digest, touch) {
-            tracing::error!("cannot bring the topology in force; what was in force stays: {error:#}");
-            status::lock(&self.status).error = Some(format!("{error:#}"));
+        self.warn(&compiled);
+        // Until it is in force, both: what is in force needs its own.
+        let before = self.compiled.local_ports.clone();
+        self.attach(&compiled.local_ports, &before);
+        match self.program(compiled, identities, digest, touch) {
+            Ok(()) => {
+                if before != self.compiled.local_ports {
+                    let now = self.compiled.local_ports.clone();
+                    self.attach(&now, &[]);
+                }
+                if let Some(ports) = &mut self.ports {
+                    ports.confirm(self.flows.passes());
+                }
+            }
+            Err(error) => {
+                tracing::error!("cannot bring the topology in force; what was in force stays: {error:#}");
+                status::lock(&self.status).error = Some(format!("{error:#}"));
+            }
         }
         self.follow_edge().await;
         self.announce().await;
-        self.claim_first();
     }
 
-    fn program(&mut self, mut identities: Identities, digest: u64, touch: &Touch) -> Result<()> {
+    /// Brings it in force; afterwards, and only if that worked, it is [`Self::compiled`].
+    fn program(
+        &mut self,
+        compiled: Compiled,
+        mut identities: Identities,
+        digest: u64,
+        touch: &Touch,
+    ) -> Result<()> {
         // Names first, so that whatever a bank mentions has one; what is gone is forgotten only when no
         // bank mentions it.
         identities.write(&self.identities, &self.names)?;
         self.identities = identities.clone();
         let published = Published {
-            node: self.compiled.node,
-            vtep: self.compiled.vtep.map_or(0, |vtep| vtep.to_bits()),
+            node: compiled.node,
+            vtep: compiled.vtep.map_or(0, |vtep| vtep.to_bits()),
             digest,
-            overlay_mtu: self.compiled.overlay_mtu,
-            externals: self.published_externals(),
+            overlay_mtu: compiled.overlay_mtu,
+            externals: self.published_externals(&compiled.externals),
         };
-        let applied = self.banks.apply(self.compiled.image.clone(), &published, touch)?;
+        let applied = self.banks.apply(compiled.image.clone(), &published, touch)?;
+        self.compiled = compiled;
+        self.programmed = Some(digest);
         identities.retain(&self.compiled.used);
         identities.write(&self.identities, &self.names)?;
         self.identities = identities;
@@ -519,7 +553,6 @@ impl Agent {
                 "topology in force"
             );
         }
-        self.programmed = Some(digest);
         let (image, commit, watched) = (self.banks.in_force(), self.banks.commit(), &self.compiled.watched);
         self.external.follow(Outside::of(image, commit, &held(&self.learned)?, watched));
         status::lock(&self.status).error = None;
@@ -527,14 +560,11 @@ impl Agent {
     }
 
     /// The external interfaces the programs may use: those that have one.
-    fn published_externals(&self) -> [tables::External; EXTERNALS_MAX] {
+    fn published_externals(&self, externals: &[tables::External]) -> [tables::External; EXTERNALS_MAX] {
         let mut published = [tables::External::default(); EXTERNALS_MAX];
         let attached = self.data_path.attached();
-        let usable = self
-            .compiled
-            .externals
-            .iter()
-            .filter(|external| attached.contains(&(external.ifindex, Hook::TcExternal)));
+        let usable =
+            externals.iter().filter(|external| attached.contains(&(external.ifindex, Hook::TcExternal)));
         for (slot, external) in published.iter_mut().zip(usable) {
             let frames = attached.contains(&(external.ifindex, Hook::XdpExternal));
             *slot = tables::External { flags: if frames { EXTERNAL_FRAMES } else { 0 }, ..*external };
@@ -543,18 +573,17 @@ impl Agent {
     }
 
     /// Logs what the compiler had to leave undone, and tells it to those who ask.
-    fn warn(&mut self) {
-        for warning in self.compiled.warnings.clone() {
-            self.complain(&warning.clone(), warning);
+    fn warn(&mut self, compiled: &Compiled) {
+        for warning in &compiled.warnings {
+            self.complain(warning, warning.clone());
         }
-        let warnings = self.warnings();
         if let Some(wanted) = &mut status::lock(&self.status).wanted {
-            wanted.warnings = warnings;
+            wanted.warnings.clone_from(&compiled.warnings);
         }
     }
 
-    /// Makes the attachments what they have to be.
-    fn attach(&mut self) {
+    /// Makes the attachments what they have to be for these ports, and for others that are still in force.
+    fn attach(&mut self, ports: &[LocalPort], still: &[LocalPort]) {
         let by_name: HashMap<&str, &Link> =
             self.links.iter().map(|link| (link.name.as_str(), link)).collect();
         let mut wanted = BTreeMap::new();
@@ -625,7 +654,7 @@ impl Agent {
                 wanted.entry((ifindex, hook)).or_default();
             }
         }
-        for port in &self.compiled.local_ports {
+        for port in ports.iter().chain(still) {
             let Some(ifindex) = port.ifindex else { continue };
             wanted.insert((ifindex, Hook::TcPort), port.interface.clone());
             if port.xdp {
@@ -677,7 +706,7 @@ impl Agent {
                 }
             }
         }
-        let ports: Vec<_> = self.compiled.local_ports.iter().map(PortStatus::from).collect();
+        let ports: Vec<_> = ports.iter().map(PortStatus::from).collect();
         for port in ports.iter().filter(|port| port.ifindex.is_none()) {
             self.complain(
                 &format!("port {}", port.name),

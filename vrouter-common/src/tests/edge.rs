@@ -244,6 +244,14 @@ fn without_an_agent_the_last_master_speaks_until_another_does() {
         assert!(who_has(&tables, f).is_some());
         hear(1001, &announcement(f, VRID, 1, 255));
         assert_eq!(who_has(&tables, f), None, "two would answer");
+        // Not everybody knows yet: it carries for a moment, however often the other announces itself.
+        hear(900_000_000, &announcement(f, VRID, 1, 255));
+        for (now, carried) in [(1001 + MASTER_LINGER - 1, true), (1001 + MASTER_LINGER, false)] {
+            tables.nanoseconds.set(now);
+            let ping = from(f, End::Outside, gateway(f, RA)).via(virtual_mac(f)).ping(7, b"there?").frame();
+            let verdict = run(&tables, Entry::External(EXT), &ping);
+            assert_eq!(verdict != Verdict::Passed, carried, "{verdict:?}");
+        }
     }
 }
 

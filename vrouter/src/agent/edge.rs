@@ -77,6 +77,8 @@ pub struct Wanted {
 pub struct Found {
     /// The virtual routers this node is the master of.
     pub mastered: BTreeSet<MasterKey>,
+    /// Those it was the master of until just now: what is still sent to it is carried.
+    pub lingering: BTreeSet<MasterKey>,
     /// Gateways that do not carry: external network and node.
     pub dead: BTreeSet<(String, String)>,
 }
@@ -273,7 +275,8 @@ fn run(
             }
             let mut is_news = false;
             found.send_if_modified(|found| {
-                let now = Found { mastered: routers.mastered(), dead: probes.dead() };
+                let (mastered, lingering) = (routers.mastered(), routers.lingering());
+                let now = Found { mastered, lingering, dead: probes.dead() };
                 is_news = *found != now;
                 if is_news {
                     *found = now;

@@ -29,8 +29,9 @@ pub struct Ports {
     claims: watch::Sender<Claims>,
     receiver: watch::Receiver<Arc<Holders>>,
     holders: Arc<Holders>,
-    /// Blocks that new connections get no ports of, and how many passes had ended when that came in force.
-    retiring: BTreeMap<(String, u32), u64>,
+    /// Blocks that new connections get no ports of, and how many passes had ended when that came in force. `None`: it
+    /// is not in force yet.
+    retiring: BTreeMap<(String, u32), Option<u64>>,
     /// Those of them that were said to be idle: they are as good as returned.
     offered: BTreeSet<(String, u32)>,
     /// Since when a router has had more blocks than it needs.
@@ -91,8 +92,9 @@ impl Ports {
         of.filter(|(_, holder)| *holder == node).map(|(block, _)| *block).collect()
     }
 
-    /// A block for each router that is needed and has none.
-    pub fn claim_first(&mut self, node: &str, translated: &BTreeMap<String, Translated>) {
+    /// A block for each router that is needed and has none, at once, not after a pass through the flow tables. True:
+    /// one that retired is used again, which the compiler has to hear.
+    pub fn claim_first(&mut self, node: &str, translated: &BTreeMap<String, Translated>) -> bool {
         self.claims.send_if_modified(|claims| {
             let before = claims.clone();
             for (router, it) in translated.iter().filter(|(_, it)| it.is_needed) {
@@ -103,6 +105,7 @@ impl Ports {
             *claims != before
         });
         // A router that is needed again does not go without.
+        let before = self.retiring.len();
         for (router, _) in translated.iter().filter(|(_, it)| it.is_needed) {
             let own = self.own(node, router);
             if own.iter().all(|block| self.retiring.contains_key(&(router.clone(), *block))) {
@@ -110,6 +113,13 @@ impl Ports {
                 self.retiring.retain(|block, _| block.0 != *router || offered.contains(block));
             }
         }
+        self.retiring.len() != before
+    }
+
+    /// What [`shares`](Self::shares) said last is in force: no connection that begins from here on gets a port of what
+    /// retires.
+    pub fn confirm(&mut self, passes: u64) {
+        self.retiring.values_mut().for_each(|since| *since = since.or(Some(passes)));
     }
 
     /// After a pass through the flow tables: claims what is needed; whether another topology has to be compiled,
@@ -130,7 +140,11 @@ impl Ports {
         for router in routers {
             let own = self.own(node, &router);
             let Some(it) = translated.get(&router) else {
-                // The router is gone, and its connections with it.
+                // The router is gone from here, and its connections with it. Should it return, it takes others.
+                for block in &own {
+                    self.retiring.insert((router.clone(), *block), Some(passes));
+                    self.offered.insert((router.clone(), *block));
+                }
                 let range = (0, u16::MAX.into());
                 claims.insert(router, Claim { wanted: 0, range, idle: own });
                 continue;
@@ -162,19 +176,20 @@ impl Ports {
                 // One without connections, if there is one; the last first.
                 let idle = working.iter().rev().find(|block| !busy.contains(block));
                 if let Some(block) = idle.or(working.last()) {
-                    self.retiring.insert(key(block), passes);
+                    self.retiring.insert(key(block), None);
                 }
                 self.superfluous.remove(&router);
             }
             // Outside of what the configuration gives.
             for block in own.iter().filter(|block| !is_of_range(block)) {
-                self.retiring.entry(key(block)).or_insert(passes);
+                self.retiring.entry(key(block)).or_insert(None);
             }
             let retiring = own.iter().filter(|block| self.retiring.contains_key(&key(block)));
             // Found without connections by a pass that began when it was out of use.
             let (idle, kept): (BTreeSet<u32>, BTreeSet<u32>) = retiring.copied().partition(|block| {
                 self.offered.contains(&key(block))
-                    || !busy.contains(block) && passes >= self.retiring[&key(block)] + 2
+                    || !busy.contains(block)
+                        && self.retiring[&key(block)].is_some_and(|since| passes >= since + 2)
             });
             self.offered.extend(idle.iter().map(key));
             let wanted = needed + kept.len() as u32;
@@ -208,6 +223,8 @@ mod tests {
         claims: watch::Receiver<Claims>,
         translated: BTreeMap<String, Translated>,
         passes: u64,
+        /// Whether what is compiled comes in force.
+        commits: bool,
     }
 
     impl World {
@@ -219,7 +236,7 @@ mod tests {
             let router =
                 Translated { router_id: 7, address: Ipv4Addr::LOCALHOST, blocks: (1, 63), is_needed: true };
             let translated = BTreeMap::from([("r1".to_owned(), router)]);
-            Self { ports, tell, claims, translated, passes: 0 }
+            Self { ports, tell, claims, translated, passes: 0, commits: true }
         }
 
         fn hold(&mut self, blocks: &[u32]) {
@@ -240,6 +257,9 @@ mod tests {
                 blocks: blocks.to_vec(),
             };
             let changed = self.ports.claim(NODE, &self.translated, &[used], self.passes);
+            if changed && self.commits {
+                self.ports.confirm(self.passes);
+            }
             (self.claims.borrow().get("r1").cloned().unwrap_or_default(), changed)
         }
 
@@ -302,11 +322,47 @@ mod tests {
     }
 
     #[test]
+    fn what_retires_is_idle_only_when_that_is_in_force() {
+        let mut world = World::new();
+        world.hold(&[5, 9]);
+        world.commits = false;
+        let (_, changed) = world.pass(10, &[9]);
+        assert!(changed);
+        for _ in 0..5 {
+            // The old tables give out its ports.
+            assert_eq!(world.pass(10, &[9]).0.idle, BTreeSet::new());
+        }
+        world.ports.confirm(world.passes);
+        assert_eq!(world.pass(10, &[9]).0.idle, BTreeSet::new());
+        assert_eq!(world.pass(10, &[9]).0.idle, BTreeSet::from([5]));
+    }
+
+    #[test]
+    fn a_router_that_is_needed_again_has_ports_at_once() {
+        let mut world = World::new();
+        world.hold(&[5]);
+        world.translated.get_mut("r1").unwrap().is_needed = false;
+        world.pass(1, &[5]);
+        assert_eq!(world.retiring(), [5]);
+        world.translated.get_mut("r1").unwrap().is_needed = true;
+        assert!(world.ports.claim_first(NODE, &world.translated), "it is to be compiled again");
+        assert_eq!(world.retiring(), [0; 0]);
+        assert!(!world.ports.claim_first(NODE, &world.translated));
+        // Not what was said to be idle.
+        world.translated.get_mut("r1").unwrap().is_needed = false;
+        (0..3).for_each(|_| drop(world.pass(0, &[])));
+        world.translated.get_mut("r1").unwrap().is_needed = true;
+        assert!(!world.ports.claim_first(NODE, &world.translated));
+        assert_eq!(world.retiring(), [5]);
+    }
+
+    #[test]
     fn what_is_left_of_a_router_that_is_gone_is_returned() {
         let mut world = World::new();
         world.hold(&[5, 9]);
         world.translated.clear();
         let (claim, _) = world.pass(10, &[5]);
         assert_eq!((claim.wanted, claim.idle), (0, BTreeSet::from([5, 9])));
+        assert_eq!(world.retiring(), [5, 9], "they are not used again");
     }
 }

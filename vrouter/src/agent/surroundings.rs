@@ -16,7 +16,7 @@ use vrouter_common::{
 use super::{
     Agent, UNLEARNED, bgp,
     edge::{self, Participant},
-    external, network_of, status,
+    external, status,
 };
 use crate::{
     banks::Touch,
@@ -28,21 +28,17 @@ use crate::{
 };
 
 impl Agent {
-    /// A router that is new here needs its first ports at once, not after a pass through the flow tables.
-    pub(super) fn claim_first(&mut self) {
-        if let Some(ports) = &mut self.ports {
-            ports.claim_first(&self.config.node, &self.compiled.translated);
-        }
-    }
-
-    /// Tells the edge what it is to be.
+    /// Tells the edge what it is to be: what is in force says. As long as this agent has brought nothing in force,
+    /// what an earlier one said stands.
     pub(super) async fn follow_edge(&mut self) {
+        if self.programmed.is_none() {
+            return;
+        }
         let addresses = if self.compiled.virtual_routers.is_empty() {
             Vec::new()
         } else {
             self.netlink.addresses_v4().await.unwrap_or_default()
         };
-        let failure = status::lock(&self.status).error.clone();
         let participants = self.compiled.virtual_routers.iter().map(|router| {
             let config = self.config_of(&router.network);
             let link = config.and_then(|config| self.links.iter().find(|link| link.name == config.interface));
@@ -57,10 +53,7 @@ impl Agent {
             let hindrance = match (config, link) {
                 (None, _) => Some(format!("this node has no interface on network {}", router.network)),
                 (Some(config), None) => Some(format!("interface {} does not exist", config.interface)),
-                (Some(_), Some(link)) => failure
-                    .as_ref()
-                    .map(|error| format!("the topology is not in force: {error}"))
-                    .or_else(|| self.hindrance(link)),
+                (Some(_), Some(link)) => self.hindrance(link),
             };
             let ifindex = link.map(|link| link.index);
             Participant { router: router.clone(), ifindex, source, hindrance }
@@ -71,7 +64,7 @@ impl Agent {
                 .config_of(network)
                 .and_then(|config| self.links.iter().find(|link| link.name == config.interface));
             let is_well = link.is_some_and(|link| self.hindrance(link).is_none());
-            failure.is_none() && is_well && self.has_way_out(network)
+            is_well && self.has_way_out(network)
         });
         self.edge.follow(edge::Wanted {
             in_service: in_service.map(|(_, vni)| *vni).collect(),
@@ -95,11 +88,11 @@ impl Agent {
 
     /// The interface on an external network, as configured.
     fn config_of(&self, network: &str) -> Option<&ExternalConfig> {
-        let (topology, _) = self.topology.as_ref()?;
+        // One that names none is on the only one there is.
         self.config
             .externals
             .iter()
-            .find(|config| network_of(config, topology).is_some_and(|of| of.name == network))
+            .find(|config| config.network.as_deref().is_none_or(|named| named == network))
     }
 
     /// Whether a gateway knows a way on: on a routed network, by what it learned.
@@ -123,15 +116,24 @@ impl Agent {
         routed.filter_map(of).collect()
     }
 
-    /// Takes what a routing daemon has learned.
+    /// Takes what a routing daemon has learned, and has it used.
     pub(super) async fn follow_routes(&mut self) {
+        let before = self.unlearned.keys().cloned().collect::<Vec<_>>();
+        if self.learn().await {
+            self.commit(&Touch::Changed).await;
+        } else if !before.iter().eq(self.unlearned.keys()) {
+            self.follow_edge().await;
+        }
+    }
+
+    /// Reads what a routing daemon has learned; whether there is anything new.
+    pub(super) async fn learn(&mut self) -> bool {
         let routed = self.routed();
         if routed.is_empty() && self.learned_routes.is_empty() {
-            return;
+            return false;
         }
         match bgp::learned(&self.netlink, &routed).await {
             Ok(mut learned) => {
-                let before = self.unlearned.keys().cloned().collect::<Vec<_>>();
                 self.unlearned.retain(|network, _| !learned.contains_key(network));
                 for (network, routes) in &self.learned_routes {
                     if learned.contains_key(network) || !routed.values().any(|name| name == network) {
@@ -143,22 +145,24 @@ impl Agent {
                         learned.insert(network.clone(), routes.clone());
                     }
                 }
-                if learned != self.learned_routes {
-                    self.learned_routes = learned;
-                    self.commit(&Touch::Changed).await;
-                } else if !before.iter().eq(self.unlearned.keys()) {
-                    self.follow_edge().await;
-                }
+                let is_news = learned != self.learned_routes;
+                self.learned_routes = learned;
+                is_news
             }
-            Err(error) => self.complain("routes", format!("cannot read what was learned: {error:#}")),
+            Err(error) => {
+                self.complain("routes", format!("cannot read what was learned: {error:#}"));
+                false
+            }
         }
     }
 
     /// Has announced what this node carries, as far as it can.
     pub(super) async fn announce(&mut self) {
-        let failed = status::lock(&self.status).error.is_some();
+        if self.programmed.is_none() {
+            return;
+        }
         let mut wanted = BTreeSet::new();
-        for (network, addresses) in self.compiled.announced.iter().filter(|_| !failed) {
+        for (network, addresses) in &self.compiled.announced {
             let link = self
                 .config_of(network)
                 .and_then(|config| self.links.iter().find(|link| link.name == config.interface));
@@ -211,6 +215,14 @@ impl Agent {
             dead_gateways: found.dead,
             ..self.liveness.clone()
         };
+        // Flows go on as they were decided. Those decided while it was the master end here.
+        let before = std::mem::replace(&mut self.lingering, found.lingering);
+        let ended = before.difference(&self.lingering).filter(|key| !found.mastered.contains(key));
+        let networks: BTreeSet<u32> = ended.map(|key| key.network).collect();
+        if !networks.is_empty() {
+            self.liveness = now;
+            return self.commit(&Touch::Networks(networks)).await;
+        }
         self.live(now).await;
     }
 
@@ -231,6 +243,10 @@ impl Agent {
     /// Claims what ports are needed, as the last pass through the flow tables has it.
     pub(super) async fn claim(&mut self) {
         let Some(ports) = &mut self.ports else { return };
+        // Who knows of nothing needs nothing, and would return it all.
+        if self.programmed.is_none() {
+            return;
+        }
         let flows = self.flows.status();
         let (passes, used) = (self.flows.passes(), &flows.snat);
         if ports.claim(&self.config.node, &self.compiled.translated, used, passes) {

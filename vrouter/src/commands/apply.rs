@@ -164,7 +164,7 @@ pub fn diff(args: DiffArgs) -> Result<ExitCode> {
     args.store.run(async |store, _| {
         let snapshot = store.snapshot().await?;
         let wish = Wish::Apply { file: &name, document: &document, prune: args.prune };
-        let plan = change::plan(store, &snapshot, &wish)?;
+        let plan = change::plan(store.keys(), &snapshot, &wish)?;
         let (_, revision) = snapshot
             .head(store.keys())
             .map_err(|wrong| anyhow::anyhow!("the topology's head in etcd: {wrong}"))?;

@@ -82,12 +82,14 @@ impl<'a> Compiler<'a> {
             self.out.image.fdb.insert(FdbKey::new(0, network_id, mac), station);
         }
         if own.is_some() {
+            // The link-local address of it is the node's.
             let all = here(mac, STATION_ROUTER, ROUTER_BY_DESTINATION);
             self.out.image.fdb.insert(FdbKey::new(0, network_id, mac), all);
+        } else {
+            let station = if network.routed { unasked(station) } else { station };
+            self.out.image.addresses.insert(AddressKey::new(0, network_id, link_local), station);
+            self.own_address(router_id, link_local, 0);
         }
-        let station = if network.routed { unasked(station) } else { station };
-        self.out.image.addresses.insert(AddressKey::new(0, network_id, link_local), station);
-        self.own_address(router_id, link_local, 0);
         for address in &gateway.addresses {
             self.own_address(router_id, Ip::from(*address), network_id);
         }

@@ -78,7 +78,7 @@ pub enum Step {
     Return(u32, i64),
 }
 
-/// What a node does next. `busy`: blocks that another was quicker with, not to be tried again at once. `is_gone`: a
+/// What a node does next. `busy`: blocks with which it just failed, not to be tried again at once. `is_gone`: a
 /// node is not in the topology.
 pub fn next_step(
     node: &str,
@@ -90,7 +90,7 @@ pub fn next_step(
 ) -> Option<Step> {
     let is_own = |held: &Held| held.node.as_deref() == Ok(node);
     let own: Vec<u32> = held.iter().filter(|(_, held)| is_own(held)).map(|(block, _)| *block).collect();
-    let returned = own.iter().find(|block| claim.idle.contains(block));
+    let returned = own.iter().find(|block| claim.idle.contains(block) && !busy.contains(block));
     if let Some(block) = returned {
         return Some(Step::Return(*block, held[block].revision));
     }
@@ -251,5 +251,10 @@ mod tests {
         assert_eq!(next_step("a", "r", &claim, &leases, &busy, nobody), None);
         claim.idle = BTreeSet::from([3]);
         assert_eq!(next_step("a", "r", &claim, &leases, &busy, nobody), Some(Step::Return(3, 7)));
+        assert_eq!(
+            next_step("a", "r", &claim, &leases, &BTreeSet::from([3]), nobody),
+            None,
+            "not again at once"
+        );
     }
 }

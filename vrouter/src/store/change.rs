@@ -16,7 +16,7 @@ use etcd_client::{Compare, CompareOp, DeleteOptions, Txn, TxnOp};
 
 use super::{
     client::{Snapshot, Store, bounded, patient},
-    keys::{Key, ObjectName},
+    keys::{Key, Keys, ObjectName},
     record::{Head, Ids, Record, SCHEMA, Staged, objects_of, spec_of},
     report::NodeState,
 };
@@ -73,9 +73,9 @@ pub struct Done {
 }
 
 /// Works a change out, without doing anything.
-pub fn plan(store: &Store, snapshot: &Snapshot, wish: &Wish<'_>) -> Result<Plan> {
-    let stored = snapshot.objects(store.keys())?;
-    let (head, _) = head_of(store, snapshot)?;
+pub fn plan(keys: &Keys, snapshot: &Snapshot, wish: &Wish<'_>) -> Result<Plan> {
+    let stored = snapshot.objects(keys)?;
+    let (head, _) = head_of(keys, snapshot)?;
     // With the trees of the file, for their lines.
     let mut wanted: BTreeMap<&ObjectName, (Record, Option<&Tree>)> = BTreeMap::new();
     let from_file = match wish {
@@ -107,11 +107,14 @@ pub fn plan(store: &Store, snapshot: &Snapshot, wish: &Wish<'_>) -> Result<Plan>
         }
     }
     for (object, &tree) in &from_file {
+        let record = Record::new(spec_of(tree));
         let ids = match stored.get(object) {
-            Some((Ok(record), _)) => record.ids,
+            Some((Ok(before), _)) if gateway_network(before) == gateway_network(&record) => before.ids,
+            // A VRID is one of the network it was given on.
+            Some((Ok(before), _)) => Ids { vrid: None, ..before.ids },
             _ => Ids::default(),
         };
-        let record = Record { ids, ..Record::new(spec_of(tree)) };
+        let record = Record { ids, ..record };
         wanted.insert(object, (record, Some(tree)));
     }
     let mut routers = head.routers;
@@ -137,6 +140,11 @@ pub fn plan(store: &Store, snapshot: &Snapshot, wish: &Wish<'_>) -> Result<Plan>
         }
     }
     Ok(Plan { steps, nodes, routers })
+}
+
+/// The external network that a router is on.
+fn gateway_network(record: &Record) -> Option<&str> {
+    record.spec.get("gateway")?.get("network")?.as_str()
 }
 
 /// Gives networks and routers that are new their numbers.
@@ -291,7 +299,7 @@ async fn attempt(
     attempts: &mut Attempts,
 ) -> Result<Option<Done>> {
     let snapshot = settled(store).await?;
-    let (head, head_revision) = head_of(store, &snapshot)?;
+    let (head, head_revision) = head_of(store.keys(), &snapshot)?;
     if let Some((_, plan)) = attempts.written.iter().find(|(id, _)| *id == head.change) {
         return Ok(Some(Done { plan: plan.clone(), revision: head_revision }));
     }
@@ -301,7 +309,7 @@ async fn attempt(
              again (`vrouter diff`), and apply with that revision"
         );
     }
-    let plan = plan(store, &snapshot, wish)?;
+    let plan = plan(store.keys(), &snapshot, wish)?;
     if let Some(first) = &attempts.first {
         refuse_conflict(first, &plan)?;
     }
@@ -315,8 +323,8 @@ async fn attempt(
     Ok(revision.map(|revision| Done { plan, revision }))
 }
 
-fn head_of(store: &Store, snapshot: &Snapshot) -> Result<(Head, i64)> {
-    snapshot.head(store.keys()).map_err(|wrong| anyhow::anyhow!("the topology's head in etcd: {wrong}"))
+fn head_of(keys: &Keys, snapshot: &Snapshot) -> Result<(Head, i64)> {
+    snapshot.head(keys).map_err(|wrong| anyhow::anyhow!("the topology's head in etcd: {wrong}"))
 }
 
 /// The second time a change is worked out, what it overwrites has to be what it was the first time.
@@ -341,7 +349,7 @@ fn refuse_conflict(first: &Plan, now: &Plan) -> Result<()> {
 pub async fn settled(store: &mut Store) -> Result<Snapshot> {
     loop {
         let snapshot = store.snapshot().await?;
-        let (head, revision) = head_of(store, &snapshot)?;
+        let (head, revision) = head_of(store.keys(), &snapshot)?;
         if head.pending.is_empty() {
             clear_given_up(store, &snapshot).await;
             return Ok(snapshot);
@@ -556,5 +564,65 @@ pub async fn wait(
             return Ok(progress);
         }
         tokio::time::sleep(LOOK).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::client::Raw;
+
+    const DOCUMENT: &str = r#"
+networks:
+  - name: one
+    external: true
+    subnets: [{ name: one4, cidr: 203.0.113.0/24, gateway: 203.0.113.1 }]
+  - name: two
+    external: true
+    subnets: [{ name: two4, cidr: 198.51.100.0/24, gateway: 198.51.100.1 }]
+routers:
+  - { name: r1, gateway: { network: one, address: 203.0.113.10 } }
+  - { name: r2, gateway: { network: two, address: 198.51.100.10 } }
+"#;
+
+    /// etcd after a document was applied to what it had.
+    fn applied(keys: &Keys, snapshot: &Snapshot, text: &str) -> Snapshot {
+        let document = topology::read_tree("test", text).unwrap();
+        let wish = Wish::Apply { file: "test", document: &document, prune: false };
+        let plan = plan(keys, snapshot, &wish).unwrap();
+        let mut after = Snapshot { revision: snapshot.revision + 1, raw: snapshot.raw.clone() };
+        for Step { object, after: record, .. } in plan.steps {
+            let raw = Raw { value: record.unwrap().bytes(), revision: after.revision };
+            after.raw.insert(keys.object(&object), raw);
+        }
+        after
+    }
+
+    fn vrid(keys: &Keys, snapshot: &Snapshot, router: &str) -> u8 {
+        let objects = snapshot.objects(keys).unwrap();
+        let (record, _) = &objects[&ObjectName::new(Kind::Router, router)];
+        record.as_ref().unwrap().ids.vrid.unwrap()
+    }
+
+    #[test]
+    fn a_vrid_is_of_the_network_it_was_given_on() {
+        let keys = Keys::new("/vrouter");
+        let mut first = applied(&keys, &Snapshot::default(), DOCUMENT);
+        // As if both had been given the same, each on its network.
+        let r1 = ObjectName::new(Kind::Router, "r1");
+        let (record, _) = first.objects(&keys).unwrap().remove(&r1).unwrap();
+        let mut record = record.unwrap();
+        record.ids.vrid = Some(vrid(&keys, &first, "r2"));
+        let number = record.ids.router;
+        first.raw.insert(keys.object(&r1), Raw { value: record.bytes(), revision: 1 });
+        let again = applied(&keys, &first, DOCUMENT);
+        assert_eq!(vrid(&keys, &again, "r1"), vrid(&keys, &again, "r2"), "it keeps what it was given");
+        // It moves to where the other is.
+        let moved =
+            DOCUMENT.replace("network: one, address: 203.0.113.10", "network: two, address: 198.51.100.11");
+        let moved = applied(&keys, &again, &moved);
+        assert_ne!(vrid(&keys, &moved, "r1"), vrid(&keys, &moved, "r2"));
+        let (record, _) = moved.objects(&keys).unwrap().remove(&r1).unwrap();
+        assert_eq!(record.unwrap().ids.router, number, "what is the router's own stays");
     }
 }

@@ -249,8 +249,10 @@ struct Failure {
 enum Kind {
     /// It may succeed in a moment.
     Transient,
-    /// What was asked for is older than what etcd still has, or newer than what it has.
-    OtherHistory,
+    /// What was asked for is older than what etcd still has.
+    Compacted,
+    /// It is newer than what it has.
+    Future,
     /// This user may not.
     Denied,
     Final,
@@ -286,7 +288,14 @@ pub fn is_transient(error: &anyhow::Error) -> bool {
 
 /// Whether etcd has not, or no more, what was asked for.
 pub fn is_other_history(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<Failure>().is_some_and(|failure| failure.kind == Kind::OtherHistory)
+    error
+        .downcast_ref::<Failure>()
+        .is_some_and(|failure| matches!(failure.kind, Kind::Compacted | Kind::Future))
+}
+
+/// Whether what was asked for is older than what etcd still has.
+pub fn is_compacted(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<Failure>().is_some_and(|failure| failure.kind == Kind::Compacted)
 }
 
 /// Whether this user may not.
@@ -317,11 +326,11 @@ pub fn explained(error: Error) -> anyhow::Error {
                     || ["leader", "timed out", "transport", "h2 protocol"]
                         .iter()
                         .any(|it| message.contains(it));
-                let other = message.contains("compacted") || message.contains("future revision");
-                let kind = match (passes, other) {
-                    (_, true) => Kind::OtherHistory,
-                    (true, false) => Kind::Transient,
-                    (false, false) => Kind::Final,
+                let kind = match passes {
+                    _ if message.contains("compacted") => Kind::Compacted,
+                    _ if message.contains("future revision") => Kind::Future,
+                    true => Kind::Transient,
+                    false => Kind::Final,
                 };
                 (message.trim_start_matches("etcdserver: ").to_owned(), kind)
             }

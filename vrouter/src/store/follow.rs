@@ -25,7 +25,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::{
     blocks::{Claims, Held, Holders, Lease as BlockLease, Step},
-    client::{Store, bounded, end_of, explained, is_denied, is_other_history},
+    client::{Store, bounded, end_of, explained, is_compacted, is_denied, is_other_history},
     config::StoreConfig,
     keys::ObjectName,
     report::{NodeState, PortState},
@@ -156,6 +156,17 @@ impl Follower {
     }
 }
 
+/// Whether etcd is what it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum History {
+    /// It had then what is known of then.
+    Same,
+    /// It had something else: a backup was restored.
+    Other,
+    /// Nothing is known, or etcd knows no more.
+    Unknown,
+}
+
 /// The follower's own side.
 pub struct Follow {
     options: Options,
@@ -166,6 +177,8 @@ pub struct Follow {
     view: View,
     mirror: Mirror,
     cache: Cache,
+    /// The revision of what the last agent had.
+    remembered: i64,
     /// The revision of the last news that had a topology.
     sent: i64,
     /// What others were told last, and when.
@@ -198,6 +211,7 @@ impl Follow {
             view,
             mirror,
             cache,
+            remembered: 0,
             sent: 0,
             told: None,
             told_at,
@@ -240,6 +254,7 @@ impl Follow {
             self.view.remember(name.clone(), raw);
         }
         self.view.apply(remembered.bindings);
+        self.remembered = remembered.revision;
         self.leases.remember(remembered.blocks);
         if let Some(Assembled { topology: Some(topology), .. }) = self.view.assemble() {
             let news = News {
@@ -323,33 +338,55 @@ impl Follow {
 
     /// Makes sure that what is known is what etcd had at that revision, or reads everything and takes what differs.
     async fn catch_up(&mut self, store: &mut Store) -> Result<()> {
-        if self.mirror.is_sure() && self.goes_on(store).await? {
+        let history = self.history(store).await?;
+        if self.mirror.is_sure() && history == History::Same {
             return Ok(());
         }
         let snapshot = store.snapshot().await?;
-        let followed = self.mirror.revision() > 0;
+        let (known, head) = (self.mirror.revision().max(self.remembered), self.mirror.head_revision());
         let changes = self.mirror.compare(&snapshot, &self.view);
-        self.leases.compared(&self.options.node, self.mirror.blocks(), followed);
+        let went_back = match history {
+            History::Same => false,
+            History::Other => true,
+            History::Unknown => {
+                snapshot.revision < known
+                    || self.mirror.head_revision() < head
+                    || self.leases.misses(self.mirror.blocks())
+            }
+        };
+        self.leases.compared(&self.options.node, self.mirror.blocks(), went_back);
         let (revision, differ) = (snapshot.revision, changes.len());
         self.view.apply(changes);
         let mut link = self.link.lock();
         link.comparisons += 1;
         drop(link);
-        tracing::info!(revision, differ, objects = self.view.len(), "compared with etcd");
+        tracing::info!(revision, differ, went_back, objects = self.view.len(), "compared with etcd");
         Ok(())
     }
 
-    /// Whether etcd's history leads on from what is known: a cluster that was restored from a backup has another.
-    async fn goes_on(&mut self, store: &mut Store) -> Result<bool> {
-        let (key, revision) = (store.keys().head(), self.mirror.revision());
-        let options = GetOptions::new().with_revision(revision);
-        let answer = match bounded(store.kv().get(key, Some(options))).await {
-            Ok(answer) => answer,
-            // Compacted, or of the future: etcd is behind what is known.
-            Err(error) if is_other_history(&error) => return Ok(false),
+    /// Whether etcd's history leads on from what is known: a cluster that was restored from a backup has another. The
+    /// head and the leases tell: whatever else is written changes the head, too.
+    async fn history(&mut self, store: &mut Store) -> Result<History> {
+        let revision = self.mirror.revision();
+        if revision == 0 {
+            return Ok(History::Unknown);
+        }
+        let (head, blocks) = (store.keys().head(), store.keys().blocks());
+        let then = GetOptions::new().with_revision(revision);
+        let leases = then.clone().with_range(end_of(&blocks)).with_keys_only();
+        let (mut kv, mut of_leases) = (store.kv(), store.kv());
+        let answers =
+            tokio::try_join!(bounded(kv.get(head, Some(then))), bounded(of_leases.get(blocks, Some(leases))));
+        let (head, leases) = match answers {
+            Ok(answers) => answers,
+            Err(error) if is_compacted(&error) => return Ok(History::Unknown),
+            // Of the future: etcd is behind what is known.
+            Err(error) if is_other_history(&error) => return Ok(History::Other),
             Err(error) => return Err(error),
         };
-        Ok(self.mirror.has_head(answer.kvs().first().map(etcd_client::KeyValue::value)))
+        let has_head = self.mirror.has_head(head.kvs().first().map(etcd_client::KeyValue::value));
+        let leases = leases.kvs().iter().map(|kv| (kv.key(), kv.mod_revision()));
+        Ok(if has_head && self.mirror.has_leases(leases) { History::Same } else { History::Other })
     }
 
     async fn watch(&self, store: &Store) -> Result<WatchStream> {
@@ -487,8 +524,9 @@ impl Follow {
             Step::Return(block, revision) => {
                 let key = store.keys().block(&router, block);
                 let when = [Compare::mod_revision(key.as_str(), CompareOp::Equal, revision)];
-                // From here on it is not this node's, whatever is heard of the transaction.
+                // From here on it is not this node's, whatever is heard of the transaction, also after a restart.
                 self.leases.give_up(&router, block);
+                self.tell_holders();
                 (block, Txn::new().when(when).and_then([TxnOp::delete(key, None)]))
             }
         };
@@ -500,10 +538,10 @@ impl Follow {
                 if done {
                     let held = matches!(step, Step::Take(_) | Step::TakeOver(..))
                         .then(|| Held { node: Ok(node), revision });
-                    self.leases.done(&router, block, held.is_some());
-                    self.mirror.set_block(router, block, held);
+                    self.leases.done(&self.options.node, &router, block, held.is_some());
+                    self.mirror.wrote_block(router, block, held, revision);
                 } else {
-                    self.leases.lost(&router, block);
+                    self.leases.failed(&router, block);
                 }
                 self.tell_holders();
                 Ok(())

@@ -98,6 +98,11 @@ impl Keys {
         format!("{}bindings/{node}/{port}", self.config)
     }
 
+    /// Where all leases of blocks of ports are.
+    pub fn blocks(&self) -> String {
+        format!("{}blocks/", self.config)
+    }
+
     /// The key of a lease of a block of ports.
     pub fn block(&self, router: &str, block: u32) -> String {
         format!("{}blocks/{router}/{block}", self.config)

@@ -17,7 +17,7 @@ use tokio::{
     sync::mpsc,
     task::JoinHandle,
 };
-use vrouter_common::tables::{Master, MasterKey};
+use vrouter_common::tables::{MASTER_LINGER, Master, MasterKey};
 
 use super::{
     Participant, VirtualRouterStatus,
@@ -31,7 +31,7 @@ const HEARD: usize = 1024;
 /// The largest announcement: 255 IPv6 addresses would be 4 KiB, which no Ethernet carries.
 const FRAME_MAX: usize = 2048;
 /// How long what is sent to this node is carried after another took over.
-const LINGER: Duration = Duration::from_secs(3);
+const LINGER: Duration = Duration::from_nanos(MASTER_LINGER);
 
 /// A frame, and where it came in.
 pub type Heard = (u32, Vec<u8>);
@@ -70,6 +70,8 @@ pub struct Routers {
     speaker: Socket,
     sender: mpsc::Sender<Heard>,
     receiver: mpsc::Receiver<Heard>,
+    /// Of which another is the master now, and until when this node carries what still comes.
+    lingering: BTreeMap<MasterKey, Instant>,
     complaint: Option<String>,
 }
 
@@ -86,6 +88,7 @@ impl Routers {
             speaker,
             sender,
             receiver,
+            lingering: BTreeMap::new(),
             complaint: None,
         })
     }
@@ -123,7 +126,12 @@ impl Routers {
         if !self.members.contains_key(&key) {
             let machine = Machine::new(setting);
             // An earlier agent's word: nobody contradicted it as long as it is not silenced.
-            let speaks = matches!(self.map.lookup(&key), Ok(Some(master)) if master.speaks());
+            let word = self.map.lookup(&key).ok().flatten();
+            let speaks = word.is_some_and(|master| master.speaks());
+            if !speaks && word.is_some() {
+                // It may have flows from the time when it was.
+                self.lingering.insert(key, now + LINGER);
+            }
             let member = Member {
                 participant: participant.clone(),
                 machine,
@@ -190,7 +198,7 @@ impl Routers {
             stale.into_iter().try_for_each(|key| {
                 let now = monotonic();
                 match self.map.lookup(&key)? {
-                    Some(master) if master.is_master == 0 && master.until > now => Ok(()),
+                    Some(master) if !master.speaks() && master.until > now => Ok(()),
                     _ => self.map.remove(&key),
                 }
             })
@@ -202,11 +210,13 @@ impl Routers {
 
     /// When there is something to be done.
     pub fn due(&self) -> Option<Instant> {
-        self.members.values().filter_map(|member| member.machine.due()).min()
+        let machines = self.members.values().filter_map(|member| member.machine.due());
+        machines.chain(self.lingering.values().copied()).min()
     }
 
     /// Does what is due.
     pub fn tick(&mut self, now: Instant) {
+        self.lingering.retain(|_, until| *until > now);
         let due: Vec<_> = self
             .members
             .iter()
@@ -316,6 +326,7 @@ impl Routers {
     fn speak(&mut self, key: MasterKey) {
         let Some(member) = self.members.get_mut(&key) else { return };
         member.speaks = true;
+        self.lingering.remove(&key);
         let until = monotonic() + nanoseconds(member.machine.down_interval());
         let outcome = self.map.set(&key, &Master { until, is_master: 1, silenced: 0 });
         self.told(outcome);
@@ -328,6 +339,7 @@ impl Routers {
             return;
         }
         member.speaks = false;
+        self.lingering.insert(key, Instant::now() + LINGER);
         let until = monotonic() + nanoseconds(LINGER);
         let outcome = self.map.set(&key, &Master { until, is_master: 0, silenced: 0 });
         self.told(outcome);
@@ -396,6 +408,11 @@ impl Routers {
     /// Those this node is the master of.
     pub fn mastered(&self) -> BTreeSet<MasterKey> {
         self.members.values().filter(|member| member.machine.is_master()).map(|member| member.key).collect()
+    }
+
+    /// Those of which another is the master now, and this node still carries what comes.
+    pub fn lingering(&self) -> BTreeSet<MasterKey> {
+        self.lingering.keys().copied().collect()
     }
 
     /// What does not work.

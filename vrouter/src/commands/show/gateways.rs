@@ -136,7 +136,7 @@ fn row(
                 (true, None) => "routers outside choose among those that announce it".to_owned(),
                 (true, Some(note)) => format!("routers outside choose among those that announce it; {note}"),
                 (false, Some(note)) => note.to_owned(),
-                (false, None) => "its interface is down, or the topology is not in force".to_owned(),
+                (false, None) => "its interface is down, or nothing is in force there".to_owned(),
             };
         }
         PLACE_EVERYWHERE => {}

@@ -672,6 +672,13 @@ fn a_routed_network_has_what_was_learned_and_announces_what_is_carried() {
     assert_eq!((leg.mac, leg.flags & (LEG_SHARED | LEG_OWNED)), (nic, LEG_SHARED | LEG_OWNED));
     let station = c.out.image.fdb[&FdbKey::new(0, network, nic)];
     assert_eq!((station.kind, station.owner), (STATION_ROUTER, ROUTER_BY_DESTINATION));
+    // The node's own address there is no router's.
+    let link_local = Ip::link_local_of(nic);
+    assert_eq!(c.out.image.addresses.get(&AddressKey::new(0, network, link_local)), None);
+    for router in ["r1", "r2"] {
+        let key = RouteKey::lookup(0, c.id(NAME_ROUTER, router), link_local);
+        assert_eq!(c.out.image.routes.get(&key), None);
+    }
     let between = c.out.image.fdb[&FdbKey::new(0, network, mac("r1", "c"))];
     assert_eq!(between.owner, c.id(NAME_ROUTER, "r1"), "other nodes address a router");
     // Routers' addresses, forwardings, and what is on b, which has no interface there; vm1 is a's to announce.

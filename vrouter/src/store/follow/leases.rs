@@ -12,11 +12,11 @@ use crate::store::blocks::{Claims, Held, Holders, Step, next_step};
 
 /// What gateways get to hear of a new block, before its ports are used.
 const UNUSED: Duration = Duration::from_millis(500);
-/// How long another's quicker hand is remembered.
+/// How long it is remembered that a transaction did not hold: another was quicker, or this node knew too little.
 const BUSY: Duration = Duration::from_secs(2);
-/// After etcd was found to have another history than what was followed, nobody takes a block before everybody has
-/// said again what he has.
-const SETTLE: Duration = Duration::from_secs(5);
+/// After etcd was found to have gone back (a restored backup), nobody takes a block before everybody has taken again
+/// what he has. Longer than anybody needs to be connected again.
+const SETTLE: Duration = Duration::from_secs(20);
 /// Until the next try if there is no block left, or etcd refuses.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -30,7 +30,7 @@ pub struct Leases {
     told: Arc<Holders>,
     /// New ones, and from when on they may be used.
     fresh: BTreeMap<Block, Instant>,
-    /// Others were quicker.
+    /// What just failed.
     busy: BTreeMap<Block, Instant>,
     /// Had before etcd lost them: to be taken again.
     lost: BTreeSet<Block>,
@@ -83,30 +83,48 @@ impl Leases {
         self.due.into_iter().chain(self.fresh.values().copied()).min()
     }
 
-    /// Everything was compared. `followed`: something was known before, and etcd may have gone back behind it.
-    pub fn compared(&mut self, node: &str, held: &BTreeMap<String, BTreeMap<u32, Held>>, followed: bool) {
+    /// Whether etcd does not have all the leases that were told last.
+    pub fn misses(&self, held: &BTreeMap<String, BTreeMap<u32, Held>>) -> bool {
+        let mut told = self
+            .told
+            .iter()
+            .flat_map(|(router, blocks)| blocks.keys().map(move |block| (router.clone(), *block)));
+        told.any(|block| !is_there(held, &block) && !self.given_up.contains(&block))
+    }
+
+    /// Everything was compared. `went_back`: etcd has not all that it had.
+    pub fn compared(&mut self, node: &str, held: &BTreeMap<String, BTreeMap<u32, Held>>, went_back: bool) {
         let now = Instant::now();
-        let is_there = |(router, block): &Block| held.get(router).is_some_and(|of| of.contains_key(block));
-        let own = self.told.iter().flat_map(|(router, blocks)| {
-            blocks
-                .iter()
-                .filter(|(_, holder)| *holder == node)
-                .map(move |(block, _)| (router.clone(), *block))
-        });
-        self.lost = own.filter(|block| !is_there(block) && !self.given_up.contains(block)).collect();
-        if !self.lost.is_empty() {
-            tracing::warn!(
-                blocks = self.lost.len(),
-                "etcd has lost leases of ports that this node has: they are leased again"
-            );
-        }
-        if followed {
+        self.note_lost(node, held);
+        if went_back {
             self.not_before = now + SETTLE;
         }
         self.due = Some(now);
     }
 
-    /// Tells whose blocks are whose of the routers that are for this node, if that has changed; whether it has.
+    /// What this node has and did not return is its own, whatever became of its lease: it takes it again.
+    fn note_lost(&mut self, node: &str, held: &BTreeMap<String, BTreeMap<u32, Held>>) {
+        let before = self.lost.len();
+        for (router, blocks) in self.told.iter() {
+            for (block, _) in blocks.iter().filter(|(_, holder)| *holder == node) {
+                let key = (router.clone(), *block);
+                if !is_there(held, &key) && !self.given_up.contains(&key) {
+                    self.lost.insert(key);
+                }
+            }
+        }
+        if self.lost.len() > before {
+            tracing::warn!(
+                blocks = self.lost.len(),
+                "etcd has lost leases of ports that this node has: they are leased again"
+            );
+            // Others have perhaps lost theirs, too.
+            self.not_before = Instant::now() + SETTLE;
+        }
+    }
+
+    /// Tells whose blocks are whose of the routers that are for this node, and which are its own of all others, if that
+    /// has changed; whether it has.
     pub fn tell(
         &mut self,
         node: &str,
@@ -114,16 +132,21 @@ impl Leases {
         is_for_it: impl Fn(&str) -> bool,
     ) -> bool {
         let now = Instant::now();
+        self.note_lost(node, held);
         self.fresh.retain(|_, ready| *ready > now);
         self.given_up.retain(|(router, block)| {
             held.get(router).and_then(|of| of.get(block)).is_some_and(|held| held.node.as_deref() == Ok(node))
         });
         let mut holders = Holders::new();
-        for (router, blocks) in held.iter().filter(|(router, _)| is_for_it(router)) {
+        for (router, blocks) in held {
+            let is_for_it = is_for_it(router);
             for (block, held) in blocks {
                 let key = (router.clone(), *block);
                 // One that cannot be read is somebody's, and nobody knows whose.
                 let Ok(holder) = &held.node else { continue };
+                if !is_for_it && holder != node {
+                    continue;
+                }
                 let is_not_yet =
                     holder == node && (self.fresh.contains_key(&key) || self.given_up.contains(&key));
                 if !is_not_yet {
@@ -163,6 +186,9 @@ impl Leases {
         }
         // The answer to its return was lost, and so was the return.
         for (router, block) in &self.given_up {
+            if self.busy.contains_key(&(router.clone(), *block)) {
+                continue;
+            }
             if let Some(there) = held.get(router).and_then(|of| of.get(block))
                 && there.node.as_deref() == Ok(node)
             {
@@ -195,12 +221,12 @@ impl Leases {
     }
 
     /// A transaction succeeded.
-    pub fn done(&mut self, router: &str, block: u32, is_taken: bool) {
+    pub fn done(&mut self, node: &str, router: &str, block: u32, is_taken: bool) {
         self.complaint = None;
         let key = (router.to_owned(), block);
         self.lost.remove(&key);
-        let is_known = self.told.get(router).is_some_and(|of| of.contains_key(&block));
-        if is_taken && !is_known {
+        let holder = self.told.get(router).and_then(|of| of.get(&block));
+        if is_taken && holder.is_none_or(|holder| holder != node) {
             self.fresh.insert(key, Instant::now() + UNUSED);
         }
     }
@@ -210,8 +236,8 @@ impl Leases {
         self.given_up.insert((router.to_owned(), block));
     }
 
-    /// Another was quicker.
-    pub fn lost(&mut self, router: &str, block: u32) {
+    /// A transaction did not hold: another was quicker, or this node knew too little.
+    pub fn failed(&mut self, router: &str, block: u32) {
         self.lost.remove(&(router.to_owned(), block));
         self.busy.insert((router.to_owned(), block), Instant::now() + BUSY);
     }
@@ -228,6 +254,10 @@ impl Leases {
         self.complaint = Some(text);
         self.due = Some(Instant::now() + RETRY);
     }
+}
+
+fn is_there(held: &BTreeMap<String, BTreeMap<u32, Held>>, (router, block): &Block) -> bool {
+    held.get(router).is_some_and(|of| of.contains_key(block))
 }
 
 #[cfg(test)]
@@ -266,7 +296,7 @@ mod tests {
     fn a_new_block_is_used_when_others_have_heard_of_it() {
         let (mut leases, _claims, holders) = leases(1);
         let Some(Step::Take(block)) = next(&mut leases, &Stored::new()) else { panic!("nothing is taken") };
-        leases.done("r1", block, true);
+        leases.done(NODE, "r1", block, true);
         let held = stored(&[(block, NODE)]);
         leases.tell(NODE, &held, |_| true);
         assert_eq!(own(&holders), [0; 0]);
@@ -275,6 +305,55 @@ mod tests {
         assert!(leases.tell(NODE, &held, |_| true));
         assert_eq!(own(&holders), [block]);
         assert_eq!(next(&mut leases, &held), None);
+    }
+
+    #[test]
+    fn a_block_that_is_taken_over_is_used_when_others_have_heard_of_it() {
+        let (mut leases, _claims, holders) = leases(1);
+        leases.tell(NODE, &stored(&[(4, "gone")]), |_| true);
+        leases.done(NODE, "r1", 4, true);
+        leases.tell(NODE, &stored(&[(4, NODE)]), |_| true);
+        assert_eq!(own(&holders), [0; 0]);
+        std::thread::sleep(UNUSED);
+        leases.tell(NODE, &stored(&[(4, NODE)]), |_| true);
+        assert_eq!(own(&holders), [4]);
+    }
+
+    #[test]
+    fn what_this_node_has_of_routers_that_are_not_for_it_is_told_to_be_returned() {
+        let (mut leases, _claims, holders) = leases(0);
+        leases.tell(NODE, &stored(&[(4, NODE), (5, "b")]), |_| false);
+        assert_eq!(*holders.borrow().get("r1").unwrap(), BTreeMap::from([(4, NODE.to_owned())]));
+    }
+
+    #[test]
+    fn nobody_takes_anything_while_others_may_have_what_etcd_lost() {
+        let settles = |leases: &Leases| leases.due().is_some_and(|due| due > Instant::now() + SETTLE / 2);
+        // It was said so.
+        let (mut leases, _claims, _holders) = leases(2);
+        leases.tell(NODE, &stored(&[(4, NODE)]), |_| true);
+        leases.compared(NODE, &stored(&[(4, NODE)]), true);
+        assert_eq!(next(&mut leases, &stored(&[(4, NODE)])), None);
+        assert!(settles(&leases));
+        // This node's own lease is gone: so may be others'.
+        let (mut leases, _claims, _holders) = super::tests::leases(2);
+        leases.tell(NODE, &stored(&[(4, NODE)]), |_| true);
+        leases.compared(NODE, &Stored::new(), false);
+        assert_eq!(next(&mut leases, &Stored::new()), Some(Step::Take(4)), "its own");
+        assert_eq!(next(&mut leases, &stored(&[(4, NODE)])), None);
+        assert!(settles(&leases));
+        // Somebody deleted it.
+        let (mut leases, _claims, holders) = super::tests::leases(2);
+        leases.tell(NODE, &stored(&[(4, NODE)]), |_| true);
+        leases.tell(NODE, &Stored::new(), |_| true);
+        assert_eq!(own(&holders), [4]);
+        assert_eq!(next(&mut leases, &Stored::new()), Some(Step::Take(4)));
+        // Nothing of the kind.
+        let (mut leases, _claims, _holders) = super::tests::leases(2);
+        leases.tell(NODE, &stored(&[(4, NODE), (5, "b")]), |_| true);
+        assert!(leases.misses(&stored(&[(4, NODE)])) && !leases.misses(&stored(&[(4, NODE), (5, "c")])));
+        leases.compared(NODE, &stored(&[(4, NODE), (5, "b")]), false);
+        assert!(matches!(next(&mut leases, &stored(&[(4, NODE), (5, "b")])), Some(Step::Take(_))));
     }
 
     #[test]
@@ -290,11 +369,11 @@ mod tests {
             leases.tell(NODE, &Stored::new(), |_| true);
             assert_eq!(own(&holders), [4]);
         }
-        leases.done("r1", 4, true);
+        leases.done(NODE, "r1", 4, true);
         leases.tell(NODE, &stored(&[(4, NODE)]), |_| true);
         assert_eq!(own(&holders), [4], "without a pause");
         assert_eq!(next(&mut leases, &stored(&[(4, NODE)])), None);
-        // Another has taken it meanwhile: it is that one's, and nobody takes any for a while.
+        // Another has taken it meanwhile: it is that one's.
         leases.compared(NODE, &stored(&[(4, "b")]), true);
         leases.tell(NODE, &stored(&[(4, "b")]), |_| true);
         assert_eq!(own(&holders), [0; 0]);
@@ -313,6 +392,10 @@ mod tests {
         leases.give_up("r1", 5);
         leases.tell(NODE, &held, |_| true);
         assert_eq!(own(&holders), [4]);
+        // A return that does not hold is not tried without end.
+        leases.failed("r1", 5);
+        assert_eq!(next(&mut leases, &held), None);
+        leases.busy.clear();
         // The agent, told that it is gone, says nothing of it any more.
         claims.send_replace(Claims::from([(
             "r1".to_owned(),

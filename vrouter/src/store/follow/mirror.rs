@@ -35,6 +35,8 @@ pub struct Mirror {
     staged: BTreeMap<String, BTreeMap<ObjectName, Vec<u8>>>,
     /// Leases of blocks of ports, by router and block.
     blocks: BTreeMap<String, BTreeMap<u32, Held>>,
+    /// Leases that this node has written itself, and the revisions of that: they may be ahead of the rest.
+    written: BTreeMap<(String, u32), i64>,
     /// The revision the head was written at.
     head_revision: i64,
 }
@@ -52,6 +54,7 @@ impl Mirror {
             unusable: None,
             staged: BTreeMap::new(),
             blocks: BTreeMap::new(),
+            written: BTreeMap::new(),
             head_revision: 0,
         }
     }
@@ -66,8 +69,14 @@ impl Mirror {
         self.head_revision
     }
 
+    /// This node has written a lease, or deleted one.
+    pub fn wrote_block(&mut self, router: String, block: u32, held: Option<Held>, revision: i64) {
+        self.written.insert((router.clone(), block), revision);
+        self.set_block(router, block, held);
+    }
+
     /// A lease was written, or is gone.
-    pub fn set_block(&mut self, router: String, block: u32, held: Option<Held>) {
+    fn set_block(&mut self, router: String, block: u32, held: Option<Held>) {
         let of_router = self.blocks.entry(router.clone()).or_default();
         match held {
             Some(held) => drop(of_router.insert(block, held)),
@@ -101,6 +110,26 @@ impl Mirror {
     /// Whether this is the head as it is known.
     pub fn has_head(&self, value: Option<&[u8]>) -> bool {
         self.head.as_deref() == value
+    }
+
+    /// Whether these are the leases as they were known at [`revision`](Self::revision): keys, and when they were written.
+    /// What this node wrote later does not count.
+    pub fn has_leases<'k>(&self, stored: impl Iterator<Item = (&'k [u8], i64)>) -> bool {
+        let mut stored: BTreeMap<(String, u32), i64> = stored
+            .filter_map(|(key, revision)| match self.keys.read(key) {
+                Some(Key::Block { router, block }) => Some(((router, block), revision)),
+                _ => None,
+            })
+            .collect();
+        let mut known: BTreeMap<(String, u32), i64> = BTreeMap::new();
+        for (router, of_router) in &self.blocks {
+            known.extend(of_router.iter().map(|(block, held)| ((router.clone(), *block), held.revision)));
+        }
+        for (lease, _) in self.written.iter().filter(|(_, revision)| **revision > self.revision) {
+            stored.remove(lease);
+            known.remove(lease);
+        }
+        stored == known
     }
 
     /// Why nothing can be made of what etcd has.
@@ -137,6 +166,7 @@ impl Mirror {
         }
         (self.revision, self.seen, self.sure, self.staged) = (snapshot.revision, seen, true, staged);
         self.blocks.clear();
+        self.written.clear();
         blocks.into_iter().for_each(|(router, block, held)| self.set_block(router, block, Some(held)));
         self.set_head(head);
         if self.unusable.is_some() {
@@ -182,6 +212,7 @@ impl Mirror {
     /// Takes what happened in one revision; whether somebody waits for it.
     pub fn take(&mut self, revision: i64, events: Vec<Event>, view: &mut View) -> bool {
         self.revision = self.revision.max(revision);
+        self.written.retain(|_, written| *written > revision);
         let (mut changes, mut head, mut topology) = (Vec::new(), None, false);
         for Event { key, value, .. } in events {
             match self.keys.read(&key) {
@@ -266,5 +297,40 @@ fn value_of(staged: &[u8]) -> Option<Vec<u8>> {
         Ok(Staged::Put(record)) => Some(record.bytes()),
         Ok(Staged::Delete) => None,
         Err(_) => Some(staged.to_vec()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leases_are_compared_as_they_were_then() {
+        let keys = Keys::new("/vrouter");
+        let mut mirror = Mirror::new(keys.clone());
+        let mut view = View::new("a", vec![None]);
+        let lease = |block: u32, revision| Event {
+            key: keys.block("r1", block).into_bytes(),
+            value: Some(Lease::new("a").bytes()),
+            revision,
+        };
+        mirror.take(5, vec![lease(1, 5)], &mut view);
+        mirror.take(6, vec![lease(2, 6)], &mut view);
+        let has = |mirror: &Mirror, stored: &[(u32, i64)]| {
+            let stored: Vec<_> = stored.iter().map(|(block, at)| (keys.block("r1", *block), *at)).collect();
+            mirror.has_leases(stored.iter().map(|(key, at)| (key.as_bytes(), *at)))
+        };
+        assert!(has(&mirror, &[(1, 5), (2, 6)]));
+        // One is missing, was written at another time, or is not known.
+        for other in [&[(1, 5)][..], &[(1, 5), (2, 4)], &[(1, 5), (2, 6), (3, 6)]] {
+            assert!(!has(&mirror, other), "{other:?}");
+        }
+        // What this node did is ahead of what it follows.
+        let held = Held { node: Ok("a".to_owned()), revision: 9 };
+        mirror.wrote_block("r1".to_owned(), 3, Some(held), 9);
+        mirror.wrote_block("r1".to_owned(), 1, None, 8);
+        assert!(has(&mirror, &[(1, 5), (2, 6)]) && !has(&mirror, &[(1, 5)]));
+        mirror.take(9, vec![lease(3, 9)], &mut view);
+        assert!(has(&mirror, &[(2, 6), (3, 9)]) && !has(&mirror, &[(1, 5), (2, 6)]));
     }
 }
