@@ -671,6 +671,8 @@ fn the_thread_does_what_it_is_told_and_says_how_it_is() {
             kinds.extend(wire.frames().iter().map(|frame| kind(frame)));
         }
         assert_eq!(maps.hop(hop).flags, HOP_USED | HOP_FAILED, "{kinds:?}");
+        // On a busy machine all of it may have happened since.
+        kinds.extend(wire.frames().iter().map(|frame| kind(frame)));
         kinds.sort();
         kinds.dedup();
         assert_eq!(kinds, ["advertisement", "announcement", "who has 1"]);
