@@ -13,23 +13,35 @@ pub const EBPF_ENV: &str = "VR_EBPF";
 /// The compile-time variable that holds the object's path, for `aya::include_bytes_aligned!`.
 pub const OBJECT_ENV: &str = "VR_EBPF_OBJECT";
 
+/// The same for the variant that explains (feature `trace`).
+pub const TRACE_OBJECT_ENV: &str = "VR_EBPF_TRACE_OBJECT";
+
 /// To be called by the build script of a crate that lies beside the eBPF crate in the repository.
 pub fn embed() -> Result<()> {
     let root = crate_directory()?.join("..");
     let out_dir =
         PathBuf::from(std::env::var_os("OUT_DIR").context("OUT_DIR is not set: call this from build.rs")?);
     let embedded = out_dir.join("vrouter.bpf.o");
+    let explaining = out_dir.join("vrouter-trace.bpf.o");
 
     for name in [EBPF_ENV, "EBPF_RUSTC", "BPF_LINKER"] {
         println!("cargo::rerun-if-env-changed={name}");
     }
     match std::env::var(EBPF_ENV).ok().as_deref() {
         Some("skip") => {
-            std::fs::write(&embedded, []).with_context(|| format!("cannot write {}", embedded.display()))?;
+            write_empty(&embedded)?;
+            write_empty(&explaining)?;
         }
         Some(path) if !path.is_empty() => {
             println!("cargo::rerun-if-changed={path}");
             copy(Path::new(path), &embedded).with_context(|| format!("{EBPF_ENV}={path}"))?;
+            // Beside it, if it is to be had.
+            let beside = format!("{}{TRACE_SUFFIX}", path.trim_end_matches(".o"));
+            println!("cargo::rerun-if-changed={beside}");
+            match Path::new(&beside).is_file() {
+                true => copy(Path::new(&beside), &explaining).with_context(|| beside)?,
+                false => write_empty(&explaining)?,
+            }
         }
         _ => {
             for source in sources() {
@@ -42,10 +54,21 @@ pub fn embed() -> Result<()> {
                 FEATURES.into_iter().filter(|name| std::env::var_os(feature_env(name)).is_some()).collect();
             let directory = target_dir(&out_dir)?.join(features.join("-"));
             copy(&build(&toolchain, &manifest, &directory, &features)?, &embedded)?;
+            let features: Vec<&str> = features.into_iter().chain(["trace"]).collect();
+            let directory = target_dir(&out_dir)?.join(features.join("-"));
+            copy(&build(&toolchain, &manifest, &directory, &features)?, &explaining)?;
         }
     }
     println!("cargo::rustc-env={OBJECT_ENV}={}", embedded.display());
+    println!("cargo::rustc-env={TRACE_OBJECT_ENV}={}", explaining.display());
     Ok(())
+}
+
+/// What the variant that explains is called beside an object that is given: `NAME-trace.o`.
+const TRACE_SUFFIX: &str = "-trace.o";
+
+fn write_empty(path: &Path) -> Result<()> {
+    std::fs::write(path, []).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Features that the program and its object have alike.

@@ -15,7 +15,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-pub use embed::{EBPF_ENV, OBJECT_ENV, embed};
+pub use embed::{EBPF_ENV, OBJECT_ENV, TRACE_OBJECT_ENV, embed};
 pub use toolchain::{CoreSource, Toolchain};
 
 /// The eBPF package, and the name of its only binary.

@@ -153,6 +153,12 @@ impl From<core::net::IpAddr> for Ip {
 }
 
 #[cfg(any(test, feature = "user"))]
+impl core::fmt::Display for Ip {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        core::net::IpAddr::from(*self).fmt(f)
+    }
+}
+
 impl From<Ip> for core::net::IpAddr {
     fn from(ip: Ip) -> Self {
         if ip.is_v4() {

@@ -38,6 +38,7 @@ pub mod policy;
 pub mod reason;
 pub mod route;
 pub mod tables;
+pub mod traced;
 pub mod track;
 pub mod translate;
 pub mod tunnel;

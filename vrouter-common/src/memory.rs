@@ -598,8 +598,13 @@ pub enum Entry {
 
 /// Runs a frame through the decision as a TC program would.
 pub fn run(tables: &MemoryTables, entry: Entry, packet: MemoryPacket) -> Verdict {
+    run_with(tables, &mut tables.scratch.borrow_mut(), entry, packet)
+}
+
+/// The same over other tables. `work`: as the kernel's scratch, it holds what the packet before left in it.
+pub fn run_with<T: Tables>(tables: &T, work: &mut Work, entry: Entry, packet: MemoryPacket) -> Verdict {
     let bytes = packet.len() as u64;
-    let verdict = try_run(tables, entry, packet).unwrap_or_else(Verdict::Dropped);
+    let verdict = try_run(tables, work, entry, packet).unwrap_or_else(Verdict::Dropped);
     match &verdict {
         Verdict::Dropped(reason) | Verdict::Answered { refused: Some(reason), .. } => {
             tables.count_drop(*reason, bytes);
@@ -609,7 +614,12 @@ pub fn run(tables: &MemoryTables, entry: Entry, packet: MemoryPacket) -> Verdict
     verdict
 }
 
-fn try_run(tables: &MemoryTables, entry: Entry, mut packet: MemoryPacket) -> Result<Verdict, DropReason> {
+fn try_run<T: Tables>(
+    tables: &T,
+    work: &mut Work,
+    entry: Entry,
+    mut packet: MemoryPacket,
+) -> Result<Verdict, DropReason> {
     let Some(ingress) = enter(tables, entry, &packet)? else {
         tables.count(Event::ToKernel);
         return Ok(Verdict::Passed);
@@ -618,8 +628,6 @@ fn try_run(tables: &MemoryTables, entry: Entry, mut packet: MemoryPacket) -> Res
     if let Some(exit) = pipeline::established(&mut packet, tables, &ingress, Hook::Tc, &mut unknown) {
         return Ok(sent(exit?, &packet));
     }
-    // As the kernel's, it holds what the packet before left in it.
-    let work = &mut *tables.scratch.borrow_mut();
     work.plan.unknown = unknown;
     pipeline::read(&packet, tables, &ingress, &mut work.headers, &mut work.quoted, Hook::Tc)?;
     let Work { headers, quoted, plan, .. } = &mut *work;
@@ -680,8 +688,8 @@ fn try_run(tables: &MemoryTables, entry: Entry, mut packet: MemoryPacket) -> Res
     }
 }
 
-fn settle(
-    tables: &MemoryTables,
+fn settle<T: Tables>(
+    tables: &T,
     ingress: &Ingress,
     headers: &Headers,
     plan: &mut Plan,
@@ -701,11 +709,12 @@ fn settle(
 }
 
 /// Where a frame comes in; `None`: not ours.
-fn enter(tables: &MemoryTables, entry: Entry, packet: &MemoryPacket) -> Result<Option<Ingress>, DropReason> {
+fn enter<T: Tables>(tables: &T, entry: Entry, packet: &MemoryPacket) -> Result<Option<Ingress>, DropReason> {
+    let Some(commit) = tables.commit() else { return Ok(None) };
     Ok(match entry {
         Entry::Port(ifindex) => Some(Ingress::port(ifindex)),
-        Entry::Uplink => tunnel::open(packet, tables.commit.vtep)?.map(|outer| Ingress::tunnel(&outer)),
-        Entry::External(ifindex) => tables.commit.external_vni(ifindex).map(Ingress::external),
+        Entry::Uplink => tunnel::open(packet, commit.vtep)?.map(|outer| Ingress::tunnel(&outer)),
+        Entry::External(ifindex) => commit.external_vni(ifindex).map(Ingress::external),
     })
 }
 

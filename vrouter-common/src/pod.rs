@@ -1,6 +1,10 @@
 //! aya's marker for what may be copied to and from kernel maps.
 
-use crate::{flow::*, tables::*};
+use crate::{
+    flow::*,
+    tables::*,
+    traced::{Leaves, StepHead, TraceInput},
+};
 
 macro_rules! pod {
     ($($name:ty),+ $(,)?) => { $(
@@ -31,6 +35,7 @@ pod!(
     Hop,
     HopKey,
     Learned,
+    Leaves,
     LearnedKey,
     Master,
     MasterKey,
@@ -53,6 +58,8 @@ pod!(
     SnatOwner,
     SnatOwnerKey,
     Station,
+    StepHead,
+    TraceInput,
     Underlay,
     Upcall,
     VniKey,

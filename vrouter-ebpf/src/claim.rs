@@ -3,7 +3,7 @@
 
 use vrouter_common::{plan::Work, reason::DropReason, track};
 
-use crate::{maps, tables::Maps};
+use crate::{Maps, maps};
 
 const TAKEN: u32 = 0;
 const CLAIMED: u32 = 1;

@@ -2,7 +2,7 @@
 
 use vrouter_common::tables::{EXPIRE_MAX, FlowTable, Tables};
 
-use crate::{maps, tables::Maps};
+use crate::{Maps, maps};
 
 /// Goes through [`maps::EXPIRE`].
 #[inline(always)]

@@ -10,6 +10,7 @@
 //! | `vr_xdp_external` | native XDP of an interface on an external network | [`xdp::external`] |
 //! | `vr_clock` | `BPF_PROG_TEST_RUN` only | tells user space the clock of the flow table |
 //! | `vr_expire` | `BPF_PROG_TEST_RUN` only | [`expire::run`] |
+//! | `vr_trace` | `BPF_PROG_TEST_RUN` only, feature `trace` | `trace::run` |
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
@@ -20,7 +21,14 @@ mod expire;
 mod maps;
 mod tables;
 mod tc;
+#[cfg(feature = "trace")]
+mod trace;
 mod xdp;
+
+#[cfg(not(feature = "trace"))]
+use tables::Maps;
+#[cfg(feature = "trace")]
+use trace::Maps;
 
 use aya_ebpf::{
     bindings::TC_ACT_OK,
@@ -80,6 +88,13 @@ pub fn vr_clock(_ctx: TcContext) -> i32 {
 pub fn vr_expire(_ctx: TcContext) -> i32 {
     expire::run();
     TC_ACT_OK
+}
+
+/// Decides a packet and says how.
+#[cfg(feature = "trace")]
+#[classifier]
+pub fn vr_trace(ctx: TcContext) -> i32 {
+    trace::run(ctx.skb.skb)
 }
 
 #[cfg(not(test))]

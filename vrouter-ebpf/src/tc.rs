@@ -27,7 +27,7 @@ use vrouter_common::{
     wire::*,
 };
 
-use crate::{maps, tables::Maps};
+use crate::{Maps, maps};
 
 /// Bytes of headers that must be directly readable: outer and inner, with the longest IPv4 header.
 const HEADERS: u32 = 160;
@@ -353,6 +353,8 @@ fn dropped(reason: DropReason, bytes: u64) -> i32 {
 /// Sends a packet where it leaves.
 #[inline(always)]
 fn emit(skb: *mut __sk_buff, exit: Exit) -> i32 {
+    #[cfg(feature = "trace")]
+    crate::trace::leave(&exit);
     match exit {
         // SAFETY: a helper of scalars.
         Exit::Interface(ifindex) => unsafe { helpers::bpf_redirect(ifindex, 0) as i32 },
@@ -390,7 +392,14 @@ fn emit(skb: *mut __sk_buff, exit: Exit) -> i32 {
 /// From a workload.
 #[inline(always)]
 pub fn port(skb: *mut __sk_buff) -> i32 {
-    go(skb, fast_port(skb))
+    // SAFETY: the program's context.
+    port_at(skb, unsafe { (*skb).ifindex })
+}
+
+/// From the workload on an interface.
+#[inline(always)]
+pub fn port_at(skb: *mut __sk_buff, ifindex: u32) -> i32 {
+    go(skb, fast_port(skb, ifindex))
 }
 
 /// From the underlay.
@@ -402,7 +411,14 @@ pub fn uplink(skb: *mut __sk_buff) -> i32 {
 /// From an external network.
 #[inline(always)]
 pub fn external(skb: *mut __sk_buff) -> i32 {
-    go(skb, fast_external(skb))
+    // SAFETY: the program's context.
+    external_at(skb, unsafe { (*skb).ifindex })
+}
+
+/// From the external network behind an interface.
+#[inline(always)]
+pub fn external_at(skb: *mut __sk_buff, ifindex: u32) -> i32 {
+    go(skb, fast_external(skb, ifindex))
 }
 
 /// No flow entry decides the packet; the scratch says where it came in.
@@ -415,11 +431,9 @@ fn go(skb: *mut __sk_buff, verdict: i32) -> i32 {
 }
 
 #[inline(never)]
-fn fast_port(skb: *mut __sk_buff) -> i32 {
+fn fast_port(skb: *mut __sk_buff, ifindex: u32) -> i32 {
     let mut packet = Skb::fast(skb);
-    // SAFETY: the program's context.
-    let ingress = Ingress::port(unsafe { (*skb).ifindex });
-    fast(&mut packet, &ingress)
+    fast(&mut packet, &Ingress::port(ifindex))
 }
 
 #[inline(never)]
@@ -441,10 +455,8 @@ fn fast_uplink(skb: *mut __sk_buff) -> i32 {
 }
 
 #[inline(never)]
-fn fast_external(skb: *mut __sk_buff) -> i32 {
+fn fast_external(skb: *mut __sk_buff, ifindex: u32) -> i32 {
     let mut packet = Skb::fast(skb);
-    // SAFETY: the program's context.
-    let ifindex = unsafe { (*skb).ifindex };
     match maps::COMMIT.get(0).and_then(|commit| commit.external_vni(ifindex)) {
         Some(vni) => fast(&mut packet, &Ingress::external(vni)),
         None => {
@@ -900,6 +912,21 @@ pub extern "C" fn vr_tc_flood(skb: *mut __sk_buff) -> i32 {
     TC_ACT_SHOT
 }
 
+/// Sends a copy by an interface. `to`: the interface, or the node it is for.
+#[cfg(not(feature = "trace"))]
+#[inline(always)]
+fn copy(skb: *mut __sk_buff, ifindex: u32, _to: u32) {
+    // SAFETY: the program's context, carried through a loop's.
+    unsafe { helpers::bpf_clone_redirect(skb, ifindex, 0) };
+}
+
+/// Nothing is sent.
+#[cfg(feature = "trace")]
+#[inline(always)]
+fn copy(_skb: *mut __sk_buff, _ifindex: u32, to: u32) {
+    Maps.copy(to);
+}
+
 /// One port of this node.
 extern "C" fn flood_port(_index: u32, round: *mut c_void) -> i64 {
     // SAFETY: the `Round` of `vr_tc_flood`.
@@ -912,8 +939,7 @@ extern "C" fn flood_port(_index: u32, round: *mut c_void) -> i64 {
     };
     round.cursor = receiver.next;
     if receiver.at != round.except && accepts(round.network.bank(), receiver.at) {
-        // SAFETY: the program's context, carried through the loop's.
-        unsafe { helpers::bpf_clone_redirect(round.skb, receiver.at, 0) };
+        copy(round.skb, receiver.at, receiver.at);
     }
     0
 }
@@ -955,8 +981,7 @@ extern "C" fn flood_node(_index: u32, round: *mut c_void) -> i64 {
     let (macs, ethertype) = (eth.macs(0), eth.be16(12));
     let sport = tunnel::outer_sport(macs.0[2] ^ macs.0[1]);
     if tunnel::write(&packet, way, round.vni, sport, &macs, ethertype).is_ok() {
-        // SAFETY: as in `flood_port`.
-        unsafe { helpers::bpf_clone_redirect(round.skb, way.ifindex, 0) };
+        copy(round.skb, way.ifindex, receiver.at);
     }
     0
 }

@@ -20,8 +20,7 @@ use vrouter_common::{
 };
 
 use crate::{
-    maps,
-    tables::Maps,
+    Maps, maps,
     tc::{Bytes, bounds, fresh},
 };
 

@@ -2,7 +2,9 @@
 
 use std::{io::IsTerminal, process::ExitCode};
 
-use crate::commands::{agent, apply, completions, conntrack, flows, get, map_dump, show, status, validate};
+use crate::commands::{
+    agent, apply, completions, conntrack, flows, get, map_dump, show, status, trace, validate,
+};
 use clap::{CommandFactory, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
@@ -27,6 +29,7 @@ enum Command {
     Status(status::Args),
     Show(show::Args),
     Flows(flows::Args),
+    Trace(trace::Args),
     Conntrack(conntrack::Args),
     MapDump(map_dump::Args),
     Completions(completions::Args),
@@ -49,6 +52,7 @@ pub fn run() -> ExitCode {
         Command::Status(args) => status::run(&args),
         Command::Show(args) => show::run(&args),
         Command::Flows(args) => flows::run(&args),
+        Command::Trace(args) => trace::run(&args),
         Command::Conntrack(args) => conntrack::run(&args),
         Command::MapDump(args) => map_dump::run(&args),
         Command::Completions(args) => completions::run(&args, Cli::command()),

@@ -423,7 +423,8 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<()> {
     })
 }
 
-fn loading(name: &str, error: aya::programs::ProgramError) -> anyhow::Error {
+/// What the verifier said last.
+pub fn loading(name: &str, error: aya::programs::ProgramError) -> anyhow::Error {
     if let aya::programs::ProgramError::LoadError { io_error, verifier_log } = &error {
         let log = verifier_log.to_string();
         let lines: Vec<_> = log.lines().rev().take(30).collect();

@@ -21,3 +21,4 @@ pub mod netlink;
 pub mod output;
 pub mod store;
 pub mod topology;
+pub mod trace;

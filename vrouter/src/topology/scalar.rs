@@ -137,6 +137,14 @@ pub fn mac(node: &Node) -> Result<Mac, Fault> {
     Err(Fault::new(format!("{mac} {wrong}"), "use a unicast address, like 02:00:00:00:01:0a"))
 }
 
+impl std::str::FromStr for Mac {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        parse_mac(text).ok_or(())
+    }
+}
+
 fn parse_mac(text: &str) -> Option<Mac> {
     let mut bytes = [0; 6];
     let mut pairs = text.split([':', '-']);
