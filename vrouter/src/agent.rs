@@ -586,6 +586,9 @@ impl Agent {
     fn attach(&mut self, ports: &[LocalPort], still: &[LocalPort]) {
         let by_name: HashMap<&str, &Link> =
             self.links.iter().map(|link| (link.name.as_str(), link)).collect();
+        let states =
+            ports.iter().map(|port| PortStatus::new(port, by_name.get(port.interface.as_str()).copied()));
+        let states: Vec<_> = states.collect();
         let mut wanted = BTreeMap::new();
         let mut uplinks = Vec::new();
         for name in &self.config.uplinks {
@@ -706,8 +709,7 @@ impl Agent {
                 }
             }
         }
-        let ports: Vec<_> = ports.iter().map(PortStatus::from).collect();
-        for port in ports.iter().filter(|port| port.ifindex.is_none()) {
+        for port in states.iter().filter(|port| port.ifindex.is_none()) {
             self.complain(
                 &format!("port {}", port.name),
                 format!(
@@ -716,11 +718,11 @@ impl Agent {
                 ),
             );
         }
-        for port in ports.iter().filter(|port| port.ifindex.is_some()) {
+        for port in states.iter().filter(|port| port.ifindex.is_some()) {
             self.logged.remove(&format!("port {}", port.name));
         }
         let mut status = status::lock(&self.status);
-        status.ports = ports;
+        status.ports = states;
         status.uplinks = uplinks;
         status.externals = externals;
     }

@@ -116,6 +116,8 @@ pub struct World {
     pub names: Identities,
     /// Names of interfaces, by index, as far as they are known.
     pub interfaces: std::collections::BTreeMap<u32, String>,
+    /// Ports whose interface is down, as far as an agent says so.
+    pub down: std::collections::BTreeSet<String>,
     engine: Engine,
 }
 

@@ -78,6 +78,8 @@ pub struct PortStatus {
     pub interface: String,
     /// `None`: missing.
     pub ifindex: Option<u32>,
+    /// `up`, `no_carrier` (the workload's end is down), `down` or `missing`.
+    pub state: &'static str,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -135,9 +137,16 @@ impl UplinkStatus {
     }
 }
 
-impl From<&LocalPort> for PortStatus {
-    fn from(port: &LocalPort) -> Self {
-        Self { name: port.name.clone(), interface: port.interface.clone(), ifindex: port.ifindex }
+impl PortStatus {
+    /// A port, and the link it is at, if there is one.
+    pub fn new(port: &LocalPort, link: Option<&netlink::Link>) -> Self {
+        let state = match link.filter(|_| port.ifindex.is_some()) {
+            Some(link) if link.up && link.carrier => "up",
+            Some(link) if link.up => "no_carrier",
+            Some(_) => "down",
+            None => "missing",
+        };
+        Self { name: port.name.clone(), interface: port.interface.clone(), ifindex: port.ifindex, state }
     }
 }
 

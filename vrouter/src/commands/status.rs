@@ -117,6 +117,13 @@ fn collect(args: &Args) -> Result<Status> {
                     text(&port["interface"])
                 ));
             }
+            for port in agent["ports"].as_array().into_iter().flatten().filter(|port| port["state"] == "down")
+            {
+                let (name, interface) = (text(&port["name"]), text(&port["interface"]));
+                complaints.push(format!(
+                    "port {name}: interface {interface} is down, so that nothing reaches it: `ip link set {interface} up`"
+                ));
+            }
             let flows = &agent["flows"]["flows"];
             if flows["pressure"] == "critical" {
                 complaints.push(format!(

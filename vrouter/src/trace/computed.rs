@@ -5,7 +5,7 @@
 
 use std::{
     cell::{Cell, OnceCell, RefCell},
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
 };
 
 use anyhow::{Result, bail};
@@ -214,6 +214,7 @@ pub fn world(topology: &Topology, node: &str) -> Result<World> {
         image: tables.image.clone(),
         names,
         interfaces: names_of,
+        down: BTreeSet::new(),
         engine: Engine::Computed(Box::new(tables)),
     })
 }

@@ -106,7 +106,7 @@ impl Worlds {
         match start {
             Start::Port(name) => {
                 let world = match (&self.pins, &self.topology) {
-                    (Some((bpffs, instance)), _) => live::world(&Pins::new(bpffs, instance))?,
+                    (Some((bpffs, instance)), _) => live::world(bpffs, instance)?,
                     (None, Some(topology)) => computed::world(topology, node_of(topology, name)?)?,
                     (None, None) => bail!("neither a data path nor a topology to trace on"),
                 };
@@ -115,7 +115,7 @@ impl Worlds {
             }
             Start::Outside(name) => {
                 let world = match (&self.pins, &self.topology) {
-                    (Some((bpffs, instance)), _) => live::world(&Pins::new(bpffs, instance))?,
+                    (Some((bpffs, instance)), _) => live::world(bpffs, instance)?,
                     (None, Some(topology)) => computed::world(topology, self.outermost(topology, name)?)?,
                     (None, None) => bail!("neither a data path nor a topology to trace on"),
                 };
@@ -144,7 +144,7 @@ impl Worlds {
                 // Labs have many nodes on one machine.
                 let pins = Pins::new(bpffs, &instance);
                 if instance != *own && is_at(&pins, vtep) {
-                    return live::world(&pins).map(Some);
+                    return live::world(bpffs, &instance).map(Some);
                 }
             }
         }
@@ -393,8 +393,18 @@ fn conclude(world: &World, run: &Run) -> (Verdict, Next) {
     };
     let key = BindingKey { ifindex: Scoped::new(0, leaves.ifindex) };
     if let Some(binding) = world.image.bindings.get(&key) {
-        let text = format!("delivered to port {}", world.name(NAME_PORT, binding.port));
-        return (Verdict::new("delivered", text), Next::Nothing);
+        let port = world.name(NAME_PORT, binding.port);
+        let verdict = match world.down.contains(&port) {
+            true => Verdict {
+                reason: Some("interface_down"),
+                ..Verdict::new(
+                    "dropped",
+                    format!("sent to port {port}, whose interface is down: the kernel drops it there"),
+                )
+            },
+            false => Verdict::new("delivered", format!("delivered to port {port}")),
+        };
+        return (verdict, Next::Nothing);
     }
     if let Some(vtep) = outer_destination(&run.frame) {
         let key = VtepKey { bank: Scoped::new(0, 0), addr: Be32::new(vtep.to_bits()) };

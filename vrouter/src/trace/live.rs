@@ -1,6 +1,9 @@
 //! The kernel's half: `vr_trace`, of the same source as what forwards, over the same maps.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use anyhow::{Context, Result, bail};
 use aya::{
@@ -15,7 +18,7 @@ use vrouter_common::{
 
 use super::{Engine, Entry, Run, Source, World};
 use crate::{
-    banks,
+    agent, banks,
     data_path::{PINNED_MAPS, Pins},
     identities::Identities,
     kernel::Map,
@@ -89,8 +92,9 @@ impl Program {
     }
 }
 
-/// The node behind pins, as it decides at this moment.
-pub fn world(pins: &Pins) -> Result<World> {
+/// The node behind an instance's pins, as it decides at this moment.
+pub fn world(bpffs: &Path, instance: &str) -> Result<World> {
+    let pins = &Pins::new(bpffs, instance);
     let maps = pins.maps();
     let banks = banks::Maps::open(&maps)?;
     let commit = banks.commit()?;
@@ -101,5 +105,16 @@ pub fn world(pins: &Pins) -> Result<World> {
     let node = names.name(NAME_NODE, commit.node).unwrap_or("this node").to_owned();
     let image = banks.read(commit.bank())?;
     let engine = Engine::Live(Box::new(Program::load(pins)?));
-    Ok(World { node, source: Source::Live, commit, image, names, interfaces: BTreeMap::new(), engine })
+    let status = agent::ask(&agent::run_dir(instance), "status").unwrap_or_default();
+    let ports = status["ports"].as_array().into_iter().flatten();
+    let (mut interfaces, mut down) = (BTreeMap::new(), BTreeSet::new());
+    for port in ports {
+        if let (Some(index), Some(interface)) = (port["ifindex"].as_u64(), port["interface"].as_str()) {
+            interfaces.insert(index as u32, interface.to_owned());
+        }
+        if port["state"] == "down" {
+            down.extend(port["name"].as_str().map(str::to_owned));
+        }
+    }
+    Ok(World { node, source: Source::Live, commit, image, names, interfaces, down, engine })
 }

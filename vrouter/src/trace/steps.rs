@@ -48,7 +48,10 @@ pub fn describe(world: &World, entry: Entry, run: &Run) -> Vec<Said> {
             continue;
         }
         seen.push(step);
-        let Some((text, objects)) = speaker.say(step, class) else { continue };
+        // Once ports are tried, a flow that is found has one that is looked for.
+        let tries = seen.iter().any(|step| step.what == What::SnatBlock);
+        let words = if tries && step.found { speaker.taken(step) } else { None };
+        let Some((text, objects)) = words.or_else(|| speaker.say(step, class)) else { continue };
         if !step.found && said.iter().any(|said| said.text == text) {
             continue;
         }
@@ -190,6 +193,14 @@ impl Speaker<'_> {
             text += &format!("; {}", translation(&key, &flow));
         }
         Some((text, vec![self.object(NAME_NETWORK, flow.network)]))
+    }
+
+    /// A connection that has the port that was tried.
+    fn taken(&self, step: &Step) -> Option<Words> {
+        let is_flow = matches!(step.what, What::Flow | What::Transient);
+        let (key, flow): (FlowKey, Flow) = is_flow.then(|| Some((step.key()?, step.value()?))).flatten()?;
+        let (port, whose) = (key.dport.get(), end(flow.dst, flow.dport.get(), key.proto));
+        Some((format!("port {port} of {} is another connection's, that of {whose}", key.dst), vec![]))
     }
 
     fn interface(&self, ifindex: u32) -> String {
