@@ -71,7 +71,12 @@ pub fn build(
 ///
 /// Needs the `clippy-driver` that belongs to the compiler; [`Toolchain::clippy_driver`] tells whether
 /// there is one.
-pub fn clippy(toolchain: &Toolchain, manifest_path: &Path, target_dir: &Path) -> Result<()> {
+pub fn clippy(
+    toolchain: &Toolchain,
+    manifest_path: &Path,
+    target_dir: &Path,
+    features: &[&str],
+) -> Result<()> {
     let Some(driver) = toolchain.clippy_driver() else {
         bail!(
             "there is no clippy-driver beside {}; install it with `apt-get install rust-web-clippy` \
@@ -80,7 +85,7 @@ pub fn clippy(toolchain: &Toolchain, manifest_path: &Path, target_dir: &Path) ->
         );
     };
     let mut command = cargo(toolchain, "check", manifest_path, target_dir)?;
-    command.arg("--release");
+    command.args(["--release", "--features", &features.join(",")]);
     command.env("RUSTC_WORKSPACE_WRAPPER", driver);
     command.env("SYSROOT", toolchain.sysroot());
     set_rustflags(&mut command, &["-Dwarnings"]);

@@ -32,22 +32,36 @@ fn said(output: &Output) -> String {
 }
 
 /// Everything a packet may change on a node.
-fn state(
-    system: &System,
-    node: &str,
-) -> (BTreeMap<String, u64>, BTreeMap<String, u64>, Vec<Value>, usize, usize) {
-    let mut flows = system.flows_with(node, &[]).unwrap();
-    // What goes by itself.
-    for flow in &mut flows {
-        for field in ["age_seconds", "idle_seconds", "timeout_seconds"] {
-            flow.as_object_mut().unwrap().remove(field);
+#[derive(Debug, PartialEq)]
+struct State {
+    drops: BTreeMap<String, u64>,
+    events: BTreeMap<String, u64>,
+    flows: Vec<Value>,
+    next_hops: usize,
+    claims: usize,
+}
+
+impl State {
+    fn of(system: &System, node: &str) -> Self {
+        let mut flows = system.flows_with(node, &[]).unwrap();
+        // What goes by itself.
+        for flow in &mut flows {
+            for field in ["age_seconds", "idle_seconds", "timeout_seconds"] {
+                flow.as_object_mut().unwrap().remove(field);
+            }
+        }
+        // Gateways ask each other, and the kernel answers.
+        let mut events = system.events(node).unwrap();
+        events.remove("to_kernel");
+        let entries = |map| system.entries(node, map).unwrap();
+        Self {
+            drops: system.drops(node).unwrap(),
+            events,
+            flows,
+            next_hops: entries("HOP_INDEX"),
+            claims: entries("LEARNED"),
         }
     }
-    // Gateways ask each other, and the kernel answers.
-    let mut events = system.events(node).unwrap();
-    events.remove("to_kernel");
-    let entries = |map| system.entries(node, map).unwrap();
-    (system.drops(node).unwrap(), events, flows, entries("HOP_INDEX"), entries("LEARNED"))
 }
 
 /// What it says is what happens, in the kernel and computed; nothing is stored, counted or sent.
@@ -82,14 +96,10 @@ fn a_trace_says_what_happens_and_changes_nothing() {
             .filter_map(|to| system.workloads().find(|it| it.v4() == *to || it.v6() == *to))
             .map(|workload| workload.sniff().unwrap())
             .collect();
-        let before = state(&system, from);
+        let before = State::of(&system, from);
         let live = trace(&system, from, &["--port", vm, &packet]);
         let again = trace(&system, from, &["--port", vm, "--afresh", &packet]);
-        let after = state(&system, from);
-        assert_eq!(after.0, before.0, "{packet}: drops");
-        assert_eq!(after.1, before.1, "{packet}: events");
-        assert_eq!(after.2, before.2, "{packet}: flows");
-        assert_eq!((after.3, after.4), (before.3, before.4), "{packet}: next hops, claims");
+        assert_eq!(State::of(&system, from), before, "{packet}");
         for sniffer in &sniffers {
             let udp = |bytes: &[u8]| bytes.get(23) == Some(&17) || bytes.get(20) == Some(&17);
             assert!(sniffer.expect(Duration::from_millis(50), udp).is_err(), "{packet} was sent");

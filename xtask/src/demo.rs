@@ -274,6 +274,9 @@ impl<'lab> Demo<'lab> {
             let connected = outside1.output(line)?.status.success();
             println!("    {}", if connected { "connected" } else { "no answer within 2 seconds" });
             show(agent, &["show", "drops"])?;
+            println!("    Why? The same packet on trial, from outside:");
+            let packet = "tcp 203.0.113.101:40000 > 203.0.113.51:22";
+            show(agent, &["trace", "--external", "public", packet])?;
             let dropped = agent.drops("policy_ingress")? - before;
             let evidence = format!("policy_ingress counted {dropped}");
             Ok((!connected && dropped > 0, evidence))
@@ -472,6 +475,7 @@ fn explain(lab: &Lab, vrouter: &Path) {
         ("the same as conntrack -L", format!("{vrouter} conntrack --instance {instance}")),
         ("see translation", format!("{vrouter} show nat --instance {instance}")),
         ("see policy", format!("{vrouter} show acl --instance {instance}")),
+        ("ask why", format!("{vrouter} trace --instance {instance} --port vm1 'tcp > 10.0.2.15:22'")),
         ("change what runs", format!("editor {}", lab.topology_path().display())),
         ("the agent's log", format!("less {}", lab.directory().join("node-a.log").display())),
         ("remove it all", "cargo xtask demo --clean".to_owned()),

@@ -57,7 +57,11 @@ fn lint(steps: &mut Steps) -> Result<()> {
     let toolchain = Toolchain::detect()?;
     if toolchain.clippy_driver().is_some() {
         let target_dir = repository::ebpf_target_dir()?;
-        steps.run("lints of the eBPF crate", || ebpf_build::clippy(&toolchain, &manifest, &target_dir))?;
+        for features in [&[][..], &["trace"]] {
+            let name =
+                format!("lints of the eBPF crate{}", if features.is_empty() { "" } else { ", tracing" });
+            steps.run(&name, || ebpf_build::clippy(&toolchain, &manifest, &target_dir, features))?;
+        }
     } else {
         steps.skip("lints of the eBPF crate", "its compiler has no clippy here");
     }

@@ -41,7 +41,7 @@ pub struct Program {
 
 impl Program {
     /// Loads it over the pinned maps.
-    fn load(pins: &Pins) -> Result<Self> {
+    pub fn load(pins: &Pins) -> Result<Self> {
         if OBJECT.is_empty() {
             bail!(
                 "this vrouter was built without the program that traces (VR_EBPF): build it with `cargo build`, or trace \
@@ -61,6 +61,12 @@ impl Program {
         let input =
             aya::maps::Array::try_from(ebpf.take_map("TRACE").context("the object has no map TRACE")?)?;
         Ok(Self { ebpf, steps, input })
+    }
+
+    /// What the verifier walked through, if the kernel says so.
+    pub fn verified_instructions(&self) -> Option<u32> {
+        let program: &SchedClassifier = self.ebpf.program("vr_trace")?.try_into().ok()?;
+        program.info().ok()?.verified_instruction_count()
     }
 
     /// Runs a frame.
