@@ -14,6 +14,28 @@ use serde_json::Value;
 use crate::outside::EXTERNAL_INTERFACE;
 use crate::{Host, Lab, Node, Process};
 
+/// See [`Agent::alone`].
+#[derive(Debug)]
+pub struct Alone {
+    at: PathBuf,
+    root: tempfile::TempDir,
+}
+
+impl Alone {
+    /// What to say to `--bpffs`.
+    pub fn bpffs(&self) -> String {
+        self.root.path().display().to_string()
+    }
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        if let Err(error) = nix::mount::umount(&self.at) {
+            eprintln!("cannot unmount {}: {error}", self.at.display());
+        }
+    }
+}
+
 /// How an agent is to be started.
 #[derive(Clone, Debug, Default)]
 pub struct AgentOptions {
@@ -238,6 +260,18 @@ impl Agent {
         let mut command = self.node.netns().command(&self.binary);
         command.args(arguments).args(["--instance", &self.instance]).stdin(Stdio::null());
         command
+    }
+
+    /// A view of bpffs in which this instance is alone, as on a machine of its own: for `--bpffs`.
+    pub fn alone(&self) -> Result<Alone> {
+        let root = tempfile::tempdir().context("cannot make a directory")?;
+        let at = root.path().join("vrouter").join(&self.instance);
+        std::fs::create_dir_all(&at).with_context(|| format!("cannot make {}", at.display()))?;
+        let pins = Path::new(crate::clean::PINS).join(&self.instance);
+        let flags = nix::mount::MsFlags::MS_BIND;
+        nix::mount::mount(Some(&pins), &at, None::<&str>, flags, None::<&str>)
+            .with_context(|| format!("cannot mount {} at {}", pins.display(), at.display()))?;
+        Ok(Alone { at, root })
     }
 
     /// The program it runs.

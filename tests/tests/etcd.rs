@@ -177,6 +177,20 @@ fn the_topology_is_changed_by_commands_and_every_node_tells_that_it_has_it() {
     for way in ["10.0.2.13", "10.0.1.14", "10.0.2.15", "fd00:2::f"] {
         wait::until(way, SOON, || Ok(vm1.ping(way, 1, &[])?.is_clean())).unwrap();
     }
+    // A trace goes on to a node of another machine by what etcd has.
+    let alone = many.agents[0].alone().unwrap();
+    let arguments = many.cluster.arguments(WRITER);
+    let mut trace = vec!["trace", "--bpffs", "", "--port", "vm1", "udp > 10.0.2.15:7"];
+    let bpffs = alone.bpffs();
+    trace[2] = &bpffs;
+    trace.extend(arguments.iter().map(String::as_str));
+    let journey = many.agents[0].json(&trace).unwrap();
+    assert_eq!(
+        (&journey["hops"][1]["node"], &journey["hops"][1]["source"]),
+        (&json!("node-b"), &json!("computed"))
+    );
+    assert_eq!(journey["verdict"]["kind"], "delivered", "{journey:#}");
+    drop(alone);
     let load = Load::start(&many.lab);
 
     // Nothing to change is said, and changes nothing.

@@ -12,7 +12,9 @@ use vrouter_common::{
     addr::Be32,
     apply::Exit,
     tables::Hop,
-    traced::{Leaves, Recorder, StepHead, TRACE_EXTERNAL, TRACE_PORT, TRACE_UPLINK, TraceInput, Traced, What},
+    traced::{
+        Leaves, Recorder, StepHead, TRACE_EXTERNAL, TRACE_PORT, TRACE_UPLINK, TraceInput, Traced, What,
+    },
 };
 
 use crate::{tables, tc};

@@ -185,17 +185,7 @@ fn age(seconds: u64) -> String {
 /// `vrouter export`
 pub fn export(args: ExportArgs) -> Result<ExitCode> {
     args.store.run(async |store, _| {
-        let snapshot = store.snapshot().await?;
-        let objects = snapshot.objects(store.keys())?;
-        let mut wrong = Vec::new();
-        let mut specs: BTreeMap<Kind, Vec<Map<String, Value>>> = BTreeMap::new();
-        for (object, (record, _)) in objects {
-            match record {
-                Ok(record) => specs.entry(object.kind).or_default().push(with_numbers(record)),
-                Err(why) => wrong.push(format!("{object}: {why}")),
-            }
-        }
-        let text = document(&specs);
+        let (text, wrong) = exported(store).await?;
         let mut stdout = std::io::stdout().lock();
         match stdout.write_all(text.as_bytes()) {
             Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
@@ -206,6 +196,21 @@ pub fn export(args: ExportArgs) -> Result<ExitCode> {
         }
         Ok(if wrong.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     })
+}
+
+/// The topology as a document, and what cannot be used of it.
+pub async fn exported(store: &mut crate::store::Store) -> Result<(String, Vec<String>)> {
+    let snapshot = store.snapshot().await?;
+    let objects = snapshot.objects(store.keys())?;
+    let mut wrong = Vec::new();
+    let mut specs: BTreeMap<Kind, Vec<Map<String, Value>>> = BTreeMap::new();
+    for (object, (record, _)) in objects {
+        match record {
+            Ok(record) => specs.entry(object.kind).or_default().push(with_numbers(record)),
+            Err(why) => wrong.push(format!("{object}: {why}")),
+        }
+    }
+    Ok((document(&specs), wrong))
 }
 
 /// Numbers that were allocated are stated, so that another store gives the same.

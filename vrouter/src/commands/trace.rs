@@ -1,6 +1,7 @@
 //! `vrouter trace`: what becomes of a packet, and why.
 
 use std::{
+    cell::OnceCell,
     fs::File,
     io::{IsTerminal, Read},
     path::{Path, PathBuf},
@@ -10,13 +11,14 @@ use std::{
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
-use super::InstanceArgs;
+use super::{InstanceArgs, get, store::StoreCommand};
 use crate::{
+    agent,
     output::OutputArgs,
     topology::{self, model::Topology},
     trace::{
         Source, capture,
-        journey::{Journey, Start, Worlds},
+        journey::{Fetch, Journey, Start, Worlds},
         packet::Request,
     },
 };
@@ -52,7 +54,7 @@ pub struct Args {
     /// As if nothing were known of its flow: a first packet
     #[arg(long)]
     afresh: bool,
-    /// What nodes that do not run on this machine are computed from
+    /// What nodes that do not run on this machine are computed from; without it, what etcd has, where the agent follows it
     #[arg(long, value_name = "FILE", conflicts_with = "what_if")]
     topology: Option<PathBuf>,
     /// Compute everything from this topology, applied or not: needs no privileges
@@ -61,6 +63,8 @@ pub struct Args {
     /// Of what is computed, from outside: the node it comes in at
     #[arg(long, value_name = "NODE", requires = "what_if")]
     node: Option<String>,
+    #[command(flatten)]
+    store: StoreCommand,
     #[command(flatten)]
     instance: InstanceArgs,
     #[command(flatten)]
@@ -95,7 +99,12 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         }
     };
     let topology = args.what_if.as_deref().or(args.topology.as_deref()).map(read).transpose()?;
-    let worlds = Worlds { pins, topology, node: args.node.clone(), afresh: args.afresh };
+    let fetch: Option<Fetch> = (pins.is_some() && topology.is_none() && follows_etcd(args)).then(|| {
+        let store = args.store.clone();
+        Box::new(move || of_etcd(&store)) as Fetch
+    });
+    let topology = topology.map_or_else(OnceCell::new, OnceCell::from);
+    let worlds = Worlds { pins, topology, fetch, node: args.node.clone(), afresh: args.afresh };
     match (request, &args.pcap) {
         (Some(request), _) => args.output.print(&worlds.follow(&start, &request)?, for_people)?,
         (None, Some(path)) => {
@@ -120,6 +129,22 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 
 fn read(path: &Path) -> Result<Topology> {
     topology::load(path).map_err(|problems| anyhow::anyhow!("the topology is not in order\n{problems}"))
+}
+
+/// Whether there is an etcd that has the topology.
+fn follows_etcd(args: &Args) -> bool {
+    let status = agent::ask(&agent::run_dir(&args.instance.instance), "status").unwrap_or_default();
+    !args.store.store.endpoints.is_empty() || !status["store"].is_null()
+}
+
+fn of_etcd(store: &StoreCommand) -> Result<Topology> {
+    let mut text = String::new();
+    store.run(async |store, _| {
+        text = get::exported(store).await?.0;
+        Ok(ExitCode::SUCCESS)
+    })?;
+    topology::parse("etcd", &text)
+        .map_err(|problems| anyhow::anyhow!("what etcd has is not in order\n{problems}"))
 }
 
 fn frames(path: &Path, most: usize) -> Result<Vec<Vec<u8>>> {

@@ -1,6 +1,7 @@
 //! Follows a packet from node to node.
 
 use std::{
+    cell::OnceCell,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::PathBuf,
 };
@@ -73,13 +74,17 @@ pub enum Start {
 pub struct Worlds {
     /// Pins of the node at hand; `None`: everything is computed.
     pub pins: Option<(PathBuf, String)>,
-    /// What nodes without pins on this machine are computed from.
-    pub topology: Option<Topology>,
+    /// What nodes without pins on this machine are computed from, and where that is to be had when it is needed.
+    pub topology: OnceCell<Topology>,
+    pub fetch: Option<Fetch>,
     /// Where a computed trace begins, from outside.
     pub node: Option<String>,
     /// As if nothing were known of flows.
     pub afresh: bool,
 }
+
+/// Gets the topology.
+pub type Fetch = Box<dyn Fn() -> Result<Topology>>;
 
 /// What comes after.
 enum Next {
@@ -105,7 +110,7 @@ impl Worlds {
     fn begin(&self, start: &Start) -> Result<(World, Entry, u32)> {
         match start {
             Start::Port(name) => {
-                let world = match (&self.pins, &self.topology) {
+                let world = match (&self.pins, self.topology.get()) {
                     (Some((bpffs, instance)), _) => live::world(bpffs, instance)?,
                     (None, Some(topology)) => computed::world(topology, node_of(topology, name)?)?,
                     (None, None) => bail!("neither a data path nor a topology to trace on"),
@@ -114,7 +119,7 @@ impl Worlds {
                 Ok((world, Entry::Port(ifindex), network))
             }
             Start::Outside(name) => {
-                let world = match (&self.pins, &self.topology) {
+                let world = match (&self.pins, self.topology.get()) {
                     (Some((bpffs, instance)), _) => live::world(bpffs, instance)?,
                     (None, Some(topology)) => computed::world(topology, self.outermost(topology, name)?)?,
                     (None, None) => bail!("neither a data path nor a topology to trace on"),
@@ -136,19 +141,21 @@ impl Worlds {
             .with_context(|| format!("no node of the topology reaches network {network}"))
     }
 
-    /// The node that has a VTEP: of this machine, or computed.
-    fn node(&self, vtep: Ipv4Addr) -> Result<Option<World>> {
-        if let Some((bpffs, own)) = &self.pins {
-            let instances = std::fs::read_dir(bpffs.join("vrouter")).into_iter().flatten().flatten();
-            for instance in instances.map(|entry| entry.file_name().to_string_lossy().into_owned()) {
-                // Labs have many nodes on one machine.
-                let pins = Pins::new(bpffs, &instance);
-                if instance != *own && is_at(&pins, vtep) {
-                    return live::world(bpffs, &instance).map(Some);
-                }
+    /// The node that has a VTEP: of this machine, or computed. `prefix`: what instances' names have before nodes'.
+    fn node(&self, from: &World, prefix: Option<&str>, vtep: Ipv4Addr) -> Result<Option<World>> {
+        let key = VtepKey { bank: Scoped::new(0, 0), addr: Be32::new(vtep.to_bits()) };
+        let name = from.image.vteps.get(&key).and_then(|node| from.names.name(NAME_NODE, *node));
+        if let (Some((bpffs, _)), Some(prefix), Some(name)) = (&self.pins, prefix, name) {
+            let instance = format!("{prefix}{name}");
+            if is_at(&Pins::new(bpffs, &instance), vtep) {
+                return live::world(bpffs, &instance).map(Some);
             }
         }
-        let Some(topology) = &self.topology else { return Ok(None) };
+        if let (None, Some(fetch)) = (self.topology.get(), &self.fetch) {
+            let fetched = fetch()?;
+            drop(self.topology.set(fetched));
+        }
+        let Some(topology) = self.topology.get() else { return Ok(None) };
         match topology.nodes.iter().find(|node| node.vtep == vtep) {
             Some(node) => computed::world(topology, &node.name).map(Some),
             None => Ok(None),
@@ -156,6 +163,9 @@ impl Worlds {
     }
 
     fn go(&self, mut world: World, start: &Start, mut entry: Entry, mut frame: Vec<u8>) -> Result<Journey> {
+        // Labs have many nodes on one machine, each an instance that is called after it.
+        let own = self.pins.as_ref().map(|(_, instance)| instance.as_str());
+        let prefix = own.and_then(|own| own.strip_suffix(world.node.as_str())).map(str::to_owned);
         let packet = summary(&frame);
         let mut journey =
             Journey { packet, hops: Vec::new(), verdict: Verdict::new("kernel", ""), path: Vec::new() };
@@ -185,11 +195,19 @@ impl Worlds {
                 journey.verdict.text += "; it is not followed further: it goes in circles";
                 return Ok(journey);
             }
-            let Some(found) = self.node(vtep)? else {
-                journey.verdict.text += &format!(
-                    "; what {vtep} does is not known here: give --topology, or trace it on that node"
-                );
-                return Ok(journey);
+            let found = match self.node(&world, prefix.as_deref(), vtep) {
+                Ok(Some(found)) => found,
+                Ok(None) => {
+                    journey.verdict.text += &format!(
+                        "; what {vtep} does is not known here: give --topology, or trace it on that node"
+                    );
+                    return Ok(journey);
+                }
+                // What was found so far is worth something.
+                Err(error) => {
+                    journey.verdict.text += &format!("; what {vtep} does cannot be computed: {error:#}");
+                    return Ok(journey);
+                }
             };
             at = format!("tunnel from {}", world.node);
             (world, entry, frame) = (found, Entry::Uplink, outer);
