@@ -11,6 +11,7 @@ mod environment;
 pub mod external;
 mod flows;
 mod frame_socket;
+pub mod metrics;
 mod ports;
 mod source;
 mod status;
@@ -84,6 +85,11 @@ pub async fn run(config: AgentConfig) -> Result<()> {
     let (netlink, mut changes) = Netlink::new()?;
     let mut agent = Agent::start(config, pins, netlink).await?;
     let mut source = Source::of(&agent.config)?;
+    if let Some(address) = agent.config.metrics {
+        let (status, instance) = (agent.status.clone(), agent.config.instance.clone());
+        let pins = Pins::new(&agent.config.bpffs, &instance);
+        metrics::start(address, metrics::Source { status, pins, instance })?;
+    }
     if let Source::Store(follower) = &source {
         status::lock(&agent.status).store = Some(follower.link());
         agent.report = Some(follower.report.clone());

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -29,6 +30,8 @@ const DEFAULT_TOPOLOGY: &str = "/etc/vrouter/topology.yaml";
 const DEFAULT_FLOW_ENTRIES: u32 = 262_144;
 const DEFAULT_FLOW_IDLE_SECONDS: u32 = 300;
 const DEFAULT_GATEWAY_PROBE_MS: u32 = 200;
+/// Whoever may log in may read them; others ask a proxy.
+const DEFAULT_METRICS: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9476));
 
 /// Which hook an uplink or an external interface gets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ValueEnum)]
@@ -126,6 +129,9 @@ pub struct AgentArgs {
     /// Where FRR's daemons listen to vtysh, if not where Debian's do; asked how BGP is on routed external networks
     #[arg(long, value_name = "DIR")]
     pub frr_sockets: Option<PathBuf>,
+    /// Where Prometheus finds metrics: ADDRESS:PORT, or `off` [default: 127.0.0.1:9476]
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_metrics)]
+    pub metrics: Option<Metrics>,
     /// Log what the programs decide about first packets, for developers
     #[arg(long, value_enum)]
     pub data_path_log: Option<DataPathLog>,
@@ -153,6 +159,32 @@ struct File {
     timeouts: Option<Timeouts>,
     gateway_probe_ms: Option<u32>,
     frr_sockets: Option<PathBuf>,
+    metrics: Option<Metrics>,
+}
+
+/// Where metrics are served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum Metrics {
+    Off,
+    At(SocketAddr),
+}
+
+impl TryFrom<String> for Metrics {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        parse_metrics(&text)
+    }
+}
+
+fn parse_metrics(text: &str) -> Result<Metrics, String> {
+    match text {
+        "off" => Ok(Metrics::Off),
+        _ => text.parse().map(Metrics::At).map_err(|_| {
+            format!("{text} is not ADDRESS:PORT, like 127.0.0.1:9476 or [::1]:9476, and not `off`")
+        }),
+    }
 }
 
 /// `{ public = "eth1" }`, or a list as the flags take it.
@@ -194,6 +226,8 @@ pub struct AgentConfig {
     /// Between two questions to a gateway.
     pub gateway_probe: Duration,
     pub frr_sockets: Option<PathBuf>,
+    /// `None`: nowhere.
+    pub metrics: Option<SocketAddr>,
     pub data_path_log: Option<DataPathLog>,
     pub discard_state: bool,
 }
@@ -254,6 +288,10 @@ impl AgentConfig {
                     .clamp(10, 60_000),
             )),
             frr_sockets: args.frr_sockets.or(file.frr_sockets),
+            metrics: match args.metrics.or(file.metrics).unwrap_or(Metrics::At(DEFAULT_METRICS)) {
+                Metrics::Off => None,
+                Metrics::At(address) => Some(address),
+            },
             data_path_log: args.data_path_log,
             discard_state: args.discard_state,
         })

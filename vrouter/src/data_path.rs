@@ -434,6 +434,12 @@ pub fn loading(name: &str, error: aya::programs::ProgramError) -> anyhow::Error 
     anyhow::Error::new(error).context(format!("cannot load {name}"))
 }
 
+/// How long a pinned program ran, and how often: counted by the kernel while `kernel.bpf_stats_enabled` is set.
+pub fn run_time(pins: &Pins, name: &str) -> Option<(std::time::Duration, u64)> {
+    let info = aya::programs::ProgramInfo::from_pin(pins.programs().join(name)).ok()?;
+    Some((info.run_time(), info.run_count()))
+}
+
 /// The pinned programs: name, kernel id, instructions the verifier went through.
 pub fn programs(pins: &Pins) -> Vec<(String, u32, Option<u32>)> {
     let open = |name: &str| {

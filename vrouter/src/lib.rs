@@ -15,6 +15,7 @@ pub mod config;
 pub mod connections;
 pub mod counters;
 pub mod data_path;
+pub mod http;
 pub mod identities;
 pub mod kernel;
 pub mod netlink;

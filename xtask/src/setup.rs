@@ -52,7 +52,7 @@ const BUILD_PACKAGES: [Package; 5] = [
     package("ca-certificates", "/etc/ssl/certs/ca-certificates.crt"),
 ];
 
-const LAB_PACKAGES: [Package; 17] = [
+const LAB_PACKAGES: [Package; 19] = [
     package("iproute2", "ip"),
     package("util-linux", "nsenter"),
     package("iputils-ping", "ping"),
@@ -68,6 +68,9 @@ const LAB_PACKAGES: [Package; 17] = [
     package("etcd-server", "etcd"),
     package("etcd-client", "etcdctl"),
     package("openssl", "openssl"),
+    package("curl", "curl"),
+    // For promtool.
+    package("prometheus", "promtool"),
     package("keepalived", "keepalived"),
     package("frr", "/usr/lib/frr/bgpd"),
 ];
