@@ -17,6 +17,7 @@ pub mod counters;
 pub mod data_path;
 pub mod identities;
 pub mod kernel;
+pub mod monitor;
 pub mod netlink;
 pub mod output;
 pub mod store;
