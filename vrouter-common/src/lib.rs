@@ -29,6 +29,7 @@ pub mod flow;
 pub mod learn;
 #[cfg(any(test, feature = "user"))]
 pub mod memory;
+pub mod monitor;
 pub mod nat;
 pub mod packet;
 pub mod parse;

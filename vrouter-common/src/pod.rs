@@ -2,6 +2,7 @@
 
 use crate::{
     flow::*,
+    monitor::*,
     tables::*,
     traced::{Leaves, StepHead, TraceInput},
 };
@@ -41,6 +42,8 @@ pod!(
     MasterKey,
     Member,
     MemberKey,
+    MonitorRecord,
+    MonitorSet,
     Name,
     NameKey,
     Nat,

@@ -29,6 +29,7 @@ fn one(index: u32) {
         expire.legs = 3;
         return;
     }
+    crate::monitor::closed(index);
     Maps.remove(table, &expire.key);
     if expire.legs == 2 {
         Maps.remove(table, &expire.peer);

@@ -19,6 +19,7 @@ mod atomic;
 mod claim;
 mod expire;
 mod maps;
+mod monitor;
 mod tables;
 mod tc;
 #[cfg(feature = "trace")]

@@ -8,6 +8,7 @@ use aya_ebpf::{
 use vrouter_common::{
     addr::{Be16, Be32, Ip},
     flow::{Flow, FlowKey},
+    monitor::{MONITOR_COUNTS, MonitorScratch, MonitorSet},
     packet::SUM_MAX,
     plan::Work,
     reason::{DropReason, Event},
@@ -147,6 +148,18 @@ pub static WORK: PerCpuArray<Work, 1> = PerCpuArray::new();
 /// Bytes being summed, in up to three blocks of 512.
 #[btf_map]
 pub static SUMMED: PerCpuArray<[u8; SUMMED_LEN], 1> = PerCpuArray::new();
+/// What is told to whoever listens ([`crate::monitor`]).
+#[btf_map]
+pub static MONITOR: RingBuf<(), { 1 << 21 }> = RingBuf::new();
+/// What the listener wants to hear.
+#[btf_map]
+pub static MONITOR_SET: Array<MonitorSet, 1> = Array::new();
+/// What became of what it wants to hear: `MONITOR_COUNT_*`.
+#[btf_map]
+pub static MONITOR_COUNT: PerCpuArray<u64, { MONITOR_COUNTS as usize }> = PerCpuArray::new();
+/// Records being made: of a packet, and of a flow that ends. `vr_expire` may be interrupted by a packet.
+#[btf_map]
+pub static MONITOR_BUF: PerCpuArray<MonitorScratch, 2> = PerCpuArray::new();
 /// The names behind the numbers. Only user space reads it.
 #[btf_map]
 pub static NAMES: HashMap<NameKey, Name, STATIONS, NO_PREALLOC> = HashMap::new();

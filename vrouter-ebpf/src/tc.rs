@@ -15,6 +15,7 @@ use vrouter_common::{
     addr::{Be16, Be32},
     answer,
     apply::{Exit, Hook},
+    monitor::{MONITOR_KNOWN_DECISION, MONITOR_KNOWN_NOTHING, MONITOR_KNOWN_PACKET, MONITOR_KNOWN_PLACE},
     packet::{NoRoom, Packet, SUM_MAX, View},
     pipeline,
     plan::{self, Decision, Ingress, Work},
@@ -27,7 +28,7 @@ use vrouter_common::{
     wire::*,
 };
 
-use crate::{Maps, maps};
+use crate::{Maps, maps, monitor};
 
 /// Bytes of headers that must be directly readable: outer and inner, with the longest IPv4 header.
 const HEADERS: u32 = 160;
@@ -343,10 +344,26 @@ impl Packet for Skb {
     }
 }
 
-/// Ends a packet's way with a reason.
+/// Ends a packet's way with a reason, which [`ended`] turns into the program's result.
 #[inline(always)]
 fn dropped(reason: DropReason, bytes: u64) -> i32 {
     Maps.count_drop(reason, bytes);
+    DROPPED | reason as i32
+}
+
+/// The same on the fast path, which leaves the counting to [`go`].
+#[inline(always)]
+fn refused(reason: DropReason) -> i32 {
+    DROPPED | reason as i32
+}
+
+/// What a stage, or the packet's whole way, came to; `known`: see [`monitor`].
+#[inline(always)]
+fn ended(skb: *mut __sk_buff, verdict: i32, known: u32) -> i32 {
+    if verdict < DROPPED {
+        return verdict;
+    }
+    monitor::tc(skb, known, verdict as u32 & 0xff);
     TC_ACT_SHOT
 }
 
@@ -423,11 +440,23 @@ pub fn external_at(skb: *mut __sk_buff, ifindex: u32) -> i32 {
 
 /// No flow entry decides the packet; the scratch says where it came in.
 const MISS: i32 = 0x200;
+/// Dropped, but to be answered; with its reason.
+const REJECTED: i32 = 0x300;
+/// Dropped, with its reason. Larger than all other results.
+const DROPPED: i32 = 0x400;
 
 /// What is left to do after the fast path. That is a function of its own, so that its stack is free again.
 #[inline(always)]
 fn go(skb: *mut __sk_buff, verdict: i32) -> i32 {
-    if verdict == MISS { first(skb) } else { verdict }
+    if verdict < MISS {
+        verdict
+    } else if verdict == MISS {
+        first(skb)
+    } else {
+        // SAFETY: `refused` has put a reason's number there.
+        let reason = unsafe { core::mem::transmute::<u8, DropReason>(verdict as u8) };
+        ended(skb, dropped(reason, Skb::new(skb).len() as u64), MONITOR_KNOWN_NOTHING)
+    }
 }
 
 #[inline(never)]
@@ -445,7 +474,7 @@ fn fast_uplink(skb: *mut __sk_buff) -> i32 {
     };
     let outer = match tunnel::open(&packet, vtep) {
         Ok(outer) => outer.unwrap_or(Outer::NONE),
-        Err(reason) => return dropped(reason, packet.len() as u64),
+        Err(reason) => return refused(reason),
     };
     if outer == Outer::NONE {
         Maps.count(Event::ToKernel);
@@ -468,14 +497,13 @@ fn fast_external(skb: *mut __sk_buff, ifindex: u32) -> i32 {
 
 #[inline(always)]
 fn fast(packet: &mut Skb, ingress: &Ingress) -> i32 {
-    let bytes = packet.len() as u64;
     let mut unknown = false;
     match pipeline::established(packet, &Maps, ingress, Hook::Tc, &mut unknown) {
         Some(Ok(exit)) => emit(packet.context, exit),
-        Some(Err(reason)) => dropped(reason, bytes),
+        Some(Err(reason)) => refused(reason),
         None => {
             let Some(work) = maps::WORK.get_ptr_mut(0) else {
-                return dropped(DropReason::Internal, 0);
+                return refused(DropReason::Internal);
             };
             // SAFETY: this CPU's own scratch; programs on one CPU do not interrupt each other here.
             unsafe {
@@ -506,8 +534,13 @@ const TO_FINISH: i32 = 0x112;
 /// of the packet in the scratch: the verifier checks each once, and the stack never holds more than two.
 #[inline(always)]
 fn first(skb: *mut __sk_buff) -> i32 {
-    if vr_tc_read(skb) != 0 || vr_tc_recall(skb) != 0 {
-        return TC_ACT_SHOT;
+    let read = vr_tc_read(skb);
+    if read != 0 {
+        return ended(skb, read, MONITOR_KNOWN_PLACE);
+    }
+    let recalled = vr_tc_recall(skb);
+    if recalled != 0 {
+        return ended(skb, recalled, MONITOR_KNOWN_PACKET);
     }
     let mut verdict = vr_tc_first(skb);
     let mut passed = 0;
@@ -516,26 +549,30 @@ fn first(skb: *mut __sk_buff) -> i32 {
         passed += 1;
     }
     vr_tc_log(skb, verdict);
-    match verdict {
-        TO_FORWARD | TO_FORWARD_ONCE => {
-            if settle(skb, verdict) != SETTLED {
-                return TC_ACT_SHOT;
+    if (REJECTED..DROPPED).contains(&verdict) {
+        // Before the answer is written over it.
+        monitor::tc(skb, MONITOR_KNOWN_DECISION, verdict as u32 & 0xff);
+        verdict = TO_ANSWER;
+    }
+    let verdict = match verdict {
+        TO_FORWARD | TO_FORWARD_ONCE => match settle(skb, verdict) {
+            SETTLED => vr_tc_apply(skb),
+            refused => refused,
+        },
+        TO_WAIT => match settle(skb, verdict) {
+            SETTLED => {
+                ended(skb, vr_tc_upcall(skb, UPCALL_WAIT), MONITOR_KNOWN_DECISION);
+                vr_tc_ask(skb)
             }
-            vr_tc_apply(skb)
-        }
-        TO_WAIT => {
-            if settle(skb, verdict) != SETTLED {
-                return TC_ACT_SHOT;
+            refused => refused,
+        },
+        TO_FRAGMENT => match settle(skb, verdict) {
+            SETTLED => {
+                ended(skb, vr_tc_upcall(skb, UPCALL_FRAGMENT), MONITOR_KNOWN_DECISION);
+                TC_ACT_SHOT
             }
-            vr_tc_upcall(skb, UPCALL_WAIT);
-            vr_tc_ask(skb)
-        }
-        TO_FRAGMENT => {
-            if settle(skb, verdict) == SETTLED {
-                vr_tc_upcall(skb, UPCALL_FRAGMENT);
-            }
-            TC_ACT_SHOT
-        }
+            refused => refused,
+        },
         TO_ANSWER => vr_tc_answer(skb),
         TO_FLOOD => vr_tc_flood(skb),
         TO_PASS => {
@@ -543,7 +580,8 @@ fn first(skb: *mut __sk_buff) -> i32 {
             TC_ACT_UNSPEC
         }
         verdict => verdict,
-    }
+    };
+    ended(skb, verdict, MONITOR_KNOWN_DECISION)
 }
 
 /// Finds what is known of the packet's connection, and asks its sender's policy.
@@ -614,7 +652,7 @@ fn code(decision: Decision, bytes: u64) -> i32 {
         Decision::Answer => TO_ANSWER,
         Decision::Reject(reason) => {
             Maps.count_drop(reason, bytes);
-            TO_ANSWER
+            REJECTED | reason as i32
         }
         Decision::Flood => TO_FLOOD,
         Decision::Wait => TO_WAIT,
@@ -678,6 +716,9 @@ fn settle(skb: *mut __sk_buff, verdict: i32) -> i32 {
     if verdict == TO_FINISH {
         crate::claim::vr_finish();
         verdict = SETTLED;
+    }
+    if verdict == SETTLED {
+        monitor::tc(skb, MONITOR_KNOWN_DECISION, 0);
     }
     verdict
 }

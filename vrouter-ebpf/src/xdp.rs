@@ -8,6 +8,7 @@ use aya_ebpf::{
 use vrouter_common::{
     apply::{Exit, Hook},
     flow::FLOW_FRAMES,
+    monitor::{MONITOR_KNOWN_DECISION, MONITOR_KNOWN_NOTHING, MONITOR_KNOWN_PACKET, MONITOR_KNOWN_PLACE},
     packet::{NoRoom, Packet},
     pipeline,
     plan::{Decision, Ingress, Plan, Work},
@@ -20,7 +21,7 @@ use vrouter_common::{
 };
 
 use crate::{
-    Maps, maps,
+    Maps, maps, monitor,
     tc::{Bytes, bounds, fresh},
 };
 
@@ -97,9 +98,26 @@ impl Packet for Frame {
     }
 }
 
+/// See its namesake in `tc`.
 #[inline(always)]
 fn dropped(reason: DropReason, bytes: u64) -> u32 {
     Maps.count_drop(reason, bytes);
+    DROPPED | reason as u32
+}
+
+/// See its namesake in `tc`.
+#[inline(always)]
+fn refused(reason: DropReason) -> u32 {
+    DROPPED | reason as u32
+}
+
+/// See its namesake in `tc`.
+#[inline(always)]
+fn ended(ctx: *mut xdp_md, verdict: u32, known: u32) -> u32 {
+    if verdict < DROPPED {
+        return verdict;
+    }
+    monitor::xdp(ctx, known, verdict & 0xff);
     xdp_action::XDP_DROP
 }
 
@@ -110,13 +128,13 @@ fn to_tc() -> u32 {
 }
 
 #[inline(always)]
-fn emit(frame: &Frame, exit: Exit) -> u32 {
+fn emit(exit: Exit) -> u32 {
     match exit {
         // SAFETY: a helper of scalars.
         Exit::Interface(ifindex) => unsafe { helpers::bpf_redirect(ifindex, 0) as u32 },
         Exit::NextHook => to_tc(),
         // Not asked for by this hook.
-        Exit::Neighbour { .. } | Exit::Peer(_) => dropped(DropReason::Internal, frame.len() as u64),
+        Exit::Neighbour { .. } | Exit::Peer(_) => refused(DropReason::Internal),
     }
 }
 
@@ -140,11 +158,21 @@ pub fn external(ctx: *mut xdp_md) -> u32 {
 
 /// No flow entry decides the frame; the scratch says where it came in.
 const MISS: u32 = 0x200;
+/// Dropped, with its reason. Larger than all other results.
+const DROPPED: u32 = 0x400;
 
 /// See its namesake in `tc`.
 #[inline(always)]
 fn go(ctx: *mut xdp_md, verdict: u32) -> u32 {
-    if verdict == MISS { first(ctx) } else { verdict }
+    if verdict < MISS {
+        verdict
+    } else if verdict == MISS {
+        first(ctx)
+    } else {
+        // SAFETY: `refused` has put a reason's number there.
+        let reason = unsafe { core::mem::transmute::<u8, DropReason>(verdict as u8) };
+        ended(ctx, dropped(reason, Frame::new(ctx).len() as u64), MONITOR_KNOWN_NOTHING)
+    }
 }
 
 #[inline(never)]
@@ -163,7 +191,7 @@ fn fast_uplink(ctx: *mut xdp_md) -> u32 {
     };
     let outer = match tunnel::open(&frame, vtep) {
         Ok(outer) => outer.unwrap_or(Outer::NONE),
-        Err(reason) => return dropped(reason, frame.len() as u64),
+        Err(reason) => return refused(reason),
     };
     if outer == Outer::NONE {
         return xdp_action::XDP_PASS;
@@ -186,11 +214,11 @@ fn fast(ctx: *mut xdp_md, ingress: &Ingress) -> u32 {
     let mut frame = Frame { context: ctx, kept: true };
     let mut unknown = false;
     match pipeline::established(&mut frame, &Maps, ingress, Hook::Xdp, &mut unknown) {
-        Some(Ok(exit)) => emit(&frame, exit),
-        Some(Err(reason)) => dropped(reason, frame.len() as u64),
+        Some(Ok(exit)) => emit(exit),
+        Some(Err(reason)) => refused(reason),
         None => {
             let Some(work) = maps::WORK.get_ptr_mut(0) else {
-                return dropped(DropReason::Internal, 0);
+                return refused(DropReason::Internal);
             };
             // SAFETY: this CPU's own scratch; programs on one CPU do not interrupt each other here.
             unsafe {
@@ -219,10 +247,11 @@ const READ: u32 = 0x102;
 fn first(ctx: *mut xdp_md) -> u32 {
     let read = vr_xdp_read(ctx);
     if read != READ {
-        return read;
+        return ended(ctx, read, MONITOR_KNOWN_PLACE);
     }
-    if vr_xdp_recall(ctx) != 0 {
-        return xdp_action::XDP_DROP;
+    let recalled = vr_xdp_recall(ctx);
+    if recalled != 0 {
+        return ended(ctx, recalled, MONITOR_KNOWN_PACKET);
     }
     let mut verdict = vr_xdp_first(ctx);
     let mut passed = 0;
@@ -231,7 +260,7 @@ fn first(ctx: *mut xdp_md) -> u32 {
         passed += 1;
     }
     if verdict != TO_FORWARD && verdict != TO_FORWARD_ONCE {
-        return verdict;
+        return ended(ctx, verdict, MONITOR_KNOWN_DECISION);
     }
     verdict = vr_xdp_settle(ctx, verdict);
     if verdict == TO_RESERVE {
@@ -241,10 +270,11 @@ fn first(ctx: *mut xdp_md) -> u32 {
         crate::claim::vr_finish();
         verdict = SETTLED;
     }
-    if verdict != SETTLED {
-        return xdp_action::XDP_DROP;
+    if verdict == SETTLED {
+        monitor::xdp(ctx, MONITOR_KNOWN_DECISION, 0);
+        verdict = vr_xdp_apply(ctx);
     }
-    vr_xdp_apply(ctx)
+    ended(ctx, verdict, MONITOR_KNOWN_DECISION)
 }
 
 /// Reads the frame into the scratch: see `vr_tc_read`.
@@ -379,7 +409,10 @@ pub extern "C" fn vr_xdp_apply(ctx: *mut xdp_md) -> u32 {
     let work = unsafe { &mut *work };
     let ingress = work.ingress.plain();
     match pipeline::apply_first(&mut frame, &Maps, &ingress, work, Hook::Xdp) {
-        Some(Ok(exit)) => emit(&frame, exit),
+        Some(Ok(exit)) => match emit(exit) {
+            verdict if verdict < DROPPED => verdict,
+            _ => dropped(DropReason::Internal, bytes),
+        },
         Some(Err(reason)) => dropped(reason, bytes),
         None => to_tc(),
     }

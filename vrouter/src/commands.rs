@@ -8,6 +8,7 @@ pub mod conntrack;
 pub mod flows;
 pub mod get;
 pub mod map_dump;
+pub mod monitor;
 pub mod show;
 pub mod status;
 mod store;

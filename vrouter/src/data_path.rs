@@ -24,6 +24,7 @@ use aya::{
 use serde::Serialize;
 use vrouter_common::{
     flow::{Flow, FlowKey},
+    monitor::MonitorSet,
     tables::*,
 };
 
@@ -73,6 +74,9 @@ pub const PINNED_MAPS: &[&str] = &[
     "EVENTS",
     "NAMES",
     "CLOCK",
+    "MONITOR",
+    "MONITOR_SET",
+    "MONITOR_COUNT",
 ];
 
 const CLASSIFIERS: &[&str] = &["vr_tc_port", "vr_tc_uplink", "vr_tc_external", "vr_clock", "vr_expire"];
@@ -389,7 +393,10 @@ fn check_pins(maps: &Path) -> Result<()> {
     check_pin::<u32, Tally>(maps, "DROPS", PerCpuArray)?;
     check_pin::<u32, u64>(maps, "EVENTS", PerCpuArray)?;
     check_pin::<NameKey, Name>(maps, "NAMES", Hash)?;
-    check_pin::<u32, u64>(maps, "CLOCK", Array)
+    check_pin::<u32, u64>(maps, "CLOCK", Array)?;
+    check_pin::<(), ()>(maps, "MONITOR", RingBuf)?;
+    check_pin::<u32, MonitorSet>(maps, "MONITOR_SET", Array)?;
+    check_pin::<u32, u64>(maps, "MONITOR_COUNT", PerCpuArray)
 }
 
 fn parse_pin(path: &Path) -> Option<(Hook, u32)> {

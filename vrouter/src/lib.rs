@@ -18,6 +18,7 @@ pub mod data_path;
 pub mod http;
 pub mod identities;
 pub mod kernel;
+pub mod monitor;
 pub mod netlink;
 pub mod output;
 pub mod store;

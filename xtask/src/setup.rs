@@ -52,7 +52,7 @@ const BUILD_PACKAGES: [Package; 5] = [
     package("ca-certificates", "/etc/ssl/certs/ca-certificates.crt"),
 ];
 
-const LAB_PACKAGES: [Package; 19] = [
+const LAB_PACKAGES: &[Package] = &[
     package("iproute2", "ip"),
     package("util-linux", "nsenter"),
     package("iputils-ping", "ping"),
@@ -61,6 +61,7 @@ const LAB_PACKAGES: [Package; 19] = [
     package("iperf3", "iperf3"),
     package("netcat-openbsd", "nc"),
     package("tcpdump", "tcpdump"),
+    package("tshark", "tshark"),
     package("ethtool", "ethtool"),
     package("procps", "sysctl"),
     package("nftables", "nft"),

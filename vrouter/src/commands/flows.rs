@@ -315,7 +315,7 @@ fn watch(args: &ListArgs, looker: &Looker, every: Duration) -> Result<()> {
 }
 
 /// Waits, but no longer than there is a reader: there may be nothing to write to it for hours.
-fn is_hung_up_within(out: &impl std::os::fd::AsRawFd, time: Duration) -> bool {
+pub(super) fn is_hung_up_within(out: &impl std::os::fd::AsRawFd, time: Duration) -> bool {
     let mut poll = libc::pollfd { fd: out.as_raw_fd(), events: 0, revents: 0 };
     // SAFETY: one descriptor, which outlives the call.
     unsafe { libc::poll(&raw mut poll, 1, time.as_millis() as libc::c_int) };

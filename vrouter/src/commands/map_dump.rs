@@ -29,9 +29,9 @@ use crate::{
 };
 use entry::{Entry, fields};
 
-/// Maps that hold nothing to read: a stack that only gives up what it is relieved of, a ring that only one may
-/// read, and the scratch of `vr_expire`.
-const NOT_DUMPED: &[&str] = &["FREE_HOPS", "UPCALLS", "EXPIRE"];
+/// Maps that hold nothing to read: a stack that only gives up what it is relieved of, rings that only one may
+/// read, the scratch of `vr_expire`, and what `vrouter monitor` says and is told.
+const NOT_DUMPED: &[&str] = &["FREE_HOPS", "UPCALLS", "EXPIRE", "MONITOR", "MONITOR_SET", "MONITOR_COUNT"];
 
 /// Print pinned maps, decoded
 #[derive(clap::Args, Clone, Debug)]

@@ -145,7 +145,7 @@ fn ends_at(leg: &Leg, traces: &PortTraces) -> bool {
         || addresses.contains(&(flow.network_out, flow.dst))
 }
 
-fn parse_range(text: &str) -> Result<IpNet, String> {
+pub(crate) fn parse_range(text: &str) -> Result<IpNet, String> {
     if let Ok(range) = text.parse::<IpNet>() {
         return Ok(range.trunc());
     }
@@ -154,7 +154,7 @@ fn parse_range(text: &str) -> Result<IpNet, String> {
         .map_err(|_| format!("{text:?} is neither an address nor a range, as in 10.0.1.0/24 or fd00::/64"))
 }
 
-fn parse_protocol(text: &str) -> Result<u8, String> {
+pub(crate) fn parse_protocol(text: &str) -> Result<u8, String> {
     let by_name =
         || (0..=u8::MAX).find(|&number| protocol(number).is_some_and(|name| name.eq_ignore_ascii_case(text)));
     text.parse().ok().or_else(by_name).ok_or_else(|| {

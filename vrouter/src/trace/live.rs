@@ -30,7 +30,18 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("VR_EBPF_TRACE_OBJECT"))
 const FRAME_MAX: usize = 3500;
 
 /// What a trace has of its own, though it is pinned for the programs that forward: counters, and ways to the agent.
-const OWN: [&str; 7] = ["DROPS", "EVENTS", "NAT_TRIES", "UPCALLS", "EXPIRE", "CLOCK", "NAMES"];
+const OWN: [&str; 10] = [
+    "DROPS",
+    "EVENTS",
+    "NAT_TRIES",
+    "UPCALLS",
+    "EXPIRE",
+    "CLOCK",
+    "NAMES",
+    "MONITOR",
+    "MONITOR_SET",
+    "MONITOR_COUNT",
+];
 
 /// The loaded program.
 pub struct Program {

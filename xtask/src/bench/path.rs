@@ -20,6 +20,8 @@ use super::{
 pub const FAR: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 0);
 /// Outside addresses of flows that are always new.
 pub const FAR_NEW: Ipv4Addr = Ipv4Addr::new(198, 19, 0, 0);
+/// Nobody's address.
+const SPOOFED: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 250);
 const UPSTREAM: &str = "203.0.113.1";
 const GATEWAY: &str = "10.0.1.1";
 const ASKED: Duration = Duration::from_millis(200);
@@ -87,6 +89,14 @@ impl Path {
         take_frames(lab, from)?;
         resolve_upstream(from)?;
         Self::new(End::of(from), outside(lab, from), hook_of(from), from_workload(from, to)?, None)
+    }
+
+    /// From a workload on `web` with a source address that is not its own: nothing comes out.
+    pub fn spoofed(lab: &Lab, from: &str) -> Result<Self> {
+        let from = lab.workload(from);
+        take_frames(lab, from)?;
+        let shape = Shape { src: SPOOFED, ..from_workload(from, FAR)? };
+        Self::new(End::of(from), End::of(from), hook_of(from), shape, None)
     }
 
     /// From addresses outside, from [`FAR`] up, to a workload's floating IP.
@@ -180,6 +190,17 @@ impl Path {
     /// From now on `flows` flows from number `first` on, in turns.
     pub fn take(&self, first: u64, flows: u64) -> Result<()> {
         self.generator.take(first, flows)
+    }
+
+    /// Million frames per second that were dropped, which `dropped` counts.
+    pub fn measure_drops(&self, length: Duration, dropped: impl Fn() -> Result<u64>) -> Result<f64> {
+        let before = dropped()?;
+        let elapsed = self.generator.run(length)?;
+        let count = dropped()? - before;
+        if count < LEAST {
+            bail!("of a flood of frames only {count} were dropped");
+        }
+        Ok(count as f64 / elapsed.as_secs_f64() / 1e6)
     }
 
     /// Million frames per second that came out.

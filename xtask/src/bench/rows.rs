@@ -94,6 +94,7 @@ pub fn subjects<'a>(
     rows.transit()?;
     rows.nftables()?;
     rows.new_flows()?;
+    rows.drops()?;
     rows.costs()?;
     rows.scale()?;
     rows.streams()?;
@@ -324,6 +325,35 @@ impl<'a> Rows<'a, '_> {
                 let rate = path.measure(length)?;
                 all_new(rate, length, lane.connections()?)
             });
+        }
+        Ok(())
+    }
+
+    /// Packets that are dropped, with and without somebody who is told of them.
+    fn drops(&mut self) -> Result<()> {
+        let (vrouter, node) = (self.vrouter, "node-a");
+        for (id, what, is_told, peers) in [
+            (
+                "monitor_off",
+                "vrouter: spoofed packets dropped, XDP, one core, nobody listens",
+                false,
+                &[][..],
+            ),
+            (
+                "monitor_on",
+                "the same, vrouter monitor reads as fast as it can",
+                true,
+                &[("monitor_off", None)][..],
+            ),
+        ] {
+            if self.wants(id) {
+                let path = Path::spoofed(&vrouter.lab, "xdp3")?;
+                self.add(id, "Mpps", peers, what, move |length| {
+                    let _listener = if is_told { Some(vrouter.listener(node)?) } else { None };
+                    path.take(0, u64::from(ROUTED))?;
+                    path.measure_drops(length, || vrouter.spoofed(node))
+                });
+            }
         }
         Ok(())
     }

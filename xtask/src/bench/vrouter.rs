@@ -2,12 +2,13 @@
 
 use std::{
     path::{Path, PathBuf},
+    process::Stdio,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result};
 use vrouter_tests::{
-    Agent, AgentOptions, Lab, clean,
+    Agent, AgentOptions, Lab, Process, clean,
     topology::{self, FloatingIp, NodeEntry, SecurityGroup, Topology},
 };
 
@@ -90,10 +91,27 @@ impl Vrouter {
         Path::new("/sys/fs/bpf/vrouter").join(format!("{}-{node}", self.lab.prefix()))
     }
 
+    fn agent(&self, node: &str) -> Result<&Agent> {
+        let agent = self.agents.iter().find(|agent| agent.node().name() == node);
+        agent.with_context(|| format!("no agent on {node}"))
+    }
+
+    /// Packets with another's source address that a node has dropped.
+    pub fn spoofed(&self, node: &str) -> Result<u64> {
+        self.agent(node)?.drops("spoofed_ip")
+    }
+
+    /// Somebody who listens to what a node drops, until it is dropped itself.
+    pub fn listener(&self, node: &str) -> Result<Process> {
+        let mut command = self.agent(node)?.command(&["monitor", "--drops", "--output", "json"]);
+        let mut process = Process::spawn_with_stdout(&mut command, Stdio::null())?;
+        process.wait_for_text("listening", Duration::from_secs(20))?;
+        Ok(process)
+    }
+
     /// Packets that no flow decided, on a node.
     pub fn misses(&self, node: &str) -> Result<u64> {
-        let agent = self.agents.iter().find(|agent| agent.node().name() == node);
-        let status = agent.with_context(|| format!("no agent on {node}"))?.status()?;
+        let status = self.agent(node)?.status()?;
         status["counters"]["flow_miss"].as_u64().context("vrouter status has no counter flow_miss")
     }
 }
