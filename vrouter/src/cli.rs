@@ -3,7 +3,7 @@
 use std::{io::IsTerminal, process::ExitCode};
 
 use crate::commands::{
-    agent, apply, completions, conntrack, flows, get, map_dump, show, status, trace, validate,
+    agent, apply, completions, conntrack, flows, get, map_dump, show, status, top, trace, validate,
 };
 use clap::{CommandFactory, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
@@ -31,6 +31,7 @@ enum Command {
     Flows(flows::Args),
     Trace(trace::Args),
     Conntrack(conntrack::Args),
+    Top(top::Args),
     MapDump(map_dump::Args),
     Completions(completions::Args),
     Man(completions::ManArgs),
@@ -54,6 +55,7 @@ pub fn run() -> ExitCode {
         Command::Flows(args) => flows::run(&args),
         Command::Trace(args) => trace::run(&args),
         Command::Conntrack(args) => conntrack::run(&args),
+        Command::Top(args) => top::run(&args),
         Command::MapDump(args) => map_dump::run(&args),
         Command::Completions(args) => completions::run(&args, Cli::command()),
         Command::Man(args) => completions::man(&args, Cli::command()),

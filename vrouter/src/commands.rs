@@ -11,6 +11,7 @@ pub mod map_dump;
 pub mod show;
 pub mod status;
 mod store;
+pub mod top;
 pub mod trace;
 pub mod validate;
 

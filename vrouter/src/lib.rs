@@ -20,5 +20,6 @@ pub mod kernel;
 pub mod netlink;
 pub mod output;
 pub mod store;
+pub mod top;
 pub mod topology;
 pub mod trace;
