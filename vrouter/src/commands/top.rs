@@ -179,10 +179,10 @@ fn interact(
         match event::read().context("cannot read the keyboard")? {
             Event::Key(key) => match screen.key(&key) {
                 After::End => return Ok(()),
-                After::Redraw => terminal.0.clear().context("cannot draw")?,
+                After::Redraw => terminal.forget()?,
                 After::Nothing => paused.store(screen.is_paused(), Ordering::Relaxed),
             },
-            Event::Resize(..) => terminal.0.clear().context("cannot draw")?,
+            Event::Resize(..) => terminal.forget()?,
             _ => {}
         }
     }
@@ -219,6 +219,13 @@ impl Terminal {
     fn enter() -> Result<Self> {
         // With a hook for panics that gives the terminal back before it says what happened.
         Ok(Self(ratatui::try_init().context("cannot use this terminal; --batch prints without it")?))
+    }
+
+    /// Lets the next drawing be of everything. (Not by `clear`, which asks the terminal where its cursor is, and
+    /// fails if that does not answer in time.)
+    fn forget(&mut self) -> Result<()> {
+        let size = self.0.size().context("cannot ask the terminal for its size")?;
+        self.0.resize(size.into()).context("cannot draw")
     }
 }
 
