@@ -45,7 +45,7 @@ impl Terminal {
         }
         // SAFETY: they were opened just now, and nobody else has them.
         let (ours, line) = unsafe { (File::from_raw_fd(ours), OwnedFd::from_raw_fd(theirs)) };
-        let stdio = || Ok::<_, std::io::Error>(line.try_clone()?);
+        let stdio = || line.try_clone();
         command.stdin(stdio()?).stdout(stdio()?).stderr(stdio()?).env("TERM", "xterm-256color");
         let own_session = || {
             // SAFETY: two system calls on this process and its standard input.
