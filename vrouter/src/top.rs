@@ -7,6 +7,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`meter`] | what a flow carried since it was read last, whatever became of it in between |
+//! | [`fleet`] | how other nodes say they are, in etcd |
 //! | [`index`] | whose packets a flow entry's are |
 //! | [`sheet`] | sums of one read |
 //! | [`sampler`] | reads the pins; two reads make a [`sample`] |
@@ -14,6 +15,7 @@
 //! | [`screen`] | the full screen: what keys do, and how it is drawn |
 //! | [`text`] | names that cannot break a screen, numbers that fit a column |
 
+pub mod fleet;
 pub mod grid;
 pub mod index;
 pub mod meter;

@@ -16,10 +16,12 @@ use anyhow::{Context, Result, bail};
 use crossterm::event::{self, Event};
 use nix::sys::signal::{SigSet, Signal};
 
-use super::{InstanceArgs, flows::hung_up_is_fine};
+use super::{InstanceArgs, flows::hung_up_is_fine, store::StoreCommand};
 use crate::{
+    config,
     output::{Format, OutputArgs},
     top::{
+        fleet::Fleet,
         grid::Order,
         sample::Sample,
         sampler::{Sampler, pace},
@@ -53,11 +55,13 @@ pub struct Args {
     instance: InstanceArgs,
     #[command(flatten)]
     output: OutputArgs,
+    #[command(flatten)]
+    store: StoreCommand,
 }
 
 /// Shows the screen, or prints.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let sampler = Sampler::open(&args.instance)?;
+    let sampler = Sampler::open(&args.instance, fleet(args)?)?;
     let is_terminal = std::io::stdout().is_terminal() && std::io::stdin().is_terminal();
     let is_dumb = std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb");
     if args.batch || args.output.output == Format::Json || !is_terminal || is_dumb {
@@ -66,6 +70,16 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         show(args, sampler)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Other nodes are asked how they are if the flags or this node's configuration say where etcd is.
+fn fleet(args: &Args) -> Result<Option<Fleet>> {
+    let is_asked_for = !args.store.store.endpoints.is_empty() || args.store.config.is_some();
+    match config::store(args.store.store.clone(), args.store.config.as_deref()) {
+        Ok((config, _)) => Fleet::follow(config).map(Some),
+        Err(error) if is_asked_for => Err(error),
+        Err(_) => Ok(None),
+    }
 }
 
 fn parse_seconds(text: &str) -> Result<Duration, String> {

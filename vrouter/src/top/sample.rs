@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::{
+    fleet::Told,
     index::Index,
     sheet::{Sheet, Traffic},
 };
@@ -35,6 +36,8 @@ pub struct Sample {
     pub drops: Vec<DropRow>,
     pub tables: Vec<TableRow>,
     pub nodes: Vec<NodeRow>,
+    /// Why etcd does not say how other nodes are, if it is asked.
+    pub etcd_error: Option<String>,
     /// What this node's own interfaces on external networks carried.
     pub outside: Rates,
 }
@@ -103,6 +106,17 @@ pub struct NodeRow {
     pub state: &'static str,
     #[serde(flatten)]
     pub rates: Rates,
+    /// What it says of itself in etcd, if that is asked.
+    pub told: Option<NodeTold>,
+}
+
+/// What a node says of itself in etcd.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct NodeTold {
+    /// Revisions of the topology.
+    pub in_force: i64,
+    pub wanted: i64,
+    pub health: String,
 }
 
 /// Turns what was counted into rates.
@@ -198,7 +212,19 @@ impl Sample {
         per_second: PerSecond,
     ) {
         let (vtep, state) = way;
-        self.nodes.push(NodeRow { node: name, vtep, state, rates: per_second.both(traffic) });
+        self.nodes.push(NodeRow { node: name, vtep, state, rates: per_second.both(traffic), told: None });
+    }
+
+    /// Adds what nodes say of themselves.
+    pub fn add_told(&mut self, told: Told) {
+        for row in &mut self.nodes {
+            row.told = told.states.get(&row.node).map(|state| NodeTold {
+                in_force: state.in_force,
+                wanted: state.wanted,
+                health: state.health.clone(),
+            });
+        }
+        self.etcd_error = told.error;
     }
 
     /// A reason's row.

@@ -15,6 +15,7 @@ use vrouter_common::{
 };
 
 use super::{
+    fleet::Fleet,
     index::Index,
     meter::{Meter, growth, since},
     sample::{PerSecond, Sample, TableRow},
@@ -46,11 +47,12 @@ pub struct Sampler {
     drops: BTreeMap<DropReason, Tally>,
     decided: u64,
     last: Option<Instant>,
+    fleet: Option<Fleet>,
 }
 
 impl Sampler {
-    /// Opens the pins.
-    pub fn open(instance: &InstanceArgs) -> Result<Self> {
+    /// Opens the pins. Other nodes are asked how they are if `fleet` is given.
+    pub fn open(instance: &InstanceArgs, fleet: Option<Fleet>) -> Result<Self> {
         let pins: Pins = instance.pins()?;
         let maps = pins.maps();
         Ok(Self {
@@ -64,6 +66,7 @@ impl Sampler {
             drops: BTreeMap::new(),
             decided: 0,
             last: None,
+            fleet,
         })
     }
 
@@ -96,6 +99,9 @@ impl Sampler {
             let status = agent::peer_status(node, &way, &self.index.identities);
             let traffic = sheet.nodes.get(&node).copied().unwrap_or_default();
             sample.add_node(status.node, (status.vtep, status.state), &traffic, per_second);
+        }
+        if let Some(fleet) = &self.fleet {
+            sample.add_told(fleet.told());
         }
         self.count_drops(&counters, &mut sample, per_second)?;
         sample.tables = self.tables(&sheet)?;

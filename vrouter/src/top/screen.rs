@@ -145,7 +145,7 @@ impl Screen {
             KeyCode::Tab | KeyCode::Right => self.view = self.view.step(true),
             KeyCode::BackTab | KeyCode::Left => self.view = self.view.step(false),
             KeyCode::Char(c @ ('<' | '>' | ',' | '.')) => {
-                let columns = self.view.grid(&Sample::default()).columns.len();
+                let columns = self.sample.as_ref().map_or(0, |sample| self.view.grid(sample).columns.len());
                 self.orders[view] = self.orders[view].step(columns, matches!(c, '>' | '.'));
             }
             KeyCode::Char('r') => self.orders[view].is_reversed ^= true,

@@ -2,7 +2,7 @@
 
 use super::{
     grid::{Cell, Column, Grid, Kind, Row},
-    sample::{Rates, Sample},
+    sample::{NodeTold, Rates, Sample},
     text,
 };
 
@@ -186,21 +186,38 @@ fn tables(sample: &Sample) -> Grid {
 
 fn nodes(sample: &Sample) -> Grid {
     let first = [
-        column("NODE", 16, 0, Kind::Name),
-        column("VTEP", 15, 3, Kind::Name),
+        column("NODE", 14, 0, Kind::Name),
+        column("VTEP", 15, 4, Kind::Name),
         column("STATE", 11, 2, Kind::Name),
     ];
-    let row = |name: Cell, vtep: &str, state: &str, rates: &Rates| Row {
-        cells: [name, Cell::name(vtep), Cell::name(state)].into_iter().chain(both_ways(rates)).collect(),
-        weight: rates.bits(),
-        is_bad: state == "unreachable",
+    // What etcd says, if it is asked.
+    let is_told = sample.etcd_error.is_some() || sample.nodes.iter().any(|row| row.told.is_some());
+    let told = [column("REVISION", 8, 3, Kind::Number), column("HEALTH", 8, 1, Kind::Name)];
+    let told = told.into_iter().filter(|_| is_told);
+    let both_ways = BOTH_WAYS.map(|column| Column { goes: if column.goes > 0 { 5 } else { 0 }, ..column });
+    let row = |name: Cell, vtep: &str, state: &str, rates: &Rates, told: Option<&NodeTold>| {
+        let health = told.map_or("", |told| told.health.as_str());
+        let revision = told.map_or(Cell::Number(0.0, "?".to_owned()), |told| {
+            let behind = if told.in_force < told.wanted { "<" } else { "" };
+            Cell::Number(told.in_force as f64, format!("{behind}{}", told.in_force))
+        });
+        let told = [revision, Cell::name(health)].into_iter().filter(|_| is_told);
+        let named = [name, Cell::name(vtep), Cell::name(state)].into_iter();
+        Row {
+            cells: named.chain(crate::top::views::both_ways(rates)).chain(told).collect(),
+            weight: rates.bits(),
+            is_bad: state == "unreachable" || health == "degraded",
+        }
     };
-    let nodes = sample.nodes.iter().map(|it| row(Cell::name(&it.node), &it.vtep, it.state, &it.rates));
-    // What no node is called: names have no parentheses.
-    let outside = std::iter::once(row(Cell::name("(outside)"), "", "", &sample.outside));
+    let nodes = sample
+        .nodes
+        .iter()
+        .map(|it| row(Cell::name(&it.node), &it.vtep, it.state, &it.rates, it.told.as_ref()));
+    // What no node is called: names have no spaces.
+    let outside = std::iter::once(row(Cell::name("external networks"), "", "", &sample.outside, None));
     let outside = outside.filter(|_| sample.outside != Rates::default());
     Grid {
-        columns: first.into_iter().chain(BOTH_WAYS).collect(),
+        columns: first.into_iter().chain(both_ways).chain(told).collect(),
         wide: 0,
         rows: nodes.chain(outside).collect(),
     }
@@ -240,6 +257,10 @@ pub fn totals(sample: &Sample) -> String {
 pub fn health(sample: &Sample) -> String {
     let complaints = &sample.status.complaints;
     match complaints.first() {
+        _ if sample.etcd_error.is_some() && sample.status.healthy => {
+            let error = sample.etcd_error.as_deref().unwrap_or_default();
+            text::plain(&format!("health: good here; how other nodes are is not known: {error}"))
+        }
         _ if sample.status.healthy => "health: good".to_owned(),
         None => "health: needs attention".to_owned(),
         Some(first) => {

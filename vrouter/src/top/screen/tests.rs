@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     commands::status::Summary,
     top::{
-        sample::{DropRow, NodeRow, PortRow, Rates, RouterRow, TableRow},
+        sample::{DropRow, NodeRow, NodeTold, PortRow, Rates, RouterRow, TableRow},
         text,
     },
 };
@@ -72,7 +72,9 @@ fn sample() -> Sample {
             vtep: "192.0.2.2".to_owned(),
             state: "unreachable",
             rates: rates(250.0),
+            told: None,
         }],
+        etcd_error: None,
         outside: Rates::default(),
     }
 }
@@ -183,6 +185,25 @@ fn every_view_has_its_key() {
     press(&mut screen, "3");
     let line = &drawn(&mut screen, 80, 24)[8];
     assert!(line.contains("12") && line.contains("480") && line.contains("The source address is"), "{line}");
+}
+
+#[test]
+fn what_nodes_say_of_themselves_is_shown_if_etcd_is_asked() {
+    let mut screen = screen();
+    press(&mut screen, "5");
+    assert!(!drawn(&mut screen, 80, 24)[7].contains("HEALTH"));
+    let mut told = sample();
+    let health = "degraded".to_owned();
+    told.nodes[0].told = Some(NodeTold { in_force: 41, wanted: 42, health });
+    screen.take(told);
+    let lines = drawn(&mut screen, 80, 24);
+    assert!(lines[7].contains("REVISION HEALTH"), "{}", lines[7]);
+    assert!(lines[8].starts_with("node-b ") && lines[8].ends_with("<41 degraded"), "{}", lines[8]);
+    let lines = drawn(&mut screen, 60, 20);
+    assert!(
+        lines.iter().any(|line| line.starts_with("node-b ") && line.ends_with(" degraded")),
+        "{lines:#?}"
+    );
 }
 
 #[test]
