@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
+use vrouter_tests::agent::vrouter_binary;
+use vrouter_tests::etcd::{self, WRITER};
 use vrouter_tests::frame::Addressing;
 use vrouter_tests::sockets::udp_socket;
 use vrouter_tests::topology::standard;
-use vrouter_tests::{System, Terminal, wait};
+use vrouter_tests::{Cluster, Lab, System, Terminal, wait};
 
 const SOON: Duration = Duration::from_secs(20);
 /// Datagrams a second: routed on the node, to the other node, and spoofed.
@@ -248,4 +250,32 @@ fn check_given_back(terminal: &Terminal) {
     }
     let written = terminal.written();
     assert!(written.rfind("\x1b[?1049l") > written.rfind("\x1b[?1049h"), "the screen of before is back");
+}
+
+#[test]
+fn other_nodes_say_by_etcd_how_they_are() {
+    let topology = standard();
+    let lab = etcd::hosts(Lab::builder().topology(&topology)).build().unwrap();
+    let cluster = Cluster::start(&lab, &["node-a", "node-b"], false).unwrap();
+    let mut apply = lab.node("node-a").netns().command(vrouter_binary().unwrap());
+    apply.args(["apply", "-f"]).arg(lab.topology_path()).args(cluster.arguments(WRITER));
+    lab.write_topology(&topology).unwrap();
+    assert!(apply.output().unwrap().status.success());
+    let mut agents =
+        ["node-a", "node-b"].map(|node| lab.start_agent(node, &cluster.agent(&lab, node)).unwrap());
+    for agent in &mut agents {
+        agent.wait_ready(Duration::from_secs(60)).unwrap();
+    }
+    let told = wait::for_some("the other node's health", SOON, || {
+        let mut command = agents[0].command(&["top", "-b", "-n", "3", "-o", "json"]);
+        let output = command.args(cluster.arguments(WRITER)).output()?;
+        let text = String::from_utf8(output.stdout)?;
+        let last: Value = serde_json::from_str(text.lines().last().expect("three samples"))?;
+        assert!(last["etcd_error"].is_null(), "{last}");
+        let told = &last["nodes"][0]["told"];
+        assert_eq!(last["nodes"][0]["node"], "node-b");
+        Ok((told["health"] == "ok").then(|| told.clone()))
+    });
+    let told = told.unwrap();
+    assert!(told["in_force"].as_i64().unwrap() > 0 && told["in_force"] == told["wanted"], "{told}");
 }
