@@ -24,6 +24,7 @@ pub mod sessions;
 mod sockaddr;
 pub mod sockets;
 pub mod system;
+pub mod terminal;
 pub mod tools;
 pub mod topology;
 pub mod wait;
@@ -45,6 +46,7 @@ pub use process::Process;
 pub use service::{Services, Talk};
 pub use sessions::{Report, Sessions};
 pub use system::{Listeners, System};
+pub use terminal::Terminal;
 
 /// Fails, naming the remedy, unless the effective user is root.
 pub fn require_root() -> anyhow::Result<()> {

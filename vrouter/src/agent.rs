@@ -40,7 +40,7 @@ use vrouter_common::{
 };
 
 pub use control::ask;
-pub use flows::{FlowsStatus, Sweeper};
+pub use flows::{FlowsStatus, Pressure, Sweeper};
 pub use status::{AgentStatus, ExternalStatus, PeerStatus, PortStatus, UplinkStatus, Wanted};
 pub use underlay::peer_status;
 

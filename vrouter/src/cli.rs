@@ -3,7 +3,7 @@
 use std::{io::IsTerminal, process::ExitCode};
 
 use crate::commands::{
-    agent, apply, completions, conntrack, flows, get, map_dump, monitor, show, status, trace, validate,
+    agent, apply, completions, conntrack, flows, get, map_dump, monitor, show, status, top, trace, validate,
 };
 use clap::{CommandFactory, Parser, Subcommand};
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt as _, util::SubscriberInitExt as _};
@@ -32,6 +32,7 @@ enum Command {
     Trace(trace::Args),
     Conntrack(conntrack::Args),
     Monitor(monitor::Args),
+    Top(top::Args),
     MapDump(map_dump::Args),
     Completions(completions::Args),
     Man(completions::ManArgs),
@@ -56,6 +57,7 @@ pub fn run() -> ExitCode {
         Command::Trace(args) => trace::run(&args),
         Command::Conntrack(args) => conntrack::run(&args),
         Command::Monitor(args) => monitor::run(&args),
+        Command::Top(args) => top::run(&args),
         Command::MapDump(args) => map_dump::run(&args),
         Command::Completions(args) => completions::run(&args, Cli::command()),
         Command::Man(args) => completions::man(&args, Cli::command()),

@@ -12,6 +12,7 @@ pub mod monitor;
 pub mod show;
 pub mod status;
 mod store;
+pub mod top;
 pub mod trace;
 pub mod validate;
 

@@ -9,7 +9,7 @@ use crate::kernel::PerCpu;
 
 /// Packets and bytes, as the kernel keeps them per CPU.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     pub packets: u64,
     pub bytes: u64,
@@ -17,6 +17,13 @@ pub struct Tally {
 
 // SAFETY: two integers without padding.
 unsafe impl aya::Pod for Tally {}
+
+impl std::ops::AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
+        self.packets = self.packets.wrapping_add(other.packets);
+        self.bytes = self.bytes.wrapping_add(other.bytes);
+    }
+}
 
 /// The counters of an instance.
 pub struct Counters {

@@ -22,5 +22,6 @@ pub mod monitor;
 pub mod netlink;
 pub mod output;
 pub mod store;
+pub mod top;
 pub mod topology;
 pub mod trace;

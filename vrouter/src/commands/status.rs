@@ -66,6 +66,31 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(if status.healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// Status in a few words, for commands that show it beside something else.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Summary {
+    /// Whether an agent runs.
+    pub agent: bool,
+    /// The topology wanted, if an agent says which.
+    pub wanted: Option<String>,
+    /// The topology in force.
+    pub in_force: Option<String>,
+    pub healthy: bool,
+    pub complaints: Vec<String>,
+}
+
+/// Collects it.
+pub fn summary(instance: &InstanceArgs) -> Result<Summary> {
+    let status = collect(&Args { instance: instance.clone(), output: OutputArgs::default() })?;
+    Ok(Summary {
+        agent: status.agent["pid"].is_u64(),
+        wanted: status.wanted["digest"].as_str().map(|digest| status.version(digest)),
+        in_force: (status.in_force.epoch > 0).then(|| status.version(&status.in_force.digest)),
+        healthy: status.healthy,
+        complaints: status.complaints,
+    })
+}
+
 fn collect(args: &Args) -> Result<Status> {
     let pins = args.instance.pins()?;
     let maps = pins.maps();

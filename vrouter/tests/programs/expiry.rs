@@ -14,6 +14,7 @@ use vrouter::{
     connections::{FlowTables, Flows, Judge, Leg, State, Table, Timeouts, expire::Expirer, tables::Walk},
     data_path::{DataPath, Pins},
     kernel::{Cursor, Map},
+    top::{index::Index, meter::Meter, sheet::Sheet},
 };
 use vrouter_common::{
     addr::{Be16, Ip},
@@ -488,6 +489,20 @@ fn a_million_flows_are_listed_and_expired() {
             entries += batch.count();
         }
         println!("{entries} entries read by batches in {:?}, longest batch {longest:?}", began.elapsed());
+
+        let (mut meter, index) = (Meter::default(), Index::default());
+        for round in 1..=2 {
+            let began = Instant::now();
+            let (mut cursor, mut sheet) = (Cursor::new(), Sheet::default());
+            meter.begin(it.ticks);
+            while let Some(batch) = map.next_batch(&mut cursor).expect("a batch") {
+                for (key, flow) in batch {
+                    sheet.add(&index, Table::Flows, key, flow, &meter.note(key, flow));
+                }
+            }
+            meter.end();
+            println!("{} flows metered in {:?}, round {round}", sheet.flows, began.elapsed());
+        }
 
         let began = Instant::now();
         let counted = Cell::new(0);

@@ -43,6 +43,11 @@ impl Pressure {
         self.0
     }
 
+    /// The level's name.
+    pub const fn name(self) -> &'static str {
+        self.0.name()
+    }
+
     /// Takes a count; the new level, if it is another.
     pub fn update(&mut self, entries: u64, most: u64) -> Option<Level> {
         let reaches = |percent: u64| entries * 100 >= most.max(1) * percent;
@@ -57,7 +62,7 @@ impl Pressure {
 
 impl Serialize for Pressure {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.0.name())
+        serializer.serialize_str(self.name())
     }
 }
 
