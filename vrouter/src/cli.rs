@@ -3,7 +3,7 @@
 use std::{io::IsTerminal, process::ExitCode};
 
 use crate::commands::{
-    agent, apply, completions, conntrack, flows, get, map_dump, monitor, show, status, trace, validate,
+    agent, apply, completions, conntrack, flows, get, map_dump, monitor, show, status, trace, validate, web,
 };
 use clap::{CommandFactory, Parser, Subcommand};
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt as _, util::SubscriberInitExt as _};
@@ -33,6 +33,7 @@ enum Command {
     Conntrack(conntrack::Args),
     Monitor(monitor::Args),
     MapDump(map_dump::Args),
+    Web(web::Args),
     Completions(completions::Args),
     Man(completions::ManArgs),
 }
@@ -57,6 +58,7 @@ pub fn run() -> ExitCode {
         Command::Conntrack(args) => conntrack::run(&args),
         Command::Monitor(args) => monitor::run(&args),
         Command::MapDump(args) => map_dump::run(&args),
+        Command::Web(args) => web::run(args),
         Command::Completions(args) => completions::run(&args, Cli::command()),
         Command::Man(args) => completions::man(&args, Cli::command()),
     };

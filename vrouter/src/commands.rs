@@ -14,6 +14,7 @@ pub mod status;
 mod store;
 pub mod trace;
 pub mod validate;
+pub mod web;
 
 use std::path::PathBuf;
 

@@ -24,3 +24,4 @@ pub mod output;
 pub mod store;
 pub mod topology;
 pub mod trace;
+pub mod web;

@@ -166,7 +166,7 @@ impl End {
 }
 
 /// The entries of one bank of a hash.
-fn in_bank<K, V, A, B>(
+pub(crate) fn in_bank<K, V, A, B>(
     maps: &Path,
     name: &str,
     bank: u32,
