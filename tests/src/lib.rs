@@ -4,6 +4,7 @@
 //! [`Lab::builder`]; `docs/design/labs.md` draws a lab and states what it guarantees.
 
 pub mod agent;
+pub mod browser;
 pub mod capture;
 pub mod clean;
 pub mod etcd;
@@ -30,6 +31,7 @@ pub mod topology;
 pub mod wait;
 
 pub use agent::{Agent, AgentOptions};
+pub use browser::Browser;
 pub use capture::Capture;
 pub use etcd::Cluster;
 pub use frr::Frr;

@@ -4,6 +4,7 @@ use std::{io::IsTerminal, process::ExitCode};
 
 use crate::commands::{
     agent, apply, completions, conntrack, flows, get, map_dump, monitor, show, status, top, trace, validate,
+    web,
 };
 use clap::{CommandFactory, Parser, Subcommand};
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt as _, util::SubscriberInitExt as _};
@@ -34,6 +35,7 @@ enum Command {
     Monitor(monitor::Args),
     Top(top::Args),
     MapDump(map_dump::Args),
+    Web(web::Args),
     Completions(completions::Args),
     Man(completions::ManArgs),
 }
@@ -59,6 +61,7 @@ pub fn run() -> ExitCode {
         Command::Monitor(args) => monitor::run(&args),
         Command::Top(args) => top::run(&args),
         Command::MapDump(args) => map_dump::run(&args),
+        Command::Web(args) => web::run(args),
         Command::Completions(args) => completions::run(&args, Cli::command()),
         Command::Man(args) => completions::man(&args, Cli::command()),
     };

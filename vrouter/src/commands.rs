@@ -15,6 +15,7 @@ mod store;
 pub mod top;
 pub mod trace;
 pub mod validate;
+pub mod web;
 
 use std::path::PathBuf;
 

@@ -313,17 +313,26 @@ impl AgentConfig {
 
 /// What commands need to speak to etcd: flags over the table `[etcd]` of a configuration file; and the node's name.
 pub fn store(args: StoreArgs, config: Option<&Path>) -> Result<(StoreConfig, Option<String>)> {
-    let file = match config {
-        Some(path) => read(path)?,
-        None if Path::new(DEFAULT_CONFIG).exists() => read(Path::new(DEFAULT_CONFIG))?,
-        None => File::default(),
-    };
+    let file = of_commands(config)?;
     match StoreConfig::new(args, file.etcd.unwrap_or_default())? {
         Some(store) => Ok((store, file.node)),
         None => bail!(
             "no etcd is named: give --etcd https://HOST:2379, or write `[etcd] endpoints = [...]` to {DEFAULT_CONFIG}. A \
              topology in a file is changed by editing the file: the agents follow it"
         ),
+    }
+}
+
+/// The same for commands that can do without etcd.
+pub fn store_if_any(args: StoreArgs, config: Option<&Path>) -> Result<Option<StoreConfig>> {
+    StoreConfig::new(args, of_commands(config)?.etcd.unwrap_or_default())
+}
+
+fn of_commands(config: Option<&Path>) -> Result<File> {
+    match config {
+        Some(path) => read(path),
+        None if Path::new(DEFAULT_CONFIG).exists() => read(Path::new(DEFAULT_CONFIG)),
+        None => Ok(File::default()),
     }
 }
 

@@ -84,7 +84,9 @@ async fn talk(stream: TcpStream, pages: Router) {
 /// lost.
 async fn refuse(mut stream: TcpStream) -> std::io::Result<()> {
     let mut asked = [0; 4096];
-    stream.read(&mut asked).await?;
+    if stream.read(&mut asked).await? == 0 {
+        return Ok(());
+    }
     stream.write_all(TOO_MANY).await?;
     stream.shutdown().await
 }

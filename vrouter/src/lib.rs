@@ -25,3 +25,4 @@ pub mod store;
 pub mod top;
 pub mod topology;
 pub mod trace;
+pub mod web;

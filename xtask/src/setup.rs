@@ -74,6 +74,7 @@ const LAB_PACKAGES: &[Package] = &[
     package("prometheus", "promtool"),
     package("keepalived", "keepalived"),
     package("frr", "/usr/lib/frr/bgpd"),
+    package("chromium", "chromium"),
 ];
 
 /// A compiler with `core` for BPF. Debian keeps it for Firefox.

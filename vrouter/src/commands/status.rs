@@ -61,7 +61,7 @@ struct Program {
 
 /// Prints it. Exit code 1 if something needs a person.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let status = collect(args)?;
+    let status = collect(&args.instance)?;
     args.output.print(&status, for_people)?;
     Ok(if status.healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -81,7 +81,7 @@ pub struct Summary {
 
 /// Collects it.
 pub fn summary(instance: &InstanceArgs) -> Result<Summary> {
-    let status = collect(&Args { instance: instance.clone(), output: OutputArgs::default() })?;
+    let status = collect(instance)?;
     Ok(Summary {
         agent: status.agent["pid"].is_u64(),
         wanted: status.wanted["digest"].as_str().map(|digest| status.version(digest)),
@@ -91,12 +91,17 @@ pub fn summary(instance: &InstanceArgs) -> Result<Summary> {
     })
 }
 
-fn collect(args: &Args) -> Result<Status> {
-    let pins = args.instance.pins()?;
+/// What `--output json` prints.
+pub fn json(instance: &InstanceArgs) -> Result<Value> {
+    Ok(serde_json::to_value(collect(instance)?)?)
+}
+
+fn collect(instance: &InstanceArgs) -> Result<Status> {
+    let pins = instance.pins()?;
     let maps = pins.maps();
     let commit = crate::banks::Maps::open(&maps)?.commit()?;
     let identities = Identities::read(&Map::open(&maps, "NAMES")?)?;
-    let agent = agent::ask(&agent::run_dir(&args.instance.instance), "status");
+    let agent = agent::ask(&agent::run_dir(&instance.instance), "status");
     let underlay: Map<u32, Underlay> = Map::open(&maps, "UNDERLAY")?;
     let ways = underlay.entries()?.into_iter().filter(|(_, way)| way.dst.get() != 0);
     let peers: Vec<_> = ways.map(|(node, way)| agent::peer_status(node, &way, &identities)).collect();
@@ -177,7 +182,7 @@ fn collect(args: &Args) -> Result<Status> {
         .map(|(name, id, verified_instructions)| Program { name, id, verified_instructions })
         .collect();
     Ok(Status {
-        instance: args.instance.instance.clone(),
+        instance: instance.instance.clone(),
         node: identities.name(NAME_NODE, commit.node).unwrap_or("?").to_owned(),
         agent: agent.unwrap_or_else(|| serde_json::json!({ "alive": false })),
         wanted,

@@ -78,6 +78,15 @@ impl FilterArgs {
 
     /// Looks the names up.
     pub fn resolve(&self, names: &Names, maps: &Path) -> Result<Filter> {
+        self.resolve_with(names, |port| names.traces_of_port(maps, port))
+    }
+
+    /// Looks the names up, and what a port leaves in flow entries wherever the caller has it.
+    pub fn resolve_with(
+        &self,
+        names: &Names,
+        traces: impl FnOnce(u32) -> Result<PortTraces>,
+    ) -> Result<Filter> {
         let number = |kind: u32, what: &str, name: &Option<String>| -> Result<Option<u32>> {
             let Some(name) = name else { return Ok(None) };
             match names.identities.number(kind, name) {
@@ -88,7 +97,7 @@ impl FilterArgs {
             }
         };
         let port = match number(NAME_PORT, "port", &self.port)? {
-            Some(port) => Some(names.traces_of_port(maps, port)?),
+            Some(port) => Some(traces(port)?),
             None => None,
         };
         Ok(Filter {

@@ -192,7 +192,34 @@ impl Speaker<'_> {
         if flow.flags & FLOW_NAT != 0 {
             text += &format!("; {}", translation(&key, &flow));
         }
-        Some((text, vec![self.object(NAME_NETWORK, flow.network)]))
+        Some((text, self.decided(&key, &flow)))
+    }
+
+    /// What an entry's packets pass, as far as it is in the entry: routers between the first and the last are not.
+    fn decided(&self, key: &FlowKey, flow: &Flow) -> Vec<Object> {
+        let network = self.object(NAME_NETWORK, flow.network);
+        if flow.epoch == 0 {
+            return vec![network];
+        }
+        let port = |ifindex: u32| {
+            let key = BindingKey { ifindex: Scoped::new(0, ifindex) };
+            Some(self.object(NAME_PORT, self.world.image.bindings.get(&key)?.port))
+        };
+        let router_at = |network: u32, mac: [u8; 6]| {
+            let mut legs = self.world.image.router_legs.iter().filter(|_| flow.hops > 0);
+            let found = legs.find(|(key, leg)| key.network == network && leg.mac == mac);
+            found.map(|(key, _)| self.object(NAME_ROUTER, key.router.id()))
+        };
+        let from = if key.from == FROM_PORT { port(key.zone) } else { None };
+        let to = if flow.exit == EXIT_PORT { port(flow.target) } else { None };
+        let routers = [
+            router_at(flow.network, flow.in_macs.dst()),
+            (flow.router != 0).then(|| self.object(NAME_ROUTER, flow.router)),
+            router_at(flow.network_out, flow.out_macs.src()),
+        ];
+        let out = (flow.network_out != 0).then(|| self.object(NAME_NETWORK, flow.network_out));
+        let way = from.into_iter().chain([network]).chain(routers.into_iter().flatten()).chain(out).chain(to);
+        way.collect()
     }
 
     /// A connection that has the port that was tried.
