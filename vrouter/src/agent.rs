@@ -13,6 +13,7 @@ mod flows;
 mod frame_socket;
 pub mod metrics;
 mod ports;
+pub mod records;
 mod source;
 mod status;
 mod surroundings;
@@ -230,7 +231,10 @@ impl Agent {
         let names = Map::open(&maps, "NAMES")?;
         let identities = Identities::read(&names)?;
         let underlays = Underlays::open(&maps)?;
-        let flows = flows::Sweeper::open(&pins, config.timeouts.clone(), config.flow_idle_seconds)?;
+        let mut flows = flows::Sweeper::open(&pins, config.timeouts.clone(), config.flow_idle_seconds)?;
+        if let Some(target) = config.flow_records.clone() {
+            flows.keep_records(records::Records::start(target, config.node.clone(), &pins)?);
+        }
         let learned = Map::open(&maps, "LEARNED")?;
         let found = Outside::of(banks.in_force(), banks.commit(), &held(&learned)?, &BTreeSet::new());
         let status = Arc::new(Mutex::new(AgentStatus::new(&config)));
@@ -767,7 +771,8 @@ impl Agent {
             let name = self.identities.name(NAME_ROUTER, snat.router_id);
             snat.router = name.map_or_else(|| format!("#{}", snat.router_id), str::to_owned);
         }
-        status::lock(&self.status).flows = Some(flows);
+        let mut status = status::lock(&self.status);
+        (status.flows, status.flow_records) = (Some(flows), self.flows.records());
         true
     }
 

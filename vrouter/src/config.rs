@@ -13,7 +13,7 @@ use serde::Deserialize;
 use vrouter_common::tables::EXTERNALS_MAX;
 
 use crate::{
-    agent,
+    agent::{self, records::Target},
     connections::{Timeout, Timeouts, timeouts::parse_assignment},
     store::{StoreArgs, StoreConfig, config::StoreTable},
 };
@@ -132,6 +132,9 @@ pub struct AgentArgs {
     /// Where Prometheus finds metrics: ADDRESS:PORT, or `off` [default: 127.0.0.1:9476]
     #[arg(long, value_name = "ADDRESS", value_parser = parse_metrics)]
     pub metrics: Option<Metrics>,
+    /// Where a JSON line goes for each connection that ended: a file's absolute path, or udp:ADDRESS:PORT
+    #[arg(long, value_name = "TARGET")]
+    pub flow_records: Option<Target>,
     /// Log what the programs decide about first packets, for developers
     #[arg(long, value_enum)]
     pub data_path_log: Option<DataPathLog>,
@@ -160,6 +163,7 @@ struct File {
     gateway_probe_ms: Option<u32>,
     frr_sockets: Option<PathBuf>,
     metrics: Option<Metrics>,
+    flow_records: Option<Target>,
 }
 
 /// Where metrics are served.
@@ -228,6 +232,8 @@ pub struct AgentConfig {
     pub frr_sockets: Option<PathBuf>,
     /// `None`: nowhere.
     pub metrics: Option<SocketAddr>,
+    /// `None`: connections that ended are forgotten.
+    pub flow_records: Option<Target>,
     pub data_path_log: Option<DataPathLog>,
     pub discard_state: bool,
 }
@@ -292,6 +298,7 @@ impl AgentConfig {
                 Metrics::Off => None,
                 Metrics::At(address) => Some(address),
             },
+            flow_records: args.flow_records.or(file.flow_records),
             data_path_log: args.data_path_log,
             discard_state: args.discard_state,
         })

@@ -7,15 +7,19 @@
 mod census;
 mod pressure;
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use anyhow::Result;
 use serde::Serialize;
 
+use super::records::{Records, RecordsStatus};
 use crate::{
     clock::Clock,
     connections::{
-        FlowTables, Judge, Table, Timeouts,
+        FlowTables, Flows, Judge, Table, Timeouts,
         expire::{Expirer, Outcome},
         tables::Walk,
     },
@@ -81,6 +85,8 @@ pub struct Sweeper {
     passes: u64,
     due: Instant,
     status: FlowsStatus,
+    /// Who keeps books of connections that ended.
+    records: Option<Records>,
 }
 
 struct Pass {
@@ -115,7 +121,13 @@ impl Sweeper {
             passes: 0,
             due: Instant::now(),
             status,
+            records: None,
         })
+    }
+
+    /// Tells of connections that end from here on.
+    pub fn keep_records(&mut self, records: Records) {
+        self.records = Some(records);
     }
 
     /// When the next step is to be made.
@@ -131,6 +143,11 @@ impl Sweeper {
     /// What the last pass found.
     pub fn status(&self) -> &FlowsStatus {
         &self.status
+    }
+
+    /// How it goes with records of connections that ended.
+    pub fn records(&self) -> Option<RecordsStatus> {
+        self.records.as_ref().map(Records::status)
     }
 
     /// Makes a step. At the end of a pass: what has changed that people should know.
@@ -165,7 +182,8 @@ impl Sweeper {
 
     /// Goes through as many entries as a step may; true at the end of the pass.
     fn walk_on(&mut self, began: Instant) -> Result<bool> {
-        let Self { tables, clock, expirer, pass, .. } = self;
+        let Self { tables, clock, expirer, pass, records, .. } = self;
+        let mut over = HashMap::new();
         let judge = Judge {
             ticks: clock.read()?,
             timeouts: self.timeouts.clone(),
@@ -189,6 +207,9 @@ impl Sweeper {
             let step = tables.step(&mut pass.walk, doubts, |flows| {
                 let standing = judge.standing(flows);
                 if standing.is_over() {
+                    if records.is_some() && !matches!(flows, Flows::Decision(_)) {
+                        over.insert(flows.first().key, (*flows, standing));
+                    }
                     return expirer.expire(flows);
                 }
                 census.note(flows, &standing);
@@ -202,6 +223,12 @@ impl Sweeper {
             looked_at += batch.entries;
         }
         let Outcome { removed, busy, longest_run } = expirer.finish()?;
+        let gone = expirer.take_gone();
+        if let Some(records) = records {
+            for (flows, standing) in gone.iter().filter_map(|key| over.remove(key)) {
+                records.tell(flows, standing);
+            }
+        }
         pass.census.expired += removed;
         self.status.expired += removed;
         self.status.spared += busy;

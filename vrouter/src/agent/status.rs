@@ -4,7 +4,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Serialize, Serializer};
 
-use super::{bgp::BgpStatus, edge::EdgeStatus, external::NextHopsStatus, flows::FlowsStatus};
+use super::{
+    bgp::BgpStatus, edge::EdgeStatus, external::NextHopsStatus, flows::FlowsStatus, records::RecordsStatus,
+};
 use crate::{
     compile::LocalPort, config::AgentConfig, connections::Timeouts, netlink, store::follow::Link,
     topology::Problem,
@@ -39,6 +41,8 @@ pub struct AgentStatus {
     pub flow_idle_seconds: u32,
     /// What the last pass through the flow tables found.
     pub flows: Option<FlowsStatus>,
+    /// How it goes with records of connections that ended, if there are to be any.
+    pub flow_records: Option<RecordsStatus>,
 }
 
 /// The document as it was read last.
@@ -114,6 +118,7 @@ impl AgentStatus {
             timeouts: config.timeouts.clone(),
             flow_idle_seconds: config.flow_idle_seconds,
             flows: None,
+            flow_records: None,
         }
     }
 }

@@ -163,6 +163,9 @@ fn collect(instance: &InstanceArgs) -> Result<Status> {
                     flows["entries"], flows["entries_max"]
                 ));
             }
+            if let Some(note) = agent["flow_records"]["note"].as_str() {
+                complaints.push(note.to_owned());
+            }
             let interfaces = [&agent["uplinks"], &agent["externals"]];
             let interfaces = interfaces.into_iter().filter_map(Value::as_array).flatten();
             for note in interfaces.filter_map(|interface| interface["note"].as_str()) {

@@ -44,6 +44,8 @@ pub struct Expirer {
     requests: Map<u32, Expire>,
     waiting: Vec<Expire>,
     outcome: Outcome,
+    /// First legs of what was removed.
+    gone: Vec<FlowKey>,
 }
 
 impl Expirer {
@@ -57,7 +59,13 @@ impl Expirer {
             requests: Map::open(&pins.maps(), "EXPIRE")?,
             waiting: Vec::with_capacity(EXPIRE_MAX as usize),
             outcome: Outcome::default(),
+            gone: Vec::new(),
         })
+    }
+
+    /// First legs of what was removed since the last time.
+    pub fn take_gone(&mut self) -> Vec<FlowKey> {
+        std::mem::take(&mut self.gone)
     }
 
     /// Asks for a removal. It is done when enough are waiting, or at [`Self::finish`].
@@ -98,7 +106,10 @@ impl Expirer {
             for (&index, request) in batch {
                 match request.legs {
                     _ if index as usize >= waiting.len() => {}
-                    0 => outcome.removed += 1,
+                    0 => {
+                        outcome.removed += 1;
+                        self.gone.extend(waiting.get(index as usize).map(|request| request.key));
+                    }
                     BUSY => outcome.busy += 1,
                     // Not looked at: a program that is not ours.
                     _ => {}

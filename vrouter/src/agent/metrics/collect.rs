@@ -69,7 +69,8 @@ const STATES: [&str; 4] = ["up", "no_carrier", "down", "missing"];
 /// Everything, now.
 pub fn families(status: &AgentStatus, pins: &Pins, instance: &str) -> Vec<Family> {
     let mut out = Families::default();
-    let info = row([("version", status.version), ("node", &status.node), ("instance", instance)], 1.0);
+    let info =
+        row([("version", status.version), ("node", &status.node), ("vrouter_instance", instance)], 1.0);
     out.add(Kind::Gauge, "vrouter_agent_info", "Version, node and instance of the agent", vec![info]);
     pinned(&mut out, status, pins);
     topology(&mut out, status);
@@ -116,7 +117,7 @@ fn pinned(out: &mut Families, status: &AgentStatus, pins: &Pins) {
     }
     let commit = Map::<u32, Commit>::open(&maps, "COMMIT").and_then(|map| map.lookup(&0));
     if let Ok(Some(commit)) = commit {
-        out.gauge("vrouter_topology_epoch", "Applies so far", f64::from(commit.epoch));
+        out.counter("vrouter_topology_applies", "Applies so far: the epoch", f64::from(commit.epoch));
         let applied = commit.applied_at_seconds as f64;
         out.gauge(
             "vrouter_topology_applied_timestamp_seconds",
@@ -208,6 +209,14 @@ fn flows(out: &mut Families, status: &AgentStatus) {
     out.add(Kind::Gauge, "vrouter_snat_ports_needed", help, by_address(|it| f64::from(it.most)));
     let blocks = by_address(|it| it.blocks.len() as f64);
     out.add(Kind::Gauge, "vrouter_snat_blocks_used", "Blocks of 1024 ports that they have ports of", blocks);
+    if let Some(records) = &status.flow_records {
+        out.counter(
+            "vrouter_flow_records_written",
+            "Records of connections that ended",
+            records.written as f64,
+        );
+        out.counter("vrouter_flow_records_lost", "Records that were not written", records.lost as f64);
+    }
     let pass = flows.pass_milliseconds as f64 / 1000.0;
     out.gauge("vrouter_flow_pass_seconds", "How long the last pass through the flow tables took", pass);
 }
