@@ -154,7 +154,7 @@ fn n1_the_same_source_port_does_not_clash(lab: &Lab) {
             .iter()
             .map(|from| {
                 scope.spawn(move || {
-                    let udp = Probe::udp(ip(SERVER1), 53).from_port(40_000).returned();
+                    let udp = Probe::udp(ip(SERVER1), 53).from_port(21_000).returned();
                     let seen = (0..20).map(|_| seen(lab, from, SERVER1, &udp));
                     let seen: Vec<SocketAddr> = seen.collect();
                     assert!(seen.iter().all(|other| *other == seen[0]), "one flow, one port: {seen:?}");
