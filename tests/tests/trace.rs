@@ -62,6 +62,20 @@ impl State {
             claims: entries("LEARNED"),
         }
     }
+
+    /// Whether all connections, next hops and claims were there before; else what was not.
+    fn has_nothing_new_since(&self, before: &Self) -> Result<(), String> {
+        let tuples =
+            |state: &Self| -> Vec<Value> { state.flows.iter().map(|it| it["original"].clone()).collect() };
+        let known = tuples(before);
+        if let Some(new) = tuples(self).into_iter().find(|tuple| !known.contains(tuple)) {
+            return Err(format!("there is a new connection: {new}"));
+        }
+        if self.next_hops > before.next_hops || self.claims > before.claims {
+            return Err(format!("{before:?} has become {self:?}"));
+        }
+        Ok(())
+    }
 }
 
 /// What it says is what happens, in the kernel and computed; nothing is stored, counted or sent.
@@ -98,7 +112,8 @@ fn a_trace_says_what_happens_and_changes_nothing() {
             .filter_map(|to| system.workloads().find(|it| it.v4() == *to || it.v6() == *to))
             .map(|workload| workload.sniff().unwrap())
             .collect();
-        // Something else may happen meanwhile, such as a flow that expires: not each time.
+        // Nothing is added, the first time least of all. What was there may go by itself meanwhile, or a guest may say
+        // something: not each time.
         let (mut live, mut again) = (Value::Null, Value::Null);
         let changed: Vec<_> = (0..4)
             .map_while(|_| {
@@ -106,6 +121,7 @@ fn a_trace_says_what_happens_and_changes_nothing() {
                 live = trace(&system, from, &["--port", vm, &packet]);
                 again = trace(&system, from, &["--port", vm, "--afresh", &packet]);
                 let after = State::of(&system, from);
+                after.has_nothing_new_since(&before).unwrap_or_else(|what| panic!("{packet}: {what}"));
                 (after != before).then_some((before, after))
             })
             .collect();
@@ -137,6 +153,21 @@ fn a_trace_says_what_happens_and_changes_nothing() {
     for name in ["vm2", "web", "r1", "public", "node-a"] {
         assert!(path.contains(&name), "{path:?}");
     }
+
+    // A broadcast: who would get a copy, and nobody does.
+    let vm2 = system.workload("vm2").sniff().unwrap();
+    let broadcast = "udp 10.0.1.11 > 10.0.1.255:9 to ff:ff:ff:ff:ff:ff";
+    for arguments in
+        [&["--port", "vm1", broadcast][..], &["--what-if", &topology, "--port", "vm1", broadcast]]
+    {
+        let journey = trace(&system, "node-a", arguments);
+        assert_eq!(verdict(&journey).1, "flooded");
+        let steps = journey["hops"][0]["steps"].as_array().unwrap();
+        let texts = steps.iter().filter_map(|step| step["text"].as_str()?.strip_prefix("a copy goes to "));
+        assert_eq!(texts.collect::<Vec<_>>(), ["port vm2", "node node-b"], "{arguments:?}");
+    }
+    let to_nine = |bytes: &[u8]| bytes.get(36..38) == Some(&[0, 9]);
+    assert!(vm2.expect(Duration::from_millis(100), to_nine).is_err(), "it was sent");
 
     // Nodes on other machines are computed, if there is something to compute them from.
     let alone = system.agent("node-a").alone().unwrap();

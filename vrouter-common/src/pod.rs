@@ -4,7 +4,7 @@ use crate::{
     flow::*,
     monitor::*,
     tables::*,
-    traced::{Leaves, StepHead, TraceInput},
+    traced::{Copied, Leaves, StepHead, TraceInput},
 };
 
 macro_rules! pod {
@@ -22,6 +22,7 @@ pod!(
     BindingKey,
     ClassKey,
     Commit,
+    Copied,
     Expire,
     FdbKey,
     Flood,

@@ -73,7 +73,7 @@ pub enum What {
     Event = 29,
     /// Where it leaves: [`Leaves`], nothing.
     Leave = 30,
-    /// A copy of a flooded frame: an interface's or node's number, nothing.
+    /// A copy of a flooded frame: [`Copied`], nothing.
     Copy = 31,
 }
 
@@ -144,6 +144,17 @@ pub struct Leaves {
 }
 const _: () = assert!(size_of::<Leaves>() == 12);
 
+/// Who gets a copy of a flooded frame.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Copied {
+    /// The interface of a port of this node, or 0.
+    pub ifindex: u32,
+    /// The number of another node, or 0.
+    pub node: u32,
+}
+const _: () = assert!(size_of::<Copied>() == 8);
+
 /// What a trace is to be of, where the kernel runs it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -199,10 +210,10 @@ impl<T, R: Recorder> Traced<T, R> {
         self.recorder.record::<_, ()>(What::Leave, true, &leaves, None);
     }
 
-    /// A frame would be copied to an interface of this node or to another node.
+    /// A frame would be copied.
     #[inline(always)]
-    pub fn copy(&self, at: u32) {
-        self.recorder.record::<_, ()>(What::Copy, true, &at, None);
+    pub fn copy(&self, to: Copied) {
+        self.recorder.record::<_, ()>(What::Copy, true, &to, None);
     }
 
     /// Both.

@@ -28,6 +28,9 @@ use vrouter_common::{
     wire::*,
 };
 
+#[cfg(feature = "trace")]
+use vrouter_common::traced::Copied;
+
 use crate::{Maps, maps, monitor};
 
 /// Bytes of headers that must be directly readable: outer and inner, with the longest IPv4 header.
@@ -901,10 +904,10 @@ pub extern "C" fn vr_tc_flood(skb: *mut __sk_buff) -> i32 {
         return dropped(DropReason::Internal, bytes);
     };
     // SAFETY: as in `vr_tc_first`.
-    let (network, vni, at) =
-        unsafe { ((*work).plan.flood_network, (*work).plan.flood_vni, (*work).ingress.at) };
+    let (network, vni, ingress) =
+        unsafe { ((*work).plan.flood_network, (*work).plan.flood_vni, (*work).ingress) };
     Maps.count(Event::FrameFlooded);
-    let tunnelled = at != 0;
+    let tunnelled = ingress.tunnelled();
     let at = if tunnelled { OUTER_LEN } else { 0 };
     let Some(eth) = packet.view(at, ETH_LEN) else {
         return dropped(DropReason::FrameTruncated, bytes);
@@ -920,8 +923,8 @@ pub extern "C" fn vr_tc_flood(skb: *mut __sk_buff) -> i32 {
         eth.put_macs(0, &macs);
         eth.put_be16(12, ethertype);
     }
-    // SAFETY: the program's context.
-    let except = if tunnelled { 0 } else { unsafe { (*skb).ifindex } };
+    // Not back to the port it came from.
+    let except = if tunnelled { 0 } else { ingress.zone };
     // Work's decision was made under this commit's bank or the one before; both are whole.
     let network = Scoped::new(commit.bank(), network);
     let mut round = Round { skb, network, cursor: FLOOD_LOCAL, except, vni };
@@ -953,10 +956,10 @@ pub extern "C" fn vr_tc_flood(skb: *mut __sk_buff) -> i32 {
     TC_ACT_SHOT
 }
 
-/// Sends a copy by an interface. `to`: the interface, or the node it is for.
+/// Sends a copy by an interface: a port's, or, if it is for another node (else 0), one that leads there.
 #[cfg(not(feature = "trace"))]
 #[inline(always)]
-fn copy(skb: *mut __sk_buff, ifindex: u32, _to: u32) {
+fn copy(skb: *mut __sk_buff, ifindex: u32, _node: u32) {
     // SAFETY: the program's context, carried through a loop's.
     unsafe { helpers::bpf_clone_redirect(skb, ifindex, 0) };
 }
@@ -964,8 +967,8 @@ fn copy(skb: *mut __sk_buff, ifindex: u32, _to: u32) {
 /// Nothing is sent.
 #[cfg(feature = "trace")]
 #[inline(always)]
-fn copy(_skb: *mut __sk_buff, _ifindex: u32, to: u32) {
-    Maps.copy(to);
+fn copy(_skb: *mut __sk_buff, ifindex: u32, node: u32) {
+    Maps.copy(Copied { ifindex: if node == 0 { ifindex } else { 0 }, node });
 }
 
 /// One port of this node.
@@ -980,7 +983,7 @@ extern "C" fn flood_port(_index: u32, round: *mut c_void) -> i64 {
     };
     round.cursor = receiver.next;
     if receiver.at != round.except && accepts(round.network.bank(), receiver.at) {
-        copy(round.skb, receiver.at, receiver.at);
+        copy(round.skb, receiver.at, 0);
     }
     0
 }

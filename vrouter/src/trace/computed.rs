@@ -14,7 +14,7 @@ use vrouter_common::{
     memory::{self, MemoryPacket, MemoryTables, Verdict},
     plan::Work,
     tables::*,
-    traced::{Leaves, Recorder, Traced, What},
+    traced::{Copied, Leaves, Recorder, Traced, What},
     wire::OVERLAY_OVERHEAD,
 };
 
@@ -117,20 +117,24 @@ pub fn run(tables: &mut MemoryTables, entry: Entry, frame: &[u8], afresh: bool) 
 /// Who gets a copy of what is flooded.
 fn receivers(tables: &MemoryTables, entry: Entry, network: u32) -> Vec<Step> {
     let network = Scoped::new(0, network);
-    let mut at = Vec::new();
+    let mut to = Vec::new();
     for first in [FLOOD_LOCAL, FLOOD_REMOTE] {
         if first == FLOOD_REMOTE && entry == Entry::Uplink {
             continue;
         }
         let mut cursor = first;
         while let Some(flood) = tables.image.floods.get(&FloodKey { network, cursor }) {
-            if first == FLOOD_REMOTE || entry != Entry::Port(flood.at) {
-                at.push(flood.at);
+            match first {
+                FLOOD_REMOTE => to.push(Copied { ifindex: 0, node: flood.at }),
+                _ if entry == Entry::Port(flood.at) => {}
+                _ => to.push(Copied { ifindex: flood.at, node: 0 }),
             }
             cursor = flood.next;
         }
     }
-    at.iter().map(|at| Step { what: What::Copy, found: true, key: bytes_of(at), value: Vec::new() }).collect()
+    let steps =
+        to.iter().map(|to| Step { what: What::Copy, found: true, key: bytes_of(to), value: Vec::new() });
+    steps.collect()
 }
 
 /// A node of a topology, as it would decide.

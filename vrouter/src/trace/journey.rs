@@ -565,3 +565,74 @@ fn summary(frame: &[u8]) -> String {
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{topology, trace::Step};
+
+    const DOCUMENT: &str = r#"
+networks:
+  - name: web
+    subnets: [{ name: web4, cidr: 10.0.1.0/24, gateway: 10.0.1.1 }]
+routers:
+  - { name: r1, interfaces: [web4] }
+security_groups:
+  - { name: open, rules: [{ direction: ingress }, { direction: egress }] }
+ports:
+  - { name: vm1, network: web, mac: "02:00:00:00:01:01", fixed_ips: [10.0.1.11], security_groups: [open], node: a, interface: tap1 }
+  - { name: vm2, network: web, mac: "02:00:00:00:01:02", fixed_ips: [10.0.1.12], security_groups: [open], node: a, interface: tap2 }
+  - { name: vm3, network: web, mac: "02:00:00:00:01:03", fixed_ips: [10.0.1.13], security_groups: [open], node: b, interface: tap3 }
+nodes:
+  - { name: a, vtep: 192.0.2.1 }
+  - { name: b, vtep: 192.0.2.2 }
+"#;
+
+    fn follow(packet: &str) -> Journey {
+        let topology = topology::parse("test", DOCUMENT).unwrap_or_else(|problems| panic!("{problems}"));
+        let worlds = Worlds { pins: None, topology: topology.into(), fetch: None, node: None, afresh: false };
+        worlds.follow(&Start::Port("vm1".to_owned()), &Request::parse(packet).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_packet_is_followed_to_the_node_where_it_ends() {
+        let journey = follow("udp > 10.0.1.13:53");
+        assert_eq!(journey.hops.iter().map(|hop| hop.node.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(journey.hops[0].verdict.kind, "tunnelled");
+        assert_eq!(
+            (journey.verdict.kind, journey.verdict.text.as_str()),
+            ("delivered", "delivered to port vm3")
+        );
+        let names: Vec<&str> = journey.path.iter().map(|object| object.name.as_str()).collect();
+        assert_eq!(names, ["a", "vm1", "web", "vm3", "b"]);
+    }
+
+    #[test]
+    fn those_who_get_a_copy_are_named_whatever_their_numbers_are() {
+        let journey = follow("udp 10.0.1.11 > 10.0.1.255:9 to ff:ff:ff:ff:ff:ff");
+        assert_eq!(journey.verdict.kind, "flooded");
+        let copies: Vec<&str> = journey.hops[0]
+            .steps
+            .iter()
+            .filter_map(|step| step.text.strip_prefix("a copy goes to "))
+            .collect();
+        assert_eq!(copies, ["port vm2", "node b"]);
+        // Numbers of interfaces and of nodes may be the same.
+        let step = |ifindex, node| Step {
+            what: What::Copy,
+            found: true,
+            key: [u32::to_ne_bytes(ifindex), u32::to_ne_bytes(node)].concat(),
+            value: Vec::new(),
+        };
+        let topology = topology::parse("test", DOCUMENT).unwrap_or_else(|problems| panic!("{problems}"));
+        let mut world = computed::world(&topology, "a").unwrap();
+        let node = world.names.number(NAME_NODE, "b").unwrap();
+        let vm2 = world.names.number(NAME_PORT, "vm2").unwrap();
+        let binding = *world.image.bindings.values().find(|binding| binding.port == vm2).unwrap();
+        world.image.bindings.insert(BindingKey { ifindex: Scoped::new(0, node) }, binding);
+        let run = Run { steps: vec![step(node, 0), step(0, node)], frame: Vec::new() };
+        let said = steps::describe(&world, Entry::Port(1), &run);
+        let said: Vec<&str> = said.iter().map(|said| said.text.as_str()).collect();
+        assert_eq!(said, ["a copy goes to port vm2", "a copy goes to node b"]);
+    }
+}

@@ -8,7 +8,7 @@ use vrouter_common::{
     flow::*,
     reason::{DropReason, Event},
     tables::*,
-    traced::What,
+    traced::{Copied, What},
     wire::{PROTO_ICMP, PROTO_ICMPV6},
 };
 
@@ -581,14 +581,15 @@ impl Speaker<'_> {
     }
 
     fn copy(&self, step: &Step) -> Option<Words> {
-        let at = step.key::<u32>()?;
-        let key = BindingKey { ifindex: Scoped::new(0, at) };
-        // Numbers of nodes are small, and a node has no interface of a number that is another's: both are asked.
-        let text = match self.world.image.bindings.get(&key) {
-            Some(binding) => format!("a copy goes to port {}", self.name(NAME_PORT, binding.port)),
-            None => format!("a copy goes to {}", self.name(NAME_NODE, at)),
+        let Copied { ifindex, node } = step.key()?;
+        let object = match node {
+            0 => {
+                let key = BindingKey { ifindex: Scoped::new(0, ifindex) };
+                self.object(NAME_PORT, self.world.image.bindings.get(&key)?.port)
+            }
+            node => self.object(NAME_NODE, node),
         };
-        Some((text, vec![]))
+        Some((format!("a copy goes to {} {}", object.kind, object.name), vec![object]))
     }
 }
 
