@@ -21,6 +21,7 @@ pub mod kernel;
 pub mod monitor;
 pub mod netlink;
 pub mod output;
+pub mod rates;
 pub mod store;
 pub mod top;
 pub mod topology;

@@ -6,9 +6,8 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`meter`] | what a flow carried since it was read last, whatever became of it in between |
 //! | [`fleet`] | how other nodes say they are, in etcd |
-//! | [`index`] | whose packets a flow entry's are |
+//! | [`crate::rates`] | what a flow carried since it was read last, and whose packets those are |
 //! | [`sheet`] | sums of one read |
 //! | [`sampler`] | reads the pins; two reads make a [`sample`] |
 //! | [`grid`], [`views`] | a sample as tables: sorted, filtered, as wide as there is room |
@@ -17,8 +16,6 @@
 
 pub mod fleet;
 pub mod grid;
-pub mod index;
-pub mod meter;
 pub mod sample;
 pub mod sampler;
 pub mod screen;

@@ -16,7 +16,7 @@ use vrouter_common::flow::FlowKey;
 use super::{InstanceArgs, columns::Columns};
 use crate::{
     agent,
-    clock::Clock,
+    clock::{Clock, Ticks},
     config,
     connections::{
         FlowTables, Flows, Judge, Names, Row, Standing, Timeouts,
@@ -107,6 +107,11 @@ impl Looker {
             timeouts,
             decision_idle: Duration::from_secs(u64::from(idle_seconds)),
         })
+    }
+
+    /// The clock of flow entries.
+    pub fn ticks(&self) -> Result<Ticks> {
+        self.clock.read()
     }
 
     /// Where the pinned maps are.

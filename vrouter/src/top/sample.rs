@@ -4,10 +4,9 @@ use serde::Serialize;
 
 use super::{
     fleet::Told,
-    index::Index,
     sheet::{Sheet, Traffic},
 };
-use crate::{commands::status::Summary, counters::Tally};
+use crate::{commands::status::Summary, counters::Tally, rates::index::Index};
 
 /// One sample. Rates are per second, over `interval_seconds`.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -252,7 +251,7 @@ mod tests {
     use super::*;
     use crate::{
         connections::Table,
-        top::{index, meter::Growth},
+        rates::{index, meter::Growth},
     };
 
     #[test]

@@ -16,8 +16,6 @@ use vrouter_common::{
 
 use super::{
     fleet::Fleet,
-    index::Index,
-    meter::{Meter, growth, since},
     sample::{PerSecond, Sample, TableRow},
     sheet::Sheet,
 };
@@ -30,6 +28,10 @@ use crate::{
     counters::{Counters, Tally},
     data_path::Pins,
     kernel::{Cursor, Map},
+    rates::{
+        index::Index,
+        meter::{Meter, growth, since},
+    },
 };
 
 /// At most this part of the time is spent on reading.

@@ -7,8 +7,11 @@ use vrouter_common::{
     flow::{EXIT_EXTERNAL, EXIT_PORT, EXIT_TUNNEL, FLOW_SNAT, FROM_PORT, Flow, FlowKey, ROLE_ORIGINAL},
 };
 
-use super::{index::Index, meter::Growth};
-use crate::{connections::Table, counters::Tally};
+use crate::{
+    connections::Table,
+    counters::Tally,
+    rates::{index::Index, meter::Growth},
+};
 
 /// Packets in both directions, as the one they are counted for sees them, and connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -115,7 +118,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::top::index::tests::index;
+    use crate::rates::index::tests::index;
 
     fn grown(packets: u64) -> Growth {
         Growth { tally: Tally { packets, bytes: packets * 100 }, is_first: true }

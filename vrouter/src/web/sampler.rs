@@ -12,8 +12,12 @@ use tokio::sync::watch;
 use vrouter_common::reason::DropReason;
 
 use super::{
-    rates::{Busy, Marks},
+    rates::{self, Busy},
     source::{Look, Source},
+};
+use crate::{
+    clock::Ticks,
+    rates::meter::{Meter, since},
 };
 
 /// A look takes at most one part in this many of a processor's time.
@@ -83,11 +87,11 @@ impl Sampler {
         let of_thread = Arc::clone(&asked);
         let thread = std::thread::Builder::new().name("sampler".to_owned());
         let work = move || {
-            let mut marks = None;
+            let mut meter = None;
             while !sender.is_closed() {
                 of_thread.rest();
                 let before = sender.borrow().clone();
-                let next = next(&mut source, before.as_deref(), &mut marks, every);
+                let next = next(&mut source, before.as_deref(), &mut meter, every);
                 let pause = next.every;
                 sender.send_replace(Some(Arc::new(next)));
                 std::thread::sleep(pause);
@@ -121,7 +125,7 @@ impl Sampler {
 fn next(
     source: &mut impl Source,
     before: Option<&Snapshot>,
-    marks: &mut Option<(Instant, Marks)>,
+    meter: &mut Option<(Instant, Meter)>,
     every: Duration,
 ) -> Snapshot {
     let begin = Instant::now();
@@ -134,7 +138,7 @@ fn next(
         Err(error) => {
             let error = Some(format!("{error:#}"));
             tracing::debug!("looking at the maps: {}", error.as_deref().unwrap_or_default());
-            *marks = None;
+            *meter = None;
             let empty = || Snapshot {
                 number: 0,
                 look: Look::empty(),
@@ -150,21 +154,24 @@ fn next(
             return Snapshot { busy: None, error, every, looked: begin, ..before };
         }
     };
-    let old = marks.take().filter(|(then, _)| then.elapsed() < every * 3 + took);
-    let seconds = old.as_ref().map_or(0.0, |(then, _)| (begin - *then).as_secs_f64());
-    let busy = old.as_ref().map(|(_, marks)| marks.rates(&look.flows, &look.names, seconds));
+    let old = meter.take().filter(|(then, _)| then.elapsed() < every * 3 + took);
+    let seconds = old.as_ref().map(|(then, _)| (begin - *then).as_secs_f64());
+    let mut since_then = old.map_or_else(Meter::default, |(_, meter)| meter);
+    // The first look says where counters are.
+    let counted = rates::busy(&mut since_then, &look, seconds.unwrap_or(1.0));
+    let busy = seconds.map(|_| counted);
     let drops = look.drops.iter().map(|&(reason, tally)| {
-        let last = before.filter(|_| old.is_some()).and_then(|before| before.packets(reason));
-        let risen = last.map_or(0, |last| tally.packets.saturating_sub(last));
+        let last = before.and_then(|before| before.packets(reason));
+        let risen = last.map_or(0, |last| since(last, tally.packets));
         Drops {
             reason: reason.name(),
             meaning: reason.describe().trim(),
             packets: tally.packets,
-            per_second: if seconds > 0.0 { risen as f64 / seconds } else { 0.0 },
+            per_second: seconds.map_or(0.0, |seconds| risen as f64 / seconds.max(f64::EPSILON)),
         }
     });
     let drops = drops.collect();
-    *marks = Some((begin, Marks::of(&look.flows)));
+    *meter = Some((begin, since_then));
     Snapshot {
         number: number + 1,
         look,
@@ -185,10 +192,12 @@ impl Snapshot {
 }
 
 impl Look {
-    fn empty() -> Self {
+    pub(super) fn empty() -> Self {
         Self {
             objects: Arc::default(),
             names: Arc::default(),
+            index: Arc::default(),
+            ticks: Ticks { now: 0, per_second: 1 },
             flows: Vec::new(),
             complete: true,
             drops: Vec::new(),

@@ -14,9 +14,11 @@ use vrouter_common::reason::DropReason;
 use super::objects::Objects;
 use crate::{
     banks,
+    clock::Ticks,
     commands::{InstanceArgs, flows::Looker, status},
     connections::{Flows, Names, Standing, filter::FilterArgs},
     counters::{Counters, Tally},
+    rates::index::Index,
 };
 
 /// Connections looked at in one go. With more, the drawing shows rates of these, and says so.
@@ -29,6 +31,9 @@ const NAMES_AGE: Duration = Duration::from_secs(10);
 pub struct Look {
     pub objects: Arc<Objects>,
     pub names: Arc<Names>,
+    pub index: Arc<Index>,
+    /// When flows were looked at, by the clock of their entries.
+    pub ticks: Ticks,
     pub flows: Vec<(Flows, Standing)>,
     /// Whether these are all.
     pub complete: bool,
@@ -57,6 +62,7 @@ struct Open {
     inode: u64,
     names: Arc<Names>,
     objects: Arc<Objects>,
+    index: Arc<Index>,
     named: Instant,
 }
 
@@ -81,6 +87,7 @@ impl PinSource {
             counters: Counters::open(looker.maps())?,
             banks: banks::Maps::open(looker.maps())?,
             objects: Arc::new(Objects::read(looker.maps(), &names)?),
+            index: Arc::new(Index::read(looker.maps())?),
             inode,
             looker,
             names,
@@ -104,10 +111,12 @@ impl Source for PinSource {
         }
         if has_changed {
             open.objects = Arc::new(Objects::read(open.looker.maps(), &open.names)?);
+            open.index = Arc::new(Index::read(open.looker.maps())?);
         }
         let names = Names::default();
         let everything = FilterArgs { all: true, ..FilterArgs::default() }
             .resolve_with(&names, |_| Ok(Default::default()))?;
+        let ticks = open.looker.ticks()?;
         let (mut flows, mut complete) = (Vec::new(), true);
         open.looker.look(&names, &everything, |connection, standing| {
             complete = flows.len() < FLOWS_MAX;
@@ -122,6 +131,8 @@ impl Source for PinSource {
             status: status::json(&self.instance)?,
             objects: Arc::clone(&open.objects),
             names: Arc::clone(&open.names),
+            index: Arc::clone(&open.index),
+            ticks,
             flows,
             complete,
         })

@@ -27,7 +27,7 @@ use super::{
     source::{Look, Source},
     trace::{Ran, Run, Tracer},
 };
-use crate::{counters::Tally, http};
+use crate::{clock::Ticks, counters::Tally, http};
 
 const HOSTILE: &str = "<img_src=x_onerror=alert(1)>&\"'";
 
@@ -133,6 +133,8 @@ impl Source for Made {
         Ok(Look {
             objects: Arc::new(objects(3)),
             names: Arc::default(),
+            index: Arc::default(),
+            ticks: Ticks { now: 0, per_second: 250 },
             flows: Vec::new(),
             complete: true,
             drops: vec![(DropReason::PolicyIngress, Tally { packets: 10 * looks, bytes: 0 })],

@@ -14,7 +14,8 @@ use vrouter::{
     connections::{FlowTables, Flows, Judge, Leg, State, Table, Timeouts, expire::Expirer, tables::Walk},
     data_path::{DataPath, Pins},
     kernel::{Cursor, Map},
-    top::{index::Index, meter::Meter, sheet::Sheet},
+    rates::{index::Index, meter::Meter},
+    top::sheet::Sheet,
 };
 use vrouter_common::{
     addr::{Be16, Ip},

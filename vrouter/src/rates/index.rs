@@ -155,7 +155,7 @@ impl Index {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use vrouter_common::addr::Macs;
 
     use super::*;
