@@ -8,7 +8,7 @@ use aya_ebpf::{
     helpers::generated as helpers,
 };
 use vrouter_common::{
-    flow::{FLOW_NAT, FROM_PORT, FlowKey, ROLE_NONE, ROLE_ORIGINAL},
+    flow::{FLOW_NAT, FROM_PORT, Flow, FlowKey, ROLE_NONE, ROLE_ORIGINAL},
     monitor::*,
     plan::{KNOWN_NOWHERE, Work},
     reason::DropReason,
@@ -49,6 +49,18 @@ pub fn xdp(ctx: *mut xdp_md, known: u32, reason: u32) {
     if is_on() {
         vr_xdp_monitor(ctx, known, reason);
     }
+}
+
+/// What an entry says of a decision.
+#[inline(always)]
+fn decided(record: &mut MonitorRecord, flow: &Flow) {
+    record.network = flow.network;
+    record.network_out = flow.network_out;
+    record.exit = flow.exit;
+    record.target = flow.target;
+    record.router = flow.router;
+    record.rule = flow.rule;
+    record.role = flow.role;
 }
 
 /// The connection in a slot of [`maps::EXPIRE`] is about to be removed.
@@ -164,13 +176,7 @@ fn about(scratch: &mut MonitorScratch, known: u32, reason: u32, ifindex: u32, le
         record.dst = tuple.dst;
         record.sport = tuple.sport;
         record.dport = tuple.dport;
-        record.network = flow.network;
-        record.network_out = flow.network_out;
-        record.exit = flow.exit;
-        record.target = flow.target;
-        record.router = flow.router;
-        record.rule = flow.rule;
-        record.role = flow.role;
+        decided(record, flow);
     } else if reason == 0 {
         return NOTHING;
     }
@@ -285,13 +291,7 @@ pub extern "C" fn vr_closed(slot: u32) -> i32 {
     record.dst = flow.dst;
     record.sport = flow.sport;
     record.dport = flow.dport;
-    record.network = flow.network;
-    record.network_out = flow.network_out;
-    record.exit = flow.exit;
-    record.target = flow.target;
-    record.router = flow.router;
-    record.rule = flow.rule;
-    record.role = flow.role;
+    decided(record, flow);
     record.ticks = (jiffies() as u32).wrapping_sub(flow.created);
     if expire.legs == 2
         && let Some(reply) = leg(&expire.peer)
