@@ -313,6 +313,11 @@ impl Random {
             cidr: cidr.parse().unwrap(),
             gateway: None,
             dns: Vec::new(),
+            dhcp: true,
+            lease_time: LEASE_TIME,
+            host_routes: Vec::new(),
+            dhcp_options: Vec::new(),
+            ipv6_mode: None,
             line: 1,
         };
         let mut topology = Topology::default();
@@ -365,6 +370,9 @@ impl Random {
                 node: Some(if i <= 5 { "a" } else { "b" }.to_owned()),
                 interface: Some(format!("tap{i}")),
                 hook: Hook::Tc,
+                dhcp_options: Vec::new(),
+                device_id: None,
+                project: None,
                 line: 1,
             });
         }
