@@ -10,11 +10,18 @@
 //! |---|---|
 //! | [`call`] | reads what the data path hands over, and tells which service it is for |
 //! | [`service`] | what a service is |
+//! | [`dhcp`], [`dhcpv6`], [`router`] | DHCP over either family, router advertisements |
 //! | [`sender`] | sends frames to ports |
 //! | [`tally`] | counts |
 //! | [`worker`] | the thread's loop |
 
 pub mod call;
+mod datagram;
+pub mod dhcp;
+pub mod dhcpv6;
+#[cfg(test)]
+mod fixture;
+pub mod router;
 pub mod sender;
 pub mod service;
 pub mod tally;
@@ -92,7 +99,7 @@ impl Services {
     /// What is served.
     #[expect(clippy::unused_self, reason = "each service takes what it needs of it")]
     fn services(&self, _sender: &FrameSender) -> Vec<Box<dyn Service>> {
-        Vec::new()
+        vec![Box::new(dhcp::Dhcp), Box::new(dhcpv6::Dhcpv6), Box::<router::Router>::default()]
     }
 }
 
