@@ -14,6 +14,7 @@ mod frame_socket;
 pub mod metrics;
 mod ports;
 pub mod records;
+pub mod services;
 mod source;
 mod status;
 mod surroundings;
@@ -62,6 +63,7 @@ use crate::{
 use edge::Edge;
 use external::{External, Outside};
 use ports::Ports;
+use services::Services;
 use source::{Read, Source};
 use underlay::Underlays;
 
@@ -187,6 +189,7 @@ struct Agent {
     flows: flows::Sweeper,
     external: External,
     edge: Edge,
+    services: Services,
     /// Who claims what the topology leaves open.
     learned: Map<LearnedKey, Learned>,
     topology: Option<(Topology, u64)>,
@@ -243,6 +246,7 @@ impl Agent {
         let told = status.clone();
         let edge = Edge::start(&pins, Arc::new(move |edge| status::lock(&told).edge = edge))?;
         let external = External::start(&pins, found, edge.found(), tell)?;
+        let services = Services::start(&pins, status::lock(&status).services.clone())?;
         let commit = banks.commit();
         tracing::info!(
             node = %config.node, instance = %config.instance, epoch = commit.epoch, pins = %pins.root().display(),
@@ -259,6 +263,7 @@ impl Agent {
             flows,
             external,
             edge,
+            services,
             learned,
             topology: None,
             announced_once: false,
@@ -462,6 +467,9 @@ impl Agent {
         if let Err(error) = self.external.ensure() {
             self.complain("next hops", format!("cannot look after next hops: {error:#}"));
         }
+        if let Err(error) = self.services.ensure() {
+            self.complain("services", format!("cannot serve workloads: {error:#}"));
+        }
     }
 
     /// Attaches, then compiles and commits.
@@ -492,6 +500,7 @@ impl Agent {
             liveness: self.liveness.clone(),
             shares: self.ports.as_ref().map(Ports::shares),
             learned: self.learned_routes.clone(),
+            metadata: false,
         };
         let (compiled, identities) = loop {
             let mut identities = self.identities.clone();
@@ -565,6 +574,7 @@ impl Agent {
         }
         let (image, commit, watched) = (self.banks.in_force(), self.banks.commit(), &self.compiled.watched);
         self.external.follow(Outside::of(image, commit, &held(&self.learned)?, watched));
+        self.services.follow(&self.compiled.served);
         status::lock(&self.status).error = None;
         Ok(())
     }

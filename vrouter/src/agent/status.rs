@@ -6,6 +6,7 @@ use serde::{Serialize, Serializer};
 
 use super::{
     bgp::BgpStatus, edge::EdgeStatus, external::NextHopsStatus, flows::FlowsStatus, records::RecordsStatus,
+    services::Tally,
 };
 use crate::{
     compile::LocalPort, config::AgentConfig, connections::Timeouts, netlink, store::follow::Link,
@@ -36,6 +37,8 @@ pub struct AgentStatus {
     pub bgp: BgpStatus,
     /// Next hops on external networks, and the packets that wait for them.
     pub next_hops: NextHopsStatus,
+    /// What workloads asked this node's services, and what came of it.
+    pub services: Tally,
     /// How long silent connections are kept, and remembered decisions.
     pub timeouts: Timeouts,
     pub flow_idle_seconds: u32,
@@ -115,6 +118,7 @@ impl AgentStatus {
             edge: EdgeStatus::default(),
             bgp: BgpStatus::default(),
             next_hops: NextHopsStatus::default(),
+            services: Tally::default(),
             timeouts: config.timeouts.clone(),
             flow_idle_seconds: config.flow_idle_seconds,
             flows: None,

@@ -12,7 +12,8 @@ use vrouter_common::addr::Be16;
 
 use super::*;
 use crate::topology::model::{
-    AddressGroup, AllowedAddressPair, Direction, EtherFamily, Mac, Node, Remote, Rule, SecurityGroup, Subnet,
+    AddressGroup, AllowedAddressPair, Direction, EtherFamily, LEASE_TIME, Mac, Node, Remote, Rule,
+    SecurityGroup, Subnet,
 };
 
 /// A packet as rules see it: from (ingress) or to (egress) the other end.
@@ -35,6 +36,7 @@ impl Policies {
     fn new(topology: &Topology) -> Self {
         let interfaces = (1..=8).map(|index| (format!("tap{index}"), Interface { index, peer: false }));
         let around = Surroundings {
+            metadata: false,
             node: "a".to_owned(),
             interfaces: interfaces.collect(),
             underlay_mtu: 1500,
@@ -178,8 +180,8 @@ fn ports_are_in_the_groups_they_say() {
     // No group: nothing. No port security: no policy to ask.
     assert_eq!(policies.allows(4, &tcp(false, "10.0.1.18", 80)), None);
     let binding = |ifindex| policies.tables.image.bindings[&BindingKey { ifindex: Scoped::new(0, ifindex) }];
-    assert_eq!((binding(4).policy, binding(4).flags), (0, 0));
-    assert_eq!((binding(5).policy, binding(5).flags), (0, BINDING_NO_SECURITY));
+    assert_eq!((binding(4).policy, binding(4).flags), (0, BINDING_DHCP));
+    assert_eq!((binding(5).policy, binding(5).flags), (0, BINDING_NO_SECURITY | BINDING_DHCP));
     assert_eq!(policies.ids.name(NAME_POLICY, binding(1).policy), Some("web-sg"));
     assert_eq!(policies.ids.name(NAME_POLICY, binding(2).policy), Some("fast+web-sg"));
     let found = policies.found(1, &tcp(true, "198.51.100.1", 80));
@@ -313,6 +315,11 @@ impl Random {
             cidr: cidr.parse().unwrap(),
             gateway: None,
             dns: Vec::new(),
+            dhcp: true,
+            lease_time: LEASE_TIME,
+            host_routes: Vec::new(),
+            dhcp_options: Vec::new(),
+            ipv6_mode: None,
             line: 1,
         };
         let mut topology = Topology::default();
@@ -365,6 +372,9 @@ impl Random {
                 node: Some(if i <= 5 { "a" } else { "b" }.to_owned()),
                 interface: Some(format!("tap{i}")),
                 hook: Hook::Tc,
+                dhcp_options: Vec::new(),
+                device_id: None,
+                project: None,
                 line: 1,
             });
         }
