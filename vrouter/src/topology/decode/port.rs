@@ -16,7 +16,7 @@ pub const PORT_FIELDS: &[&str] = &[
     "interface",
     "hook",
 ];
-pub const FLOATING_IP_FIELDS: &[&str] = &["address", "port", "fixed_ip", "port_forwardings"];
+pub const FLOATING_IP_FIELDS: &[&str] = &["address", "port", "fixed_ip", "load_balancer", "port_forwardings"];
 pub const NODE_FIELDS: &[&str] = &["name", "vtep", "gateway", "external_networks"];
 const PAIR_FIELDS: &[&str] = &["ip", "mac"];
 const FORWARDING_FIELDS: &[&str] = &["protocol", "external_port", "port", "internal_port"];
@@ -89,7 +89,20 @@ pub fn floating_ip(object: &mut Object<'_, '_>) -> Option<FloatingIp> {
         let remedy = "add `port: …`, whose address it is, or leave fixed_ip out";
         object.problem(given.line, "fixed_ip is given without port", remedy);
     }
-    Some(FloatingIp { address: address?, port, fixed_ip, port_forwardings, line: object.node.line })
+    let load_balancer = object.optional("load_balancer", scalar::name);
+    let others = ["port", "port_forwardings"].into_iter().find(|key| object.value(key).is_some());
+    if let (Some(given), Some(other)) = (object.value("load_balancer"), others) {
+        let remedy = "keep one of them: an address leads to one thing";
+        object.problem(given.line, format!("load_balancer and {other} are both given"), remedy);
+    }
+    Some(FloatingIp {
+        address: address?,
+        port,
+        fixed_ip,
+        load_balancer,
+        port_forwardings,
+        line: object.node.line,
+    })
 }
 
 fn forwarding(object: &mut Object<'_, '_>) -> Option<PortForwarding> {
