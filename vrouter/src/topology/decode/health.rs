@@ -265,7 +265,10 @@ mod tests {
             ("type: https, delay: 5, timeout: 2", vec!["\"https\"", "`tcp`, `http` or `ping`"]),
             ("type: tcp, timeout: 2", vec!["delay is missing"]),
             ("type: tcp, delay: 5", vec!["timeout is missing"]),
-            ("type: tcp, delay: 2, timeout: 2.001", vec!["timeout 2.001 is longer than delay 2", "at most 2"]),
+            (
+                "type: tcp, delay: 2, timeout: 2.001",
+                vec!["timeout 2.001 is longer than delay 2", "at most 2"],
+            ),
             ("type: tcp, delay: 0, timeout: 0.1", vec!["delay \"0\" is not from 0.1 to 3600"]),
             ("type: tcp, delay: 1e3, timeout: 1", vec!["\"1e3\" is not a number of seconds"]),
             ("type: tcp, delay: 1.0001, timeout: 1", vec!["three decimals"]),
