@@ -11,6 +11,7 @@ mod environment;
 pub mod external;
 mod flows;
 mod frame_socket;
+pub mod health;
 pub mod metrics;
 mod ports;
 pub mod records;

@@ -5,6 +5,7 @@
 //! structure the in-memory decision runs on.
 
 mod external;
+mod health;
 mod policy;
 mod router;
 mod scope;
@@ -34,6 +35,7 @@ use crate::{
     },
 };
 pub use external::virtual_mac;
+pub use health::{MemberHealth, MonitoredMember};
 use policy::Policies;
 use scope::Scope;
 
@@ -85,6 +87,8 @@ pub struct Liveness {
     pub dead_nexthops: BTreeSet<(String, IpAddr)>,
     /// Routers this node is the master of.
     pub mastered: BTreeSet<String>,
+    /// Members that are not up, by pool and name.
+    pub members: BTreeMap<(String, String), MemberHealth>,
 }
 
 /// An interface of this node.
@@ -185,6 +189,8 @@ pub struct Compiled {
     pub carried: BTreeMap<String, u32>,
     /// Next hops of routes that have several, on external networks: network number and address.
     pub watched: BTreeSet<(u32, Ip)>,
+    /// Members of pools that this node checks.
+    pub monitored: Vec<MonitoredMember>,
     /// Every number in use, by kind.
     pub used: BTreeSet<(u32, u32)>,
 }
@@ -204,6 +210,7 @@ pub fn compile(topology: &Topology, around: &Surroundings, ids: &mut Identities)
     for port in &topology.ports {
         compiler.port(port)?;
     }
+    compiler.monitored();
     compiler.hear_claims()?;
     compiler.floods();
     compiler.rules()?;
