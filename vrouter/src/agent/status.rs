@@ -5,7 +5,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde::{Serialize, Serializer};
 
 use super::{
-    bgp::BgpStatus, edge::EdgeStatus, external::NextHopsStatus, flows::FlowsStatus, records::RecordsStatus,
+    bgp::BgpStatus, edge::EdgeStatus, external::NextHopsStatus, flows::FlowsStatus, health::HealthStatus,
+    records::RecordsStatus,
 };
 use crate::{
     compile::LocalPort, config::AgentConfig, connections::Timeouts, netlink, store::follow::Link,
@@ -36,6 +37,8 @@ pub struct AgentStatus {
     pub bgp: BgpStatus,
     /// Next hops on external networks, and the packets that wait for them.
     pub next_hops: NextHopsStatus,
+    /// Members of pools: how those are that this node checks, and which of the others are not up.
+    pub health: HealthStatus,
     /// How long silent connections are kept, and remembered decisions.
     pub timeouts: Timeouts,
     pub flow_idle_seconds: u32,
@@ -115,6 +118,7 @@ impl AgentStatus {
             edge: EdgeStatus::default(),
             bgp: BgpStatus::default(),
             next_hops: NextHopsStatus::default(),
+            health: HealthStatus::default(),
             timeouts: config.timeouts.clone(),
             flow_idle_seconds: config.flow_idle_seconds,
             flows: None,

@@ -23,7 +23,7 @@ const HTTP_FIELDS: [&str; 3] = ["http_method", "url_path", "expected_codes"];
 const RETRIES: u8 = 3;
 /// In milliseconds: what a busy node can still keep, and what is no monitoring any more.
 const SECONDS: (u32, u32) = (100, 3_600_000);
-const PATH_MAX: usize = 1024;
+const PATH_MAX: usize = 255;
 const CODES_MAX: usize = 32;
 
 pub fn health_monitor(object: &mut Object<'_, '_>) -> Option<HealthMonitor> {
@@ -153,7 +153,7 @@ fn path(node: &Node) -> Result<String, Fault> {
     let (wrong, remedy) = if !text.starts_with('/') {
         ("does not begin with `/`", "write the path alone, like /health")
     } else if text.len() > PATH_MAX {
-        ("is longer than 1024 bytes", "write a shorter path")
+        ("is longer than 255 bytes", "write a shorter path")
     } else if text.contains('#') {
         ("holds a `#`, and fragments are not sent", "leave it and what follows out, or write %23")
     } else if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
