@@ -169,6 +169,13 @@ counted! {
         FragmentUnmatched = 138 => "fragment_unmatched",
         /// Fragments of more than 65535 bytes.
         FragmentTooLong = 139 => "fragment_too_long",
+
+        /// No member of the pool takes connections at the moment.
+        PoolEmpty = 152 => "pool_empty",
+        /// The listener, or its load balancer, is administratively down.
+        ListenerDown = 153 => "listener_down",
+        /// For a VIP: a port on which nothing listens.
+        VipClosed = 154 => "vip_closed",
     }
 }
 

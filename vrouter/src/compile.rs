@@ -4,6 +4,7 @@
 //! connect to them, and what the node is to the outside. Everything is in terms of [`Image`], the same
 //! structure the in-memory decision runs on.
 
+mod balancer;
 mod external;
 mod health;
 mod policy;
@@ -18,6 +19,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use ipnet::{IpNet, Ipv6Net};
+use serde::Serialize;
 use vrouter_common::{
     addr::{Be32, Ip},
     memory::Image,
@@ -30,12 +32,12 @@ use crate::{
     netlink::Link,
     store::blocks::Holders,
     topology::{
-        Carriers, Rendezvous, Translators, Vrids,
+        Balancers, Carriers, Rendezvous, Translators, Vrids,
         model::{Hook, Network, Node, Port, Topology},
     },
 };
 pub use external::virtual_mac;
-pub use health::{MemberHealth, MonitoredMember};
+pub use health::MonitoredMember;
 use policy::Policies;
 use scope::Scope;
 
@@ -87,8 +89,21 @@ pub struct Liveness {
     pub dead_nexthops: BTreeSet<(String, IpAddr)>,
     /// Routers this node is the master of.
     pub mastered: BTreeSet<String>,
-    /// Members that are not up, by pool and name.
+    /// Members of pools, and what their health monitors say; one that is not here has none, or nothing is known yet.
     pub members: BTreeMap<(String, String), MemberHealth>,
+}
+
+/// What is known of a member of a pool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MemberHealth {
+    /// It serves.
+    #[default]
+    Up,
+    /// It does not.
+    Down,
+    /// Nobody says any more: its node, or the agent there, is gone.
+    Lost,
 }
 
 /// An interface of this node.
@@ -210,6 +225,7 @@ pub fn compile(topology: &Topology, around: &Surroundings, ids: &mut Identities)
     for port in &topology.ports {
         compiler.port(port)?;
     }
+    compiler.balancers()?;
     compiler.monitored();
     compiler.hear_claims()?;
     compiler.floods();
@@ -229,6 +245,8 @@ struct Compiler<'a> {
     node_of: HashMap<&'a str, &'a Node>,
     scope: Scope<'a>,
     translators: Translators<'a>,
+    /// Who balances, if anybody does.
+    balancers: Option<Balancers<'a>>,
     /// Who can carry, by external network.
     carriers: Carriers<'a>,
     vrids: Vrids<'a>,
@@ -288,6 +306,7 @@ impl<'a> Compiler<'a> {
             node_of: topology.nodes.iter().map(|node| (node.name.as_str(), node)).collect(),
             scope,
             translators: Translators::of(topology),
+            balancers: None,
             carriers,
             vrids: Vrids::of(topology),
             port_at: None,

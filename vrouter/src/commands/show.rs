@@ -337,6 +337,8 @@ impl View {
         match station.kind {
             STATION_ROUTER => format!("router {}", self.name(NAME_ROUTER, station.owner)),
             STATION_FLOATING => format!("floating IP of router {}", self.name(NAME_ROUTER, station.owner)),
+            STATION_VIP => format!("VIP of router {}", self.name(NAME_ROUTER, station.owner)),
+            STATION_MEMBER => format!("pool member of router {}", self.name(NAME_ROUTER, station.owner)),
             _ => format!("port {}", self.name(NAME_PORT, station.owner)),
         }
     }

@@ -2,26 +2,12 @@
 
 use std::net::IpAddr;
 
-use serde::Serialize;
 use vrouter_common::tables::{BindingKey, Scoped};
 
 const BINDING_MONITORED: u16 = 8;
 
 use super::Compiler;
 use crate::topology::{derive_router_mac, model::HealthMonitor, monitored};
-
-/// How a member of a pool with a health monitor is, as far as this node knows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum MemberHealth {
-    /// Its checks are good, or nobody has said otherwise yet.
-    #[default]
-    Up,
-    /// Its checks are bad.
-    Down,
-    /// The node that checks it is dead, or its agent: to be used only if no member of the pool is up.
-    Lost,
-}
 
 /// A member behind a port of this node.
 #[derive(Clone, Debug, PartialEq, Eq)]

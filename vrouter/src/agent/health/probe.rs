@@ -161,9 +161,7 @@ impl Probe {
             return nothing;
         }
         match (what, &heard.what) {
-            (What::Ping, Answer::Echo { sequence: SEQUENCE }) => {
-                (Vec::new(), Some(Outcome::Good))
-            }
+            (What::Ping, Answer::Echo { sequence: SEQUENCE }) => (Vec::new(), Some(Outcome::Good)),
             (What::Tcp(connection), Answer::Segment(segment)) if segment.source_port == connection.port => {
                 let (frames, outcome, asks) = connection.hear(reach, segment);
                 if asks {

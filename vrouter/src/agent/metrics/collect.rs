@@ -12,6 +12,7 @@ use vrouter_common::{
 use super::interface_counters;
 use crate::{
     agent::status::AgentStatus,
+    compile::MemberHealth,
     counters::Counters,
     data_path::{self, Pins},
     kernel::{Map, PerCpu},
@@ -78,6 +79,7 @@ pub fn families(status: &AgentStatus, pins: &Pins, instance: &str) -> Vec<Family
     interfaces(&mut out, status);
     edge(&mut out, status);
     outside(&mut out, status);
+    health(&mut out, status);
     out.0
 }
 
@@ -369,7 +371,11 @@ fn health(out: &mut Families, status: &AgentStatus) {
     });
     let help = "Members that other nodes check and that are not up (lost: the node is silent)";
     out.add(Kind::Gauge, "vrouter_members_elsewhere", help, others.to_vec());
-    out.counter("vrouter_member_frames_unsent", "Frames of checks that could not be sent", status.health.unsent as f64);
+    out.counter(
+        "vrouter_member_frames_unsent",
+        "Frames of checks that could not be sent",
+        status.health.unsent as f64,
+    );
 }
 
 fn outside(out: &mut Families, status: &AgentStatus) {
