@@ -18,6 +18,7 @@ use crate::{
     policy,
     reason::DropReason,
     route,
+    service::{self, Asked},
     tables::*,
     track::{self, REPLY_NOWHERE},
     wire::*,
@@ -52,6 +53,7 @@ pub fn recall<P: Packet, T: Tables>(
     plan.entered_network = 0;
     plan.named = 0;
     plan.listener = 0;
+    plan.service = false;
     track::recall(tables, ingress, headers, quoted, plan);
     if ingress.from != FROM_PORT {
         return Ok(());
@@ -63,7 +65,17 @@ pub fn recall<P: Packet, T: Tables>(
     }
     let binding = &plan.binding;
     admit::ip(packet, tables, plan.bank, binding, headers)?;
-    policy::leaving(tables, headers, plan)
+    match service::asked(tables, headers, plan) {
+        Asked::Nothing => policy::leaving(tables, headers, plan),
+        Asked::ByRules => {
+            plan.service = true;
+            policy::leaving(tables, headers, plan)
+        }
+        Asked::Always => {
+            plan.service = true;
+            Ok(())
+        }
+    }
 }
 
 /// Decides. `Err`: dropped, with no answer.
@@ -131,6 +143,9 @@ fn from_port<P: Packet, T: Tables>(
     if headers.arp {
         return answer::arp::decide(packet, tables, ingress, headers, plan);
     }
+    if plan.service {
+        return Ok(Decision::Service);
+    }
     if headers.v6
         && headers.proto == PROTO_ICMPV6
         && headers.dport.get() >> 8 == ND_NEIGHBOR_SOLICIT as u16
@@ -154,6 +169,9 @@ fn from_port<P: Packet, T: Tables>(
     if station.kind == STATION_ROUTER {
         let router = station.owner;
         return route::route(network, router, headers, plan, false);
+    }
+    if station.kind == STATION_SERVICE {
+        return Err(DropReason::ServiceUnknown);
     }
     if station.owner == plan.binding.port {
         return Err(DropReason::Hairpin);

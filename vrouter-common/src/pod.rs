@@ -64,6 +64,7 @@ pod!(
     RouterLegKey,
     Rule,
     RuleKey,
+    ServiceCall,
     SnatBlock,
     SnatBlockKey,
     SnatOwner,

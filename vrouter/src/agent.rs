@@ -15,6 +15,7 @@ pub mod health;
 pub mod metrics;
 mod ports;
 pub mod records;
+pub mod services;
 mod source;
 mod status;
 mod surroundings;
@@ -64,6 +65,7 @@ use edge::Edge;
 use external::{External, Outside};
 use health::Health;
 use ports::Ports;
+use services::Services;
 use source::{Read, Source};
 use underlay::Underlays;
 
@@ -192,6 +194,7 @@ struct Agent {
     external: External,
     edge: Edge,
     health: Health,
+    services: Services,
     /// Who claims what the topology leaves open.
     learned: Map<LearnedKey, Learned>,
     topology: Option<(Topology, u64)>,
@@ -254,6 +257,7 @@ impl Agent {
             (health.members, health.unsent) = (members, unsent);
         });
         let health = Health::start(&config, config.run_dir().join("health.json"), tell)?;
+        let services = Services::start(&pins, status::lock(&status).services.clone(), health.ear())?;
         let commit = banks.commit();
         tracing::info!(
             node = %config.node, instance = %config.instance, epoch = commit.epoch, pins = %pins.root().display(),
@@ -271,6 +275,7 @@ impl Agent {
             external,
             edge,
             health,
+            services,
             learned,
             topology: None,
             announced_once: false,
@@ -476,6 +481,9 @@ impl Agent {
         if let Err(error) = self.external.ensure() {
             self.complain("next hops", format!("cannot look after next hops: {error:#}"));
         }
+        if let Err(error) = self.services.ensure() {
+            self.complain("services", format!("cannot serve workloads: {error:#}"));
+        }
     }
 
     /// Attaches, then compiles and commits.
@@ -506,6 +514,7 @@ impl Agent {
             liveness: self.liveness.clone(),
             shares: self.ports.as_ref().map(Ports::shares),
             learned: self.learned_routes.clone(),
+            metadata: false,
         };
         let (compiled, identities) = loop {
             let mut identities = self.identities.clone();
@@ -580,6 +589,7 @@ impl Agent {
         let (image, commit, watched) = (self.banks.in_force(), self.banks.commit(), &self.compiled.watched);
         self.health.follow(&self.compiled.monitored);
         self.external.follow(Outside::of(image, commit, &held(&self.learned)?, watched));
+        self.services.follow(&self.compiled.served);
         status::lock(&self.status).error = None;
         Ok(())
     }

@@ -10,9 +10,10 @@ mod health;
 mod policy;
 mod router;
 mod scope;
+pub mod served;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
 };
@@ -40,6 +41,7 @@ pub use external::virtual_mac;
 pub use health::MonitoredMember;
 use policy::Policies;
 use scope::Scope;
+pub use served::Served;
 
 /// What the compiler must know of the node besides the topology.
 #[derive(Clone, Debug, Default)]
@@ -58,6 +60,8 @@ pub struct Surroundings {
     pub shares: Option<Shares>,
     /// Routes that a routing daemon has learned, by the external network their next hops are on.
     pub learned: BTreeMap<String, BTreeMap<IpNet, Vec<IpAddr>>>,
+    /// Whether this node answers requests for metadata.
+    pub metadata: bool,
 }
 
 /// Whose ports of routers' addresses are whose.
@@ -206,6 +210,8 @@ pub struct Compiled {
     pub watched: BTreeSet<(u32, Ip)>,
     /// Members of pools that this node checks.
     pub monitored: Vec<MonitoredMember>,
+    /// What the services of this node are to know of its ports, by interface.
+    pub served: Served,
     /// Every number in use, by kind.
     pub used: BTreeSet<(u32, u32)>,
 }
@@ -222,11 +228,12 @@ pub fn compile(topology: &Topology, around: &Surroundings, ids: &mut Identities)
     }
     compiler.outside()?;
     compiler.gateways()?;
+    compiler.monitored();
     for port in &topology.ports {
         compiler.port(port)?;
     }
     compiler.balancers()?;
-    compiler.monitored();
+    compiler.services()?;
     compiler.hear_claims()?;
     compiler.floods();
     compiler.rules()?;
@@ -255,6 +262,8 @@ struct Compiler<'a> {
     /// Who of all nodes has which ports for SNAT; positions are those in the topology.
     sharing: Rendezvous,
     policies: Policies<'a>,
+    /// Interfaces of this node behind which are members that it checks.
+    asked: HashSet<&'a str>,
     /// Routers with SNAT for which this node has no ports.
     without_ports: Vec<&'a str>,
     /// External networks this node is to carry for, without an interface on them.
@@ -263,6 +272,10 @@ struct Compiler<'a> {
     superfluous: Vec<&'a str>,
     /// Routed networks with more routes than are used.
     crowded: Vec<&'a str>,
+    /// Routers' addresses by subnet, if a service asked for them.
+    legs: Option<HashMap<&'a str, Vec<(&'a str, IpAddr)>>>,
+    /// What services are to know of each network with ports here.
+    served_networks: HashMap<&'a str, Arc<served::ServedNetwork>>,
     /// Receivers of broadcasts by network: interfaces by port number, and nodes.
     flood_ports: BTreeMap<u32, BTreeMap<u32, u32>>,
     flood_nodes: BTreeMap<u32, BTreeSet<u32>>,
@@ -312,10 +325,13 @@ impl<'a> Compiler<'a> {
             port_at: None,
             sharing: Rendezvous::among(topology.nodes.iter().map(|node| node.name.as_str())),
             policies: Policies::default(),
+            asked: HashSet::new(),
             without_ports: Vec::new(),
             off_network: Vec::new(),
             superfluous: Vec::new(),
             crowded: Vec::new(),
+            legs: None,
+            served_networks: HashMap::new(),
             flood_ports: BTreeMap::new(),
             flood_nodes: BTreeMap::new(),
             out: Compiled { overlay_mtu: overlay_mtu(around), ..Compiled::default() },
@@ -402,7 +418,7 @@ impl<'a> Compiler<'a> {
         &mut self,
         port: &'a Port,
         port_id: u32,
-        network: &Network,
+        network: &'a Network,
         network_id: u32,
     ) -> Result<(u8, u32)> {
         let (Some(node), Some(interface)) = (&port.node, &port.interface) else {
@@ -427,7 +443,8 @@ impl<'a> Compiler<'a> {
         let Some(Interface { index: ifindex, peer }) = plugged else {
             return Ok((PLACE_UNPLUGGED, 0));
         };
-        let flags = if port.port_security { 0 } else { BINDING_NO_SECURITY };
+        let secured = if port.port_security { 0 } else { BINDING_NO_SECURITY };
+        let flags = secured | self.serve(port, network, ifindex);
         let mtu = self.mtu(network);
         let binding = Binding {
             port: port_id,

@@ -9,6 +9,7 @@
 //! | [`machine`] | a member's state: rise and fall, when it is checked |
 //! | [`probe`] | one check: what is sent, what an answer means |
 //! | [`checker`] | all members: whose turn it is, whose answer a frame is |
+//! | [`service`] | hands over what members answer |
 //! | [`shared`] | what is known of all members, from what the nodes say |
 //! | [`memory`] | what was known last, for the next agent |
 
@@ -16,6 +17,7 @@ pub mod checker;
 pub mod machine;
 pub mod memory;
 pub mod probe;
+pub mod service;
 pub mod shared;
 
 use std::{
@@ -27,7 +29,6 @@ use std::{
 
 use anyhow::{Context, Result, anyhow};
 use serde::Serialize;
-use socket2::Socket;
 use tokio::{
     sync::{mpsc, watch},
     time::sleep_until,
@@ -38,7 +39,7 @@ pub use checker::MemberStatus;
 use memory::Memory;
 use shared::Index;
 
-use super::frame_socket;
+use super::services::FrameSender;
 use crate::{
     compile::{MemberHealth, MonitoredMember},
     config::AgentConfig,
@@ -108,7 +109,7 @@ impl Health {
         let (tell_others, others) = watch::channel(Arc::new(known));
         let (wanted, wants) = watch::channel(None);
         let (frames, ear) = mpsc::channel(WAITING);
-        let socket = frame_socket::open().context("cannot open a socket for health checks")?;
+        let socket = FrameSender::open()?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("tokio")?;
         // It inherits the network namespace.
         std::thread::Builder::new()
@@ -238,7 +239,7 @@ impl Changes {
 /// The thread: until the agent ends.
 async fn run(
     mut checker: Checker,
-    socket: Socket,
+    socket: FrameSender,
     mut wanted: watch::Receiver<Option<Arc<Vec<MonitoredMember>>>>,
     mut frames: mpsc::Receiver<Frame>,
     words: watch::Sender<Words>,
@@ -270,8 +271,8 @@ async fn run(
         let now = Instant::now();
         differs |= checker.tick(now, &mut out);
         for (ifindex, frame) in out.drain(..) {
-            // The protocol is in the frame; what cannot be sent is not answered, which is what counts.
-            let sent = socket.send_to(&frame, &frame_socket::address(ifindex, [0, 0]));
+            // What cannot be sent is not answered, which is what counts.
+            let sent = socket.send(ifindex, &frame);
             unsent += u64::from(sent.is_err());
         }
         if differs && known {

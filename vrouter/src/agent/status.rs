@@ -6,7 +6,7 @@ use serde::{Serialize, Serializer};
 
 use super::{
     bgp::BgpStatus, edge::EdgeStatus, external::NextHopsStatus, flows::FlowsStatus, health::HealthStatus,
-    records::RecordsStatus,
+    records::RecordsStatus, services::Tally,
 };
 use crate::{
     compile::LocalPort, config::AgentConfig, connections::Timeouts, netlink, store::follow::Link,
@@ -39,6 +39,8 @@ pub struct AgentStatus {
     pub next_hops: NextHopsStatus,
     /// Members of pools: how those are that this node checks, and which of the others are not up.
     pub health: HealthStatus,
+    /// What workloads asked this node's services, and what came of it.
+    pub services: Tally,
     /// How long silent connections are kept, and remembered decisions.
     pub timeouts: Timeouts,
     pub flow_idle_seconds: u32,
@@ -119,6 +121,7 @@ impl AgentStatus {
             bgp: BgpStatus::default(),
             next_hops: NextHopsStatus::default(),
             health: HealthStatus::default(),
+            services: Tally::default(),
             timeouts: config.timeouts.clone(),
             flow_idle_seconds: config.flow_idle_seconds,
             flows: None,

@@ -2,10 +2,6 @@
 
 use std::net::IpAddr;
 
-use vrouter_common::tables::{BindingKey, Scoped};
-
-const BINDING_MONITORED: u16 = 8;
-
 use super::Compiler;
 use crate::topology::{derive_router_mac, model::HealthMonitor, monitored};
 
@@ -28,7 +24,7 @@ pub struct MonitoredMember {
 }
 
 impl Compiler<'_> {
-    /// Finds them, after all ports, and has their answers handed to the agent.
+    /// Finds them, before the ports, which are to have their answers handed to the agent.
     pub(super) fn monitored(&mut self) {
         for it in monitored(self.topology) {
             let (Some(node), Some(interface)) = (&it.port.node, &it.port.interface) else { continue };
@@ -45,12 +41,7 @@ impl Compiler<'_> {
             });
             let Some(leg) = leg else { continue };
             let ifindex = self.around.interfaces.get(interface).map(|interface| interface.index);
-            if let Some(ifindex) = ifindex {
-                let key = BindingKey { ifindex: Scoped::new(0, ifindex) };
-                if let Some(binding) = self.out.image.bindings.get_mut(&key) {
-                    binding.flags |= BINDING_MONITORED;
-                }
-            }
+            self.asked.insert(interface);
             self.out.monitored.push(MonitoredMember {
                 pool: it.pool.name.clone(),
                 member: it.member.name.clone(),

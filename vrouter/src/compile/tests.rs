@@ -57,6 +57,7 @@ fn around(interfaces: &[(&str, u32)]) -> Surroundings {
         liveness: Default::default(),
         shares: None,
         learned: Default::default(),
+        metadata: false,
     }
 }
 

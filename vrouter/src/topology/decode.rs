@@ -5,6 +5,7 @@
 //! objects in `validate`.
 
 mod balancer;
+mod dhcp;
 mod health;
 mod network;
 mod port;

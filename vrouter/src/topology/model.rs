@@ -53,7 +53,57 @@ pub struct Subnet {
     /// The router interface's address in this subnet.
     pub gateway: Option<IpAddr>,
     pub dns: Vec<IpAddr>,
+    /// IPv4: whether the nodes answer DHCP. On external networks and over IPv6 it means nothing.
+    pub dhcp: bool,
+    /// Seconds.
+    pub lease_time: u32,
+    /// Told by DHCP over IPv4, beside the default route.
+    pub host_routes: Vec<HostRoute>,
+    pub dhcp_options: Vec<DhcpOption>,
+    /// IPv6: how workloads get their addresses; `None`: they are not told, and no router is advertised.
+    pub ipv6_mode: Option<Ipv6Mode>,
     pub line: usize,
+}
+
+/// Seconds that an address is given for, where the document does not say.
+pub const LEASE_TIME: u32 = 86_400;
+
+/// How workloads on an IPv6 subnet get their addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ipv6Mode {
+    /// From the prefix that router advertisements tell.
+    Slaac,
+    /// By DHCP.
+    #[serde(rename = "dhcpv6-stateful")]
+    Stateful,
+    /// From the prefix, and everything else by DHCP.
+    #[serde(rename = "dhcpv6-stateless")]
+    Stateless,
+}
+
+/// A route that workloads are told of.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct HostRoute {
+    pub destination: ipnet::Ipv4Net,
+    pub nexthop: Ipv4Addr,
+    pub line: usize,
+}
+
+/// Something workloads are told by DHCP that follows from nothing else here.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct DhcpOption {
+    pub code: u16,
+    pub ipv6: bool,
+    /// As it is sent.
+    #[serde(serialize_with = "hex")]
+    pub value: Vec<u8>,
+    pub line: usize,
+}
+
+fn hex<S: serde::Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+    let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    serializer.serialize_str(&format!("hex:{digits}"))
 }
 
 /// A distributed router: present on every node.
@@ -194,6 +244,11 @@ pub struct Port {
     /// The kernel interface on that node.
     pub interface: Option<String>,
     pub hook: Hook,
+    pub dhcp_options: Vec<DhcpOption>,
+    /// The instance it belongs to, as the metadata service is told.
+    pub device_id: Option<String>,
+    /// The project it belongs to, as the metadata service is told.
+    pub project: Option<String>,
     pub line: usize,
 }
 

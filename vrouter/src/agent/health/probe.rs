@@ -24,7 +24,9 @@ const TTL: u8 = 64;
 const SEQUENCE: u16 = 1;
 /// What the smallest IPv6 packet carries.
 const MSS: u16 = 1220;
-const WINDOW: u16 = 8192;
+/// So much that no frame is larger than what the data path hands over, even if the member's kernel leaves cutting to its
+/// network card.
+const WINDOW: u16 = 1800;
 /// As much of a status line as says the status: `HTTP/1.1 200`.
 const STATUS_LINE: usize = 12;
 

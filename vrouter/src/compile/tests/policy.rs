@@ -42,6 +42,7 @@ impl Policies {
             liveness: Default::default(),
             shares: None,
             learned: Default::default(),
+            metadata: false,
         };
         let mut ids = Identities::default();
         let mut tables = MemoryTables::default();
@@ -313,6 +314,11 @@ impl Random {
             cidr: cidr.parse().unwrap(),
             gateway: None,
             dns: Vec::new(),
+            dhcp: true,
+            lease_time: crate::topology::model::LEASE_TIME,
+            host_routes: Vec::new(),
+            dhcp_options: Vec::new(),
+            ipv6_mode: None,
             line: 1,
         };
         let mut topology = Topology::default();
@@ -365,6 +371,9 @@ impl Random {
                 node: Some(if i <= 5 { "a" } else { "b" }.to_owned()),
                 interface: Some(format!("tap{i}")),
                 hook: Hook::Tc,
+                dhcp_options: Vec::new(),
+                device_id: None,
+                project: None,
                 line: 1,
             });
         }

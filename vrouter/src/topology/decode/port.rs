@@ -1,5 +1,6 @@
 //! Ports, floating IPs and nodes.
 
+use super::dhcp;
 use crate::topology::model::{AllowedAddressPair, DEFAULT_GROUP, FloatingIp, Node, Port, PortForwarding};
 use crate::topology::object::Object;
 use crate::topology::scalar;
@@ -15,6 +16,9 @@ pub const PORT_FIELDS: &[&str] = &[
     "node",
     "interface",
     "hook",
+    "dhcp_options",
+    "device_id",
+    "project",
 ];
 pub const FLOATING_IP_FIELDS: &[&str] = &["address", "port", "fixed_ip", "load_balancer", "port_forwardings"];
 pub const NODE_FIELDS: &[&str] = &["name", "vtep", "gateway", "external_networks"];
@@ -35,6 +39,9 @@ pub fn port(object: &mut Object<'_, '_>) -> Option<Port> {
     let node = object.optional("node", scalar::name);
     let interface = object.optional("interface", scalar::interface_name);
     let hook = object.optional("hook", scalar::hook).unwrap_or_default();
+    let dhcp_options = dhcp::options(object, None);
+    let device_id = object.optional("device_id", scalar::name);
+    let project = object.optional("project", scalar::name);
     object.about("node", check_binding);
     Some(Port {
         name: name?,
@@ -47,6 +54,9 @@ pub fn port(object: &mut Object<'_, '_>) -> Option<Port> {
         node,
         interface,
         hook,
+        dhcp_options,
+        device_id,
+        project,
         line: object.node.line,
     })
 }
