@@ -65,17 +65,9 @@ pub fn recall<P: Packet, T: Tables>(
     }
     let binding = &plan.binding;
     admit::ip(packet, tables, plan.bank, binding, headers)?;
-    match service::asked(tables, headers, plan) {
-        Asked::Nothing => policy::leaving(tables, headers, plan),
-        Asked::ByRules => {
-            plan.service = true;
-            policy::leaving(tables, headers, plan)
-        }
-        Asked::Always => {
-            plan.service = true;
-            Ok(())
-        }
-    }
+    let asked = service::asked(tables, headers, plan);
+    plan.service = asked != Asked::Nothing;
+    if asked == Asked::Always { Ok(()) } else { policy::leaving(tables, headers, plan) }
 }
 
 /// Decides. `Err`: dropped, with no answer.

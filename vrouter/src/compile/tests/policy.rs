@@ -12,7 +12,8 @@ use vrouter_common::addr::Be16;
 
 use super::*;
 use crate::topology::model::{
-    AddressGroup, AllowedAddressPair, Direction, EtherFamily, Mac, Node, Remote, Rule, SecurityGroup, Subnet,
+    AddressGroup, AllowedAddressPair, Direction, EtherFamily, LEASE_TIME, Mac, Node, Remote, Rule,
+    SecurityGroup, Subnet,
 };
 
 /// A packet as rules see it: from (ingress) or to (egress) the other end.
@@ -35,6 +36,7 @@ impl Policies {
     fn new(topology: &Topology) -> Self {
         let interfaces = (1..=8).map(|index| (format!("tap{index}"), Interface { index, peer: false }));
         let around = Surroundings {
+            metadata: false,
             node: "a".to_owned(),
             interfaces: interfaces.collect(),
             underlay_mtu: 1500,
