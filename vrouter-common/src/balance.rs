@@ -165,9 +165,9 @@ pub fn there<T: Tables>(tables: &T, bank: u32, network: u32, vip: Ip, sent: &Tup
     }
 }
 
-/// Whether a member of the pool is passed on to with a hardware address.
+/// Whether a member of the pool that serves what was sent is passed on to with a hardware address.
 #[inline(always)]
-pub fn is_member<T: Tables>(
+pub fn is_passed_to<T: Tables>(
     tables: &T,
     bank: u32,
     network: u32,
@@ -177,6 +177,21 @@ pub fn is_member<T: Tables>(
 ) -> bool {
     let Some(listener) = listener(tables, bank, network, &Tuple { dst: vip, ..*sent }) else { return false };
     tables.pool_member_at(&PoolMemberAt::mac(bank, listener.pool, mac)).is_some()
+}
+
+/// Whether a member of that pool is at an address and port.
+#[inline(always)]
+pub fn is_member<T: Tables>(
+    tables: &T,
+    bank: u32,
+    network: u32,
+    vip: Ip,
+    sent: &Tuple,
+    ip: Ip,
+    port: Be16,
+) -> bool {
+    let Some(listener) = listener(tables, bank, network, &Tuple { dst: vip, ..*sent }) else { return false };
+    tables.pool_member_at(&PoolMemberAt::new(bank, listener.pool, ip, port)).is_some()
 }
 
 /// The node that a member is on; 0: this one, or nobody knows.

@@ -387,10 +387,15 @@ pub fn way<T: Tables>(
 fn member_there<T: Tables>(tables: &T, nat: &Nat, leg: &RouterLeg, plan: &Plan) -> Option<SnatOwner> {
     let (bank, network, vip) = (plan.bank, nat.inside_network, nat.inside);
     let sent = plan.known_key.tuple();
-    if plan.known_in != KNOWN_NOWHERE && plan.known.exit == EXIT_TUNNEL && plan.known.vni == leg.vni {
-        let mac = plan.known.out_macs.dst();
-        if plan.follows() || balance::is_member(tables, bank, network, vip, &sent, mac) {
-            return Some(SnatOwner { node: plan.known.target, mac, zero: 0 });
+    if plan.known_in != KNOWN_NOWHERE {
+        let known = &plan.known;
+        if known.exit == EXIT_TUNNEL && known.vni == leg.vni {
+            let mac = known.out_macs.dst();
+            if plan.follows() || balance::is_passed_to(tables, bank, network, vip, &sent, mac) {
+                return Some(SnatOwner { node: known.target, mac, zero: 0 });
+            }
+        } else if balance::is_member(tables, bank, network, vip, &sent, known.dst, known.dport) {
+            return None;
         }
     }
     // The source may be another by now, and its port is not chosen.

@@ -169,15 +169,15 @@ fn vip<P: Packet, T: Tables>(
 ) -> Result<Decision, DropReason> {
     if plan.follows() {
         if plan.tuple.dst == plan.known.dst {
-            return to_host(headers, DropReason::VipClosed, DropReason::VipClosed, plan);
+            return refused_at(headers, DropReason::VipClosed, plan);
         }
         turn(plan);
     } else {
         match balance::balance(tables, network, owner, headers, plan) {
             Balanced::Here => {}
             Balanced::There => return external::pass_to_member(packet, tables, headers, plan),
-            Balanced::Closed => return to_host(headers, DropReason::VipClosed, DropReason::VipClosed, plan),
-            Balanced::Nobody(reason) => return to_host(headers, reason, reason, plan),
+            Balanced::Closed => return refused_at(headers, DropReason::VipClosed, plan),
+            Balanced::Nobody(reason) => return refused_at(headers, reason, plan),
         }
     }
     plan.paid = owner == plan.at_router;
@@ -186,6 +186,12 @@ fn vip<P: Packet, T: Tables>(
     }
     plan.at_router = owner;
     Ok(Decision::Route)
+}
+
+/// A VIP refuses.
+#[inline(always)]
+fn refused_at(headers: &Headers, reason: DropReason, plan: &mut Plan) -> Result<Decision, DropReason> {
+    if plan.mute { Err(reason) } else { to_host(headers, reason, reason, plan) }
 }
 
 /// The slot of a packet's flow among several ways: the same for all its packets, on every node.
