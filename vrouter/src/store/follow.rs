@@ -279,7 +279,7 @@ impl Follow {
         self.connected();
         self.assemble();
         self.tell_holders();
-        let mut lease = Lease::grant(&mut store).await?;
+        let mut lease = Lease::grant(&mut store, LEASE_SECONDS).await?;
         self.told = None;
         self.tell_at = Some(Instant::now());
         let mut renewal = tokio::time::interval(LEASE_RENEWAL);
@@ -603,9 +603,9 @@ pub(super) struct Lease {
 }
 
 impl Lease {
-    pub(super) async fn grant(store: &mut Store) -> Result<Self> {
+    pub(super) async fn grant(store: &mut Store, seconds: i64) -> Result<Self> {
         let context = "cannot get a lease from etcd";
-        let id = bounded(store.client().lease_grant(LEASE_SECONDS, None)).await.context(context)?.id();
+        let id = bounded(store.client().lease_grant(seconds, None)).await.context(context)?.id();
         let (keeper, stream) = bounded(store.client().lease_keep_alive(id)).await.context(context)?;
         Ok(Self { id, keeper, stream })
     }

@@ -19,7 +19,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use etcd_client::{EventType, PutOptions, WatchOptions, WatchStream};
+use etcd_client::{EventType, PutOptions, Txn, TxnOp, WatchOptions, WatchStream};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -31,6 +31,8 @@ use super::{
     record::{SCHEMA, Unusable, versioned},
 };
 
+/// How long a node may be silent: an agent that starts again is to have its programs verified meanwhile, on a busy machine.
+const LEASE_SECONDS: i64 = 15;
 /// The shortest time between two words: what happens meanwhile is said at once.
 const WORDS: Duration = Duration::from_millis(50);
 /// How long to wait when this node's user may not do what is needed.
@@ -137,12 +139,8 @@ impl Follow {
         self.known = known;
         self.tell();
         let mut stream = self.watch(&store, revision).await?;
-        let mut lease = Lease::grant(&mut store).await?;
-        let alive = store.keys().health(&self.node, HealthKey::Alive);
-        // What is said is said before it counts.
-        self.say(&mut store, &mut said).await?;
-        let options = PutOptions::new().with_lease(lease.id());
-        bounded(store.client().put(alive, "{}", Some(options))).await.context("cannot write to etcd")?;
+        let mut lease = Lease::grant(&mut store, LEASE_SECONDS).await?;
+        self.begin(&mut store, &lease, &mut said).await?;
         let mut renewal = tokio::time::interval(LEASE_RENEWAL);
         let mut progress = tokio::time::interval(PROGRESS.0);
         let mut heard = Instant::now();
@@ -185,6 +183,21 @@ impl Follow {
         let prefix = store.keys().healths().to_owned();
         let options = WatchOptions::new().with_range(end_of(&prefix)).with_start_revision(revision + 1);
         bounded(store.watcher().watch(prefix, Some(options))).await.context("cannot watch etcd")
+    }
+
+    /// Both keys at once: nobody is to take what was said before for what is so, nor this node for silent.
+    async fn begin(&mut self, store: &mut Store, lease: &Lease, said: &mut Option<Words>) -> Result<()> {
+        let words = self.words.borrow_and_update().clone();
+        let [alive, key] =
+            [HealthKey::Alive, HealthKey::Words].map(|key| store.keys().health(&self.node, key));
+        let options = PutOptions::new().with_lease(lease.id());
+        let mut puts = vec![TxnOp::put(alive, "{}", Some(options))];
+        if said.as_ref() != Some(&words) {
+            puts.push(TxnOp::put(key, words.bytes(), None));
+        }
+        bounded(store.client().txn(Txn::new().and_then(puts))).await.context("cannot write to etcd")?;
+        *said = Some(words);
+        Ok(())
     }
 
     async fn say(&mut self, store: &mut Store, said: &mut Option<Words>) -> Result<()> {
