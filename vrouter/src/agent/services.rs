@@ -33,7 +33,7 @@ use anyhow::{Context, Result, anyhow};
 use aya::maps::{MapData, RingBuf};
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    sync::watch,
+    sync::{mpsc, watch},
     time::sleep_until,
 };
 
@@ -42,6 +42,7 @@ pub use service::{Asker, Kind, Refused, Service};
 pub use tally::Tally;
 use worker::Worker;
 
+use super::health;
 use crate::{compile::Served, data_path::Pins};
 
 /// The thread, from outside.
@@ -49,14 +50,17 @@ pub struct Services {
     pins: Pins,
     served: watch::Sender<Arc<Served>>,
     tally: Tally,
+    answers: mpsc::Sender<health::Frame>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Services {
     /// Starts it, in the network namespace of the calling thread. It serves nobody until it is told whom.
-    pub fn start(pins: &Pins, tally: Tally) -> Result<Self> {
+    ///
+    /// `answers`: where to put what members of pools answer.
+    pub fn start(pins: &Pins, tally: Tally, answers: mpsc::Sender<health::Frame>) -> Result<Self> {
         let served = watch::Sender::new(Arc::new(Served::new()));
-        let mut services = Self { pins: pins.clone(), served, tally, thread: None };
+        let mut services = Self { pins: pins.clone(), served, tally, answers, thread: None };
         services.spawn()?;
         Ok(services)
     }
@@ -97,9 +101,13 @@ impl Services {
     }
 
     /// What is served.
-    #[expect(clippy::unused_self, reason = "each service takes what it needs of it")]
     fn services(&self, _sender: &FrameSender) -> Vec<Box<dyn Service>> {
-        vec![Box::new(dhcp::Dhcp), Box::new(dhcpv6::Dhcpv6), Box::<router::Router>::default()]
+        vec![
+            Box::new(health::service::Answers(self.answers.clone())),
+            Box::new(dhcp::Dhcp),
+            Box::new(dhcpv6::Dhcpv6),
+            Box::<router::Router>::default(),
+        ]
     }
 }
 
