@@ -14,6 +14,7 @@ mod frame_socket;
 pub mod metrics;
 mod ports;
 pub mod records;
+pub mod services;
 mod source;
 mod status;
 mod surroundings;

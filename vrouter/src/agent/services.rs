@@ -1,0 +1,5 @@
+//! What this node answers its own workloads, and asks them.
+
+pub mod frame;
+pub mod probes;
+pub mod stack;
