@@ -18,6 +18,7 @@ use crate::{
     policy,
     reason::DropReason,
     route,
+    service::{self, Asked},
     tables::*,
     track::{self, REPLY_NOWHERE},
     wire::*,
@@ -48,6 +49,7 @@ pub fn recall<P: Packet, T: Tables>(
     plan.answer.hops = 0;
     plan.moved = 0;
     plan.block = false;
+    plan.service = false;
     track::recall(tables, ingress, headers, quoted, plan);
     if ingress.from != FROM_PORT {
         return Ok(());
@@ -59,7 +61,9 @@ pub fn recall<P: Packet, T: Tables>(
     }
     let binding = &plan.binding;
     admit::ip(packet, tables, plan.bank, binding, headers)?;
-    policy::leaving(tables, headers, plan)
+    let asked = service::asked(tables, headers, plan);
+    plan.service = asked != Asked::Nothing;
+    if asked == Asked::Always { Ok(()) } else { policy::leaving(tables, headers, plan) }
 }
 
 /// Decides. `Err`: dropped, with no answer.
@@ -127,6 +131,9 @@ fn from_port<P: Packet, T: Tables>(
     if headers.arp {
         return answer::arp::decide(packet, tables, ingress, headers, plan);
     }
+    if plan.service {
+        return Ok(Decision::Service);
+    }
     if headers.v6
         && headers.proto == PROTO_ICMPV6
         && headers.dport.get() >> 8 == ND_NEIGHBOR_SOLICIT as u16
@@ -150,6 +157,9 @@ fn from_port<P: Packet, T: Tables>(
     if station.kind == STATION_ROUTER {
         let router = station.owner;
         return route::route(network, router, headers, plan, false);
+    }
+    if station.kind == STATION_SERVICE {
+        return Err(DropReason::ServiceUnknown);
     }
     if station.owner == plan.binding.port {
         return Err(DropReason::Hairpin);

@@ -42,6 +42,9 @@ pub fn deliver_frame<T: Tables>(
     if station.kind == STATION_ROUTER {
         return Err(DropReason::RouterIgnored);
     }
+    if station.kind == STATION_SERVICE {
+        return Err(DropReason::ServiceUnknown);
+    }
     if station.owner == binding.port {
         return Err(DropReason::Hairpin);
     }

@@ -38,6 +38,7 @@ pub mod plan;
 pub mod policy;
 pub mod reason;
 pub mod route;
+pub mod service;
 pub mod tables;
 pub mod traced;
 pub mod track;

@@ -581,6 +581,8 @@ pub enum Verdict {
     },
     /// To be cut to pieces, which leave as the flow says.
     Fragmented(Box<Flow>),
+    /// Handed to the agent, for a service of this node.
+    Served,
     /// Dropped.
     Dropped(DropReason),
 }
@@ -680,6 +682,11 @@ fn try_run<T: Tables>(
         Decision::Fragment => {
             tables.count(Event::FragmentQueued);
             Ok(Verdict::Fragmented(Box::new(plan.flow)))
+        }
+        Decision::Service if packet.len() > UPCALL_FRAME_MAX => Err(DropReason::ServiceTooLong),
+        Decision::Service => {
+            tables.count(Event::ServiceQueued);
+            Ok(Verdict::Served)
         }
         Decision::Pass => {
             tables.count(Event::ToKernel);

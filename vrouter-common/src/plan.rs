@@ -112,6 +112,8 @@ pub struct Plan {
     pub moved: u32,
     /// Its way is that of all packets to a block of ports, and remembered as such.
     pub block: bool,
+    /// It is for a service of this node.
+    pub service: bool,
     /// No flow has its key: the fast path has looked, and says so for each packet it leaves.
     pub unknown: bool,
     /// The next hop of the router the packet is at.
@@ -202,6 +204,8 @@ pub enum Decision {
     Wait,
     /// Cut to pieces, and forward those as `plan.flow` says.
     Fragment,
+    /// Hand to the agent: it is for a service of this node.
+    Service,
     /// Leave to the kernel: not ours.
     Pass,
 }

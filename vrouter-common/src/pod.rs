@@ -57,6 +57,7 @@ pod!(
     RouterLegKey,
     Rule,
     RuleKey,
+    ServiceCall,
     SnatBlock,
     SnatBlockKey,
     SnatOwner,

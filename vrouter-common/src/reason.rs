@@ -169,6 +169,13 @@ counted! {
         FragmentUnmatched = 138 => "fragment_unmatched",
         /// Fragments of more than 65535 bytes.
         FragmentTooLong = 139 => "fragment_too_long",
+
+        /// For a service of the node, and more comes from its workloads than the agent takes.
+        ServiceBusy = 144 => "service_busy",
+        /// For a service of the node, and too long to be handed to the agent.
+        ServiceTooLong = 145 => "service_too_long",
+        /// For the address of the node's services, where nothing listens.
+        ServiceUnknown = 146 => "service_unknown",
     }
 }
 
@@ -205,5 +212,7 @@ counted! {
         AnswerLimited = 13 => "answer_limited",
         /// Packets handed to the agent to be cut into fragments.
         FragmentQueued = 14 => "fragment_queued",
+        /// Packets for a service of the node (DHCP, router solicitations, metadata) handed to the agent.
+        ServiceQueued = 15 => "service_queued",
     }
 }

@@ -156,6 +156,14 @@ const _: () = assert!(size_of::<Binding>() == 28);
 
 /// Neither anti-spoofing nor policy on this port.
 pub const BINDING_NO_SECURITY: u16 = 1;
+/// The node answers the port's DHCP over IPv4.
+pub const BINDING_DHCP: u16 = 2;
+/// The node answers the port's router solicitations and DHCP over IPv6.
+pub const BINDING_DHCPV6: u16 = 4;
+/// The node answers the port's requests for metadata.
+pub const BINDING_METADATA: u16 = 8;
+/// The node asks the port for its health, with the address of a router on the port's network.
+pub const BINDING_MONITORED: u16 = 16;
 
 /// Key of [`Network`].
 #[repr(C)]
@@ -266,6 +274,8 @@ pub const STATION_PORT: u8 = 1;
 pub const STATION_ROUTER: u8 = 2;
 /// A floating IP, on an external network: the station is the router that translates it.
 pub const STATION_FLOATING: u8 = 3;
+/// The services of whichever node is asked (see [`mod@crate::service`]).
+pub const STATION_SERVICE: u8 = 4;
 /// On this node: a distributed router's interface; on an external network, an address this node answers for.
 pub const PLACE_EVERYWHERE: u8 = 0;
 /// An interface of this node.
@@ -883,6 +893,17 @@ pub struct Upcall {
 }
 
 const _: () = assert!(size_of::<Upcall>() == 200);
+
+/// What stands at the front of a record about a packet for a service of the node; the packet follows.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ServiceCall {
+    /// Interface it came in by: a port's.
+    pub ifindex: u32,
+    /// Bytes of the packet.
+    pub len: u32,
+}
+const _: () = assert!(size_of::<ServiceCall>() == 8);
 
 /// A packet that waits for a next hop.
 pub const UPCALL_WAIT: u32 = 1;

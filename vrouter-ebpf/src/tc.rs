@@ -527,6 +527,7 @@ const TO_WAIT: i32 = 0x104;
 const TO_FRAGMENT: i32 = 0x105;
 const TO_PASS: i32 = 0x106;
 const TO_ROUTE: i32 = 0x107;
+const TO_SERVICE: i32 = 0x108;
 /// What is left to remember.
 const SETTLED: i32 = 0x110;
 const TO_RESERVE: i32 = 0x111;
@@ -578,6 +579,7 @@ fn first(skb: *mut __sk_buff) -> i32 {
         },
         TO_ANSWER => vr_tc_answer(skb),
         TO_FLOOD => vr_tc_flood(skb),
+        TO_SERVICE => vr_tc_serve(skb),
         TO_PASS => {
             Maps.count(Event::ToKernel);
             TC_ACT_UNSPEC
@@ -660,6 +662,7 @@ fn code(decision: Decision, bytes: u64) -> i32 {
         Decision::Flood => TO_FLOOD,
         Decision::Wait => TO_WAIT,
         Decision::Fragment => TO_FRAGMENT,
+        Decision::Service => TO_SERVICE,
         Decision::Pass => TO_PASS,
         Decision::Route => TO_ROUTE,
     }
@@ -801,6 +804,40 @@ pub extern "C" fn vr_tc_upcall(skb: *mut __sk_buff, kind: u32) -> i32 {
     record.submit(0);
     Maps.count(if kind == UPCALL_WAIT { Event::HopQueued } else { Event::FragmentQueued });
     0
+}
+
+/// Hands the packet to the agent, which serves it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn vr_tc_serve(skb: *mut __sk_buff) -> i32 {
+    let bytes = Skb::new(skb).len() as u64;
+    if bytes == 0 || bytes > UPCALL_FRAME_MAX as u64 {
+        return dropped(DropReason::ServiceTooLong, bytes);
+    }
+    const SIZE: usize = size_of::<ServiceCall>() + UPCALL_FRAME_MAX;
+    let Some(mut record) = maps::SERVICES.reserve_bytes(SIZE, 0) else {
+        return dropped(DropReason::ServiceBusy, bytes);
+    };
+    let at = record.as_mut_ptr();
+    // SAFETY: the record has room for both; ring buffer records are aligned to 8 bytes.
+    let loaded = unsafe {
+        let call = at.cast::<ServiceCall>();
+        (*call).ifindex = (*skb).ifindex;
+        (*call).len = bytes as u32;
+        let len = core::hint::black_box(bytes as u32);
+        if len == 0 || len > UPCALL_FRAME_MAX as u32 {
+            -1
+        } else {
+            helpers::bpf_skb_load_bytes(skb.cast(), 0, at.add(size_of::<ServiceCall>()).cast(), len)
+        }
+    };
+    if loaded != 0 {
+        record.discard(0);
+        return dropped(DropReason::Internal, bytes);
+    }
+    record.submit(0);
+    Maps.count(Event::ServiceQueued);
+    TC_ACT_SHOT
 }
 
 /// Turns the packet, of which the agent has a copy, into the request for its next hop, if it is time for one.

@@ -176,6 +176,7 @@ async fn play(config: &StoreConfig, node: u32, compile_time: Arc<AtomicU64>) -> 
                 .map(|(interface, index)| (interface, compile::Interface { index, peer: true }))
                 .collect();
             let around = Surroundings {
+                metadata: false,
                 node: name.clone(),
                 interfaces,
                 underlay_mtu: 1500,

@@ -63,6 +63,7 @@ use crate::{
 use edge::Edge;
 use external::{External, Outside};
 use ports::Ports;
+use services::Services;
 use source::{Read, Source};
 use underlay::Underlays;
 
@@ -188,6 +189,7 @@ struct Agent {
     flows: flows::Sweeper,
     external: External,
     edge: Edge,
+    services: Services,
     /// Who claims what the topology leaves open.
     learned: Map<LearnedKey, Learned>,
     topology: Option<(Topology, u64)>,
@@ -244,6 +246,13 @@ impl Agent {
         let told = status.clone();
         let edge = Edge::start(&pins, Arc::new(move |edge| status::lock(&told).edge = edge))?;
         let external = External::start(&pins, found, edge.found(), tell)?;
+        let (tally, counts) = {
+            let status = status::lock(&status);
+            (status.services.clone(), status.metadata.clone())
+        };
+        let metadata = config.metadata.clone().zip(counts);
+        let metadata = metadata.map(|(config, tally)| services::metadata::Setup { config, tally });
+        let services = Services::start(&pins, tally, metadata)?;
         let commit = banks.commit();
         tracing::info!(
             node = %config.node, instance = %config.instance, epoch = commit.epoch, pins = %pins.root().display(),
@@ -260,6 +269,7 @@ impl Agent {
             flows,
             external,
             edge,
+            services,
             learned,
             topology: None,
             announced_once: false,
@@ -463,6 +473,9 @@ impl Agent {
         if let Err(error) = self.external.ensure() {
             self.complain("next hops", format!("cannot look after next hops: {error:#}"));
         }
+        if let Err(error) = self.services.ensure() {
+            self.complain("services", format!("cannot serve workloads: {error:#}"));
+        }
     }
 
     /// Attaches, then compiles and commits.
@@ -493,6 +506,7 @@ impl Agent {
             liveness: self.liveness.clone(),
             shares: self.ports.as_ref().map(Ports::shares),
             learned: self.learned_routes.clone(),
+            metadata: self.config.metadata.is_some(),
         };
         let (compiled, identities) = loop {
             let mut identities = self.identities.clone();
@@ -566,6 +580,7 @@ impl Agent {
         }
         let (image, commit, watched) = (self.banks.in_force(), self.banks.commit(), &self.compiled.watched);
         self.external.follow(Outside::of(image, commit, &held(&self.learned)?, watched));
+        self.services.follow(&self.compiled.served);
         status::lock(&self.status).error = None;
         Ok(())
     }

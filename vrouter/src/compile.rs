@@ -8,6 +8,7 @@ mod external;
 mod policy;
 mod router;
 mod scope;
+pub mod served;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -36,6 +37,7 @@ use crate::{
 pub use external::virtual_mac;
 use policy::Policies;
 use scope::Scope;
+pub use served::Served;
 
 /// What the compiler must know of the node besides the topology.
 #[derive(Clone, Debug, Default)]
@@ -54,6 +56,8 @@ pub struct Surroundings {
     pub shares: Option<Shares>,
     /// Routes that a routing daemon has learned, by the external network their next hops are on.
     pub learned: BTreeMap<String, BTreeMap<IpNet, Vec<IpAddr>>>,
+    /// Whether this node answers requests for metadata.
+    pub metadata: bool,
 }
 
 /// Whose ports of routers' addresses are whose.
@@ -185,6 +189,8 @@ pub struct Compiled {
     pub carried: BTreeMap<String, u32>,
     /// Next hops of routes that have several, on external networks: network number and address.
     pub watched: BTreeSet<(u32, Ip)>,
+    /// What the services of this node are to know of its ports, by interface.
+    pub served: Served,
     /// Every number in use, by kind.
     pub used: BTreeSet<(u32, u32)>,
 }
@@ -204,6 +210,7 @@ pub fn compile(topology: &Topology, around: &Surroundings, ids: &mut Identities)
     for port in &topology.ports {
         compiler.port(port)?;
     }
+    compiler.services()?;
     compiler.hear_claims()?;
     compiler.floods();
     compiler.rules()?;
@@ -238,6 +245,10 @@ struct Compiler<'a> {
     superfluous: Vec<&'a str>,
     /// Routed networks with more routes than are used.
     crowded: Vec<&'a str>,
+    /// Routers' addresses by subnet, if a service asked for them.
+    legs: Option<HashMap<&'a str, Vec<(&'a str, IpAddr)>>>,
+    /// What services are to know of each network with ports here.
+    served_networks: HashMap<&'a str, Arc<served::ServedNetwork>>,
     /// Receivers of broadcasts by network: interfaces by port number, and nodes.
     flood_ports: BTreeMap<u32, BTreeMap<u32, u32>>,
     flood_nodes: BTreeMap<u32, BTreeSet<u32>>,
@@ -290,6 +301,8 @@ impl<'a> Compiler<'a> {
             off_network: Vec::new(),
             superfluous: Vec::new(),
             crowded: Vec::new(),
+            legs: None,
+            served_networks: HashMap::new(),
             flood_ports: BTreeMap::new(),
             flood_nodes: BTreeMap::new(),
             out: Compiled { overlay_mtu: overlay_mtu(around), ..Compiled::default() },
@@ -376,7 +389,7 @@ impl<'a> Compiler<'a> {
         &mut self,
         port: &'a Port,
         port_id: u32,
-        network: &Network,
+        network: &'a Network,
         network_id: u32,
     ) -> Result<(u8, u32)> {
         let (Some(node), Some(interface)) = (&port.node, &port.interface) else {
@@ -401,7 +414,8 @@ impl<'a> Compiler<'a> {
         let Some(Interface { index: ifindex, peer }) = plugged else {
             return Ok((PLACE_UNPLUGGED, 0));
         };
-        let flags = if port.port_security { 0 } else { BINDING_NO_SECURITY };
+        let secured = if port.port_security { 0 } else { BINDING_NO_SECURITY };
+        let flags = secured | self.serve(port, network, ifindex);
         let mtu = self.mtu(network);
         let binding = Binding {
             port: port_id,

@@ -67,6 +67,7 @@ pub const PINNED_MAPS: &[&str] = &[
     "HOPS",
     "FREE_HOPS",
     "UPCALLS",
+    "SERVICES",
     "NAT_TRIES",
     "EXPIRE",
     "UNDERLAY",
@@ -377,6 +378,7 @@ fn check_pins(maps: &Path) -> Result<()> {
     check_pin::<u32, Hop>(maps, "HOPS", Array)?;
     check_pin::<(), u32>(maps, "FREE_HOPS", Stack)?;
     check_pin::<(), ()>(maps, "UPCALLS", RingBuf)?;
+    check_pin::<(), ()>(maps, "SERVICES", RingBuf)?;
     check_pin::<u32, u64>(maps, "NAT_TRIES", PerCpuArray)?;
     check_pin::<u32, Expire>(maps, "EXPIRE", Array)?;
     check_pin::<BindingKey, Binding>(maps, "BINDINGS", Hash)?;

@@ -4,6 +4,7 @@
 //! the document at once; there is nothing in between. The way there: `yaml` (text to a tree of strings),
 //! `decode` (tree to objects, with the rules inside one object), `validate` (the rules between objects).
 
+mod balancers;
 mod carriers;
 mod decode;
 mod identity;
@@ -21,10 +22,14 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
+pub use balancers::Balancers;
 pub use carriers::Carriers;
 pub use decode::{Kind, Parts, Single, read_one};
-pub use identity::{DERIVED_VNIS, Rendezvous, derive_external_mac, derive_router_mac, derive_vni, digest128};
-use model::{AddressGroup, Network, Node, Port, Router, SecurityGroup, Subnet, Topology};
+pub use identity::{
+    DERIVED_VNIS, Rendezvous, derive_external_mac, derive_router_mac, derive_service_mac, derive_vni,
+    digest128,
+};
+use model::{AddressGroup, LoadBalancer, Network, Node, Pool, Port, Router, SecurityGroup, Subnet, Topology};
 pub use problem::{Problem, Problems};
 pub use translator::Translators;
 pub use vrids::{Vrids, derive_vrid};
@@ -188,6 +193,18 @@ impl Topology {
     #[must_use]
     pub fn port(&self, name: &str) -> Option<&Port> {
         self.ports.iter().find(|port| port.name == name)
+    }
+
+    /// The load balancer of that name.
+    #[must_use]
+    pub fn load_balancer(&self, name: &str) -> Option<&LoadBalancer> {
+        self.load_balancers.iter().find(|balancer| balancer.name == name)
+    }
+
+    /// The pool of that name.
+    #[must_use]
+    pub fn pool(&self, name: &str) -> Option<&Pool> {
+        self.pools.iter().find(|pool| pool.name == name)
     }
 
     /// The node of that name.

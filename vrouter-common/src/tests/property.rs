@@ -550,6 +550,7 @@ fn the_generated_traffic_meets_every_kind_of_verdict() {
             Verdict::Passed => "kernel",
             Verdict::Waiting { .. } => "waiting",
             Verdict::Fragmented(_) => "fragments",
+            Verdict::Served => "service",
             Verdict::Dropped(reason) => {
                 *drops.entry(reason).or_insert(0) += 1;
                 "drop"

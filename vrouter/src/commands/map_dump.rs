@@ -31,7 +31,8 @@ use entry::{Entry, fields};
 
 /// Maps that hold nothing to read: a stack that only gives up what it is relieved of, rings that only one may
 /// read, the scratch of `vr_expire`, and what `vrouter monitor` says and is told.
-const NOT_DUMPED: &[&str] = &["FREE_HOPS", "UPCALLS", "EXPIRE", "MONITOR", "MONITOR_SET", "MONITOR_COUNT"];
+const NOT_DUMPED: &[&str] =
+    &["FREE_HOPS", "UPCALLS", "SERVICES", "EXPIRE", "MONITOR", "MONITOR_SET", "MONITOR_COUNT"];
 
 /// Print pinned maps, decoded
 #[derive(clap::Args, Clone, Debug)]

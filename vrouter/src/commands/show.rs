@@ -337,6 +337,7 @@ impl View {
         match station.kind {
             STATION_ROUTER => format!("router {}", self.name(NAME_ROUTER, station.owner)),
             STATION_FLOATING => format!("floating IP of router {}", self.name(NAME_ROUTER, station.owner)),
+            STATION_SERVICE => "services of the node".to_owned(),
             _ => format!("port {}", self.name(NAME_PORT, station.owner)),
         }
     }

@@ -47,6 +47,7 @@ nodes:
 
 fn around(interfaces: &[(&str, u32)]) -> Surroundings {
     Surroundings {
+        metadata: false,
         node: "a".to_owned(),
         interfaces: interfaces
             .iter()

@@ -430,7 +430,12 @@ impl View {
             }
             Single::FloatingIp(floating) => {
                 let ports = floating.port.iter().chain(floating.port_forwardings.iter().map(|it| &it.port));
-                ports.map(|port| named(Kind::Port, port)).collect()
+                let balancer = floating.load_balancer.iter().map(|name| named(Kind::LoadBalancer, name));
+                ports.map(|port| named(Kind::Port, port)).chain(balancer).collect()
+            }
+            Single::LoadBalancer(balancer) => {
+                let pools = balancer.listeners.iter().map(|it| named(Kind::Pool, &it.default_pool));
+                pools.chain([named(Kind::Network, &balancer.network)]).collect()
             }
             Single::SecurityGroup(group) => {
                 let remotes = group.rules.iter().filter_map(|rule| match rule.remote.as_ref()? {
@@ -440,7 +445,7 @@ impl View {
                 });
                 remotes.collect()
             }
-            Single::Network(..) | Single::AddressGroup(_) | Single::Node(_) => Vec::new(),
+            Single::Network(..) | Single::AddressGroup(_) | Single::Pool(_) | Single::Node(_) => Vec::new(),
         }
     }
 

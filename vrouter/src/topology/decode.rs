@@ -4,6 +4,8 @@
 //! broken: what refers to it is not to blame. Rules that need only one object are checked here; those between
 //! objects in `validate`.
 
+mod balancer;
+mod dhcp;
 mod network;
 mod port;
 mod router;
@@ -12,7 +14,8 @@ mod security;
 use std::collections::HashSet;
 
 use super::model::{
-    self, AddressGroup, DEFAULT_GROUP, FloatingIp, Network, Port, Remote, Router, SecurityGroup, Topology,
+    self, AddressGroup, DEFAULT_GROUP, FloatingIp, LoadBalancer, Network, Pool, Port, Remote, Router,
+    SecurityGroup, Topology,
 };
 use super::object::Object;
 use super::problem::Problems;
@@ -44,6 +47,8 @@ pub struct Parts {
     pub address_groups: Vec<AddressGroup>,
     pub ports: Vec<Port>,
     pub floating_ips: Vec<FloatingIp>,
+    pub load_balancers: Vec<LoadBalancer>,
+    pub pools: Vec<Pool>,
     pub nodes: Vec<model::Node>,
 }
 
@@ -58,6 +63,8 @@ pub enum Single {
     AddressGroup(AddressGroup),
     Port(Port),
     FloatingIp(FloatingIp),
+    LoadBalancer(LoadBalancer),
+    Pool(Pool),
     Node(model::Node),
 }
 
@@ -77,6 +84,8 @@ pub fn read_one(kind: Kind, node: &Node, problems: &mut Problems) -> Option<Sing
         Kind::AddressGroup => Single::AddressGroup(security::address_group(object)?),
         Kind::Port => Single::Port(port::port(object)?),
         Kind::FloatingIp => Single::FloatingIp(port::floating_ip(object)?),
+        Kind::LoadBalancer => Single::LoadBalancer(balancer::load_balancer(object)?),
+        Kind::Pool => Single::Pool(balancer::pool(object)?),
         Kind::Node => Single::Node(port::node(object)?),
     })
 }
@@ -100,15 +109,17 @@ pub enum Kind {
     AddressGroup,
     Port,
     FloatingIp,
+    LoadBalancer,
+    Pool,
     Node,
 }
 
 /// One value per kind.
 #[derive(Default)]
-pub struct PerKind<T>([T; 8]);
+pub struct PerKind<T>([T; 10]);
 
 impl Kind {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 10] = [
         Self::Network,
         Self::Subnet,
         Self::Router,
@@ -116,6 +127,8 @@ impl Kind {
         Self::AddressGroup,
         Self::Port,
         Self::FloatingIp,
+        Self::LoadBalancer,
+        Self::Pool,
         Self::Node,
     ];
 
@@ -139,6 +152,8 @@ impl Kind {
             Self::AddressGroup => security::ADDRESS_GROUP_FIELDS,
             Self::Port => port::PORT_FIELDS,
             Self::FloatingIp => port::FLOATING_IP_FIELDS,
+            Self::LoadBalancer => balancer::FIELDS,
+            Self::Pool => balancer::POOL_FIELDS,
             Self::Node => port::NODE_FIELDS,
         }
     }
@@ -153,6 +168,8 @@ impl Kind {
             Self::AddressGroup => "address group",
             Self::Port => "port",
             Self::FloatingIp => "floating ip",
+            Self::LoadBalancer => "load balancer",
+            Self::Pool => "pool",
             Self::Node => "node",
         }
     }
@@ -167,6 +184,8 @@ impl Kind {
             Self::AddressGroup => "address_groups",
             Self::Port => "ports",
             Self::FloatingIp => "floating_ips",
+            Self::LoadBalancer => "load_balancers",
+            Self::Pool => "pools",
             Self::Node => "nodes",
         }
     }
@@ -248,21 +267,42 @@ impl<'t> Decoded<'t> {
         self.topology.ports = self.section(document, Kind::Port, port::PORT_FIELDS, port::port);
         self.topology.floating_ips =
             self.section(document, Kind::FloatingIp, port::FLOATING_IP_FIELDS, port::floating_ip);
+        self.topology.load_balancers =
+            self.section(document, Kind::LoadBalancer, balancer::FIELDS, balancer::load_balancer);
+        self.topology.pools = self.section(document, Kind::Pool, balancer::POOL_FIELDS, balancer::pool);
         self.topology.nodes = self.section(document, Kind::Node, port::NODE_FIELDS, port::node);
         self.add_default_group();
     }
 
     /// Of objects that were read one by one.
     pub fn of_parts(parts: Parts, problems: &mut Problems) -> Self {
-        let Parts { networks, mut routers, security_groups, address_groups, ports, floating_ips, nodes } =
-            parts;
+        let Parts {
+            networks,
+            mut routers,
+            security_groups,
+            address_groups,
+            ports,
+            floating_ips,
+            load_balancers,
+            pools,
+            nodes,
+        } = parts;
         let (networks, derived_vni): (Vec<_>, Vec<_>) = networks.into_iter().unzip();
         let gateways = Gateways::of(&networks);
         for router in &mut routers {
             gateways.fill_in(router, problems);
         }
-        let topology =
-            Topology { networks, routers, security_groups, address_groups, ports, floating_ips, nodes };
+        let topology = Topology {
+            networks,
+            routers,
+            security_groups,
+            address_groups,
+            ports,
+            floating_ips,
+            load_balancers,
+            pools,
+            nodes,
+        };
         let mut decoded = Self { topology, derived_vni, ..Self::default() };
         decoded.add_default_group();
         decoded

@@ -33,6 +33,16 @@ pub fn derive_router_mac(router_name: &str, network_name: &str) -> Mac {
     Mac([0x0e, a, b, c, d, e])
 }
 
+/// The MAC of the services that every node has on a network, such as the one for metadata.
+///
+/// 0x0a marks it as locally administered unicast, and no router's.
+#[must_use]
+pub fn derive_service_mac(network_name: &str) -> Mac {
+    let hash = fnv1a(FNV_OFFSET, network_name.as_bytes());
+    let [_, _, _, a, b, c, d, e] = (hash ^ (hash >> 40)).to_be_bytes();
+    Mac([0x0a, a, b, c, d, e])
+}
+
 /// The MAC of a router on an external network, as one node speaks for it: the network outside must be able to
 /// tell the nodes apart.
 #[must_use]

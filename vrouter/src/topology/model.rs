@@ -22,6 +22,8 @@ pub struct Topology {
     pub address_groups: Vec<AddressGroup>,
     pub ports: Vec<Port>,
     pub floating_ips: Vec<FloatingIp>,
+    pub load_balancers: Vec<LoadBalancer>,
+    pub pools: Vec<Pool>,
     pub nodes: Vec<Node>,
 }
 
@@ -51,7 +53,57 @@ pub struct Subnet {
     /// The router interface's address in this subnet.
     pub gateway: Option<IpAddr>,
     pub dns: Vec<IpAddr>,
+    /// IPv4: whether the nodes answer DHCP. On external networks and over IPv6 it means nothing.
+    pub dhcp: bool,
+    /// Seconds.
+    pub lease_time: u32,
+    /// Told by DHCP over IPv4, beside the default route.
+    pub host_routes: Vec<HostRoute>,
+    pub dhcp_options: Vec<DhcpOption>,
+    /// IPv6: how workloads get their addresses; `None`: they are not told, and no router is advertised.
+    pub ipv6_mode: Option<Ipv6Mode>,
     pub line: usize,
+}
+
+/// Seconds that an address is given for, where the document does not say.
+pub const LEASE_TIME: u32 = 86_400;
+
+/// How workloads on an IPv6 subnet get their addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ipv6Mode {
+    /// From the prefix that router advertisements tell.
+    Slaac,
+    /// By DHCP.
+    #[serde(rename = "dhcpv6-stateful")]
+    Stateful,
+    /// From the prefix, and everything else by DHCP.
+    #[serde(rename = "dhcpv6-stateless")]
+    Stateless,
+}
+
+/// A route that workloads are told of.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct HostRoute {
+    pub destination: ipnet::Ipv4Net,
+    pub nexthop: Ipv4Addr,
+    pub line: usize,
+}
+
+/// Something workloads are told by DHCP that follows from nothing else here.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct DhcpOption {
+    pub code: u16,
+    pub ipv6: bool,
+    /// As it is sent.
+    #[serde(serialize_with = "hex")]
+    pub value: Vec<u8>,
+    pub line: usize,
+}
+
+fn hex<S: serde::Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+    let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    serializer.serialize_str(&format!("hex:{digits}"))
 }
 
 /// A distributed router: present on every node.
@@ -192,6 +244,11 @@ pub struct Port {
     /// The kernel interface on that node.
     pub interface: Option<String>,
     pub hook: Hook,
+    pub dhcp_options: Vec<DhcpOption>,
+    /// The instance it belongs to, as the metadata service is told.
+    pub device_id: Option<String>,
+    /// The project it belongs to, as the metadata service is told.
+    pub project: Option<String>,
     pub line: usize,
 }
 
@@ -220,6 +277,8 @@ pub struct FloatingIp {
     pub port: Option<String>,
     /// Which of the port's addresses it stands for; `None`: the first of its family.
     pub fixed_ip: Option<IpAddr>,
+    /// The load balancer whose VIP of the family it stands for.
+    pub load_balancer: Option<String>,
     pub port_forwardings: Vec<PortForwarding>,
     pub line: usize,
 }
@@ -231,6 +290,89 @@ pub struct PortForwarding {
     pub external_port: u16,
     pub port: String,
     pub internal_port: u16,
+    pub line: usize,
+}
+
+/// Addresses of a network (VIPs) at which pools of workloads are reached as one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct LoadBalancer {
+    pub name: String,
+    /// The network the VIPs are on.
+    pub network: String,
+    /// At most one of each family.
+    pub vip_addresses: Vec<IpAddr>,
+    /// False: everybody is refused.
+    pub admin_state_up: bool,
+    pub listeners: Vec<Listener>,
+    pub line: usize,
+}
+
+/// A protocol and port of the VIPs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Listener {
+    /// Unique in its load balancer.
+    pub name: String,
+    /// IP protocol number: 6 or 17.
+    pub protocol: u8,
+    pub protocol_port: u16,
+    pub default_pool: String,
+    pub admin_state_up: bool,
+    pub line: usize,
+}
+
+/// How it is found out whether a pool's members serve. The node that hosts a member asks it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct HealthMonitor {
+    pub kind: HealthCheck,
+    /// Between the beginnings of two checks.
+    pub delay_ms: u32,
+    /// How long an answer may take; shorter than `delay_ms`.
+    pub timeout_ms: u32,
+    /// Good checks in a row after which a member is up.
+    pub max_retries: u8,
+    /// Bad checks in a row after which it is down.
+    pub max_retries_down: u8,
+    pub http_method: String,
+    pub url_path: String,
+    /// Status codes that are good, as inclusive ranges.
+    pub expected_codes: Vec<(u16, u16)>,
+    /// Asked instead of the members' ports.
+    pub monitor_port: Option<u16>,
+    pub line: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HealthCheck {
+    /// A TCP connection is accepted.
+    Tcp,
+    /// An HTTP request is answered with an expected status.
+    Http,
+    /// An ICMP echo request is answered.
+    Ping,
+}
+
+/// Workloads that serve the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Pool {
+    pub name: String,
+    /// Session persistence of type `source_ip`: all connections of a client go to one member.
+    pub source_ip: bool,
+    pub members: Vec<Member>,
+    pub health_monitor: Option<HealthMonitor>,
+    pub line: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Member {
+    /// Unique in its pool.
+    pub name: String,
+    pub address: IpAddr,
+    pub protocol_port: u16,
+    /// Its share among the members' weights; 0: nothing new, what there is goes on (draining).
+    pub weight: u16,
+    /// False: nothing new, and what there is ends.
+    pub admin_state_up: bool,
     pub line: usize,
 }
 
@@ -297,6 +439,12 @@ impl Port {
 }
 
 impl FloatingIp {
+    /// The VIP of a load balancer that it leads to.
+    #[must_use]
+    pub fn vip(&self, balancer: &LoadBalancer) -> Option<IpAddr> {
+        balancer.vip_addresses.iter().copied().find(|vip| vip.is_ipv6() == self.address.is_ipv6())
+    }
+
     /// The address of `port` that it, or a forwarding of it, leads to.
     #[must_use]
     pub fn inside(&self, port: &Port) -> Option<IpAddr> {

@@ -17,7 +17,14 @@ pub struct Object<'t, 'p> {
 
 /// Fields that no rule about another object looks at: a fault in one does not make the object unfit for
 /// those rules.
-const MINOR: [&str; 11] = [
+const MINOR: [&str; 18] = [
+    "dhcp",
+    "lease_time",
+    "host_routes",
+    "dhcp_options",
+    "ipv6_mode",
+    "device_id",
+    "project",
     "mtu",
     "vni",
     "dns",

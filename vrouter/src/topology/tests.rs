@@ -1,5 +1,6 @@
 //! Whole documents: what is accepted and how it reads, what is refused and in which words.
 
+mod balancer;
 mod hostile;
 mod refused;
 

@@ -4,6 +4,7 @@
 //! that is taken already, and for whatever refers to an object that could not be read. Everything is looked
 //! up in indexes built on the way, so the work grows with the document and not with its square.
 
+mod balancer;
 mod floating_ip;
 mod network;
 mod port;
@@ -21,6 +22,7 @@ use super::problem::Problems;
 use super::ranges::{RangeIndex, listing};
 use super::scalar::quote;
 use super::yaml::Step;
+use port::Taken;
 
 /// Checks what was decoded.
 pub fn validate(decoded: &Decoded<'_>, problems: &mut Problems) {
@@ -43,7 +45,8 @@ pub fn validate(decoded: &Decoded<'_>, problems: &mut Problems) {
     check.nodes();
     check.routers();
     check.security_groups();
-    check.ports();
+    let taken = check.ports();
+    check.load_balancers(&taken);
     check.floating_ips();
 }
 
@@ -88,6 +91,8 @@ impl<'a> Check<'a, '_> {
         self.index(Kind::SecurityGroup, topology.security_groups.iter().map(|o| (o.name.as_str(), o.line)));
         self.index(Kind::AddressGroup, topology.address_groups.iter().map(|o| (o.name.as_str(), o.line)));
         self.index(Kind::Port, topology.ports.iter().map(|o| (o.name.as_str(), o.line)));
+        self.index(Kind::LoadBalancer, topology.load_balancers.iter().map(|o| (o.name.as_str(), o.line)));
+        self.index(Kind::Pool, topology.pools.iter().map(|o| (o.name.as_str(), o.line)));
         self.index(Kind::Node, topology.nodes.iter().map(|o| (o.name.as_str(), o.line)));
         self.index_subnets();
     }

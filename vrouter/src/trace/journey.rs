@@ -399,6 +399,10 @@ fn conclude(world: &World, run: &Run) -> (Verdict, Next) {
     if has(Event::FragmentQueued) {
         return (Verdict::new("fragmented", "cut into fragments, which are sent on"), Next::Nothing);
     }
+    if has(Event::ServiceQueued) {
+        let text = "handed to this node's agent, which answers: it is for a service of the node";
+        return (Verdict::new("served", text), Next::Nothing);
+    }
     if has(Event::FrameFlooded) {
         let copies = run.steps.iter().filter(|step| step.what == What::Copy).count();
         return (Verdict::new("flooded", format!("flooded: {copies} receivers")), Next::Nothing);

@@ -30,11 +30,12 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("VR_EBPF_TRACE_OBJECT"))
 const FRAME_MAX: usize = 3500;
 
 /// What a trace has of its own, though it is pinned for the programs that forward: counters, and ways to the agent.
-const OWN: [&str; 10] = [
+const OWN: [&str; 11] = [
     "DROPS",
     "EVENTS",
     "NAT_TRIES",
     "UPCALLS",
+    "SERVICES",
     "EXPIRE",
     "CLOCK",
     "NAMES",

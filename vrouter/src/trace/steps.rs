@@ -307,6 +307,7 @@ impl Speaker<'_> {
                 let router = self.object(NAME_ROUTER, station.owner);
                 (format!("a floating IP of router {}", router.name), Some(router))
             }
+            STATION_SERVICE => ("the services of this node".to_owned(), None),
             _ => {
                 let port = self.object(NAME_PORT, station.owner);
                 (format!("port {}", port.name), Some(port))

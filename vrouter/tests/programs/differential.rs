@@ -67,6 +67,7 @@ fn by_tc(tables: &MemoryTables, entry: Entry, frame: &[u8]) -> Expected {
             upcall = Some(Handed::Fragment(timeless(&flow)));
             (TC_ACT_SHOT, None)
         }
+        Verdict::Served => (TC_ACT_SHOT, None),
         Verdict::Passed => (TC_ACT_UNSPEC, Some(frame.to_vec())),
         Verdict::Dropped(_) => (TC_ACT_SHOT, None),
     };

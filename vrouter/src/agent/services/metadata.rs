@@ -13,6 +13,7 @@
 //! | [`converse`] | one connection's request and answer |
 //! | [`head`] | reads a request's head, and what of it goes on |
 //! | [`forward`] | asks the server |
+//! | [`service`] | hands frames to the thread |
 //! | [`refusal`] | what a workload is told instead |
 //! | [`counts`] | counts |
 
@@ -25,6 +26,7 @@ pub mod guest;
 pub mod guests;
 pub mod head;
 pub mod refusal;
+pub mod service;
 
 use std::{
     collections::HashMap,
@@ -46,6 +48,7 @@ use counts::Tally;
 use forward::Forward;
 use guest::{Opened, Wants};
 use guests::Guests;
+pub use service::{MetadataService, Setup};
 
 /// Frames that wait for the thread.
 const FRAMES: usize = 4096;
@@ -86,6 +89,11 @@ impl Metadata {
     /// Tells whom to serve.
     pub fn follow(&self, clients: Clients) {
         self.clients.send_replace(Arc::new(clients));
+    }
+
+    /// Whether there is nobody to hand anything to, which is a defect.
+    pub fn has_ended(&self) -> bool {
+        self.frames.is_closed()
     }
 
     /// Hands over a frame of a port; whether there was room.

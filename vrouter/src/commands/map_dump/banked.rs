@@ -26,6 +26,7 @@ pub fn entries(view: &View, name: &str, tell: Tell) -> Result<()> {
         let (kind, owner) = match station.kind {
             STATION_ROUTER => ("router", router(station.owner)),
             STATION_FLOATING => ("floating_ip_of_router", router(station.owner)),
+            STATION_SERVICE => ("services", "of every node".to_owned()),
             _ => ("port", port(station.owner)),
         };
         fields![kind: kind, owner: owner, mac: Mac(station.mac), at: view.place(station)]

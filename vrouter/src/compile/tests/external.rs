@@ -72,6 +72,7 @@ impl Node {
         let topology = topology::parse("test.yaml", document).unwrap_or_else(|problems| panic!("{problems}"));
         let interface = |ifindex| ExternalInterface { ifindex: Some(ifindex), mtu: Some(1500), mac: None };
         let around = Surroundings {
+            metadata: false,
             node: name.to_owned(),
             interfaces: HashMap::from(
                 [("tap1", 11), ("tap3", 13)]

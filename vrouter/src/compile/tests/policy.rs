@@ -12,7 +12,8 @@ use vrouter_common::addr::Be16;
 
 use super::*;
 use crate::topology::model::{
-    AddressGroup, AllowedAddressPair, Direction, EtherFamily, Mac, Node, Remote, Rule, SecurityGroup, Subnet,
+    AddressGroup, AllowedAddressPair, Direction, EtherFamily, LEASE_TIME, Mac, Node, Remote, Rule,
+    SecurityGroup, Subnet,
 };
 
 /// A packet as rules see it: from (ingress) or to (egress) the other end.
@@ -35,6 +36,7 @@ impl Policies {
     fn new(topology: &Topology) -> Self {
         let interfaces = (1..=8).map(|index| (format!("tap{index}"), Interface { index, peer: false }));
         let around = Surroundings {
+            metadata: false,
             node: "a".to_owned(),
             interfaces: interfaces.collect(),
             underlay_mtu: 1500,
@@ -313,6 +315,11 @@ impl Random {
             cidr: cidr.parse().unwrap(),
             gateway: None,
             dns: Vec::new(),
+            dhcp: true,
+            lease_time: LEASE_TIME,
+            host_routes: Vec::new(),
+            dhcp_options: Vec::new(),
+            ipv6_mode: None,
             line: 1,
         };
         let mut topology = Topology::default();
@@ -365,6 +372,9 @@ impl Random {
                 node: Some(if i <= 5 { "a" } else { "b" }.to_owned()),
                 interface: Some(format!("tap{i}")),
                 hook: Hook::Tc,
+                dhcp_options: Vec::new(),
+                device_id: None,
+                project: None,
                 line: 1,
             });
         }

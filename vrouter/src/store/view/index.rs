@@ -40,6 +40,8 @@ pub struct Index {
     pub networks_with_subnet: Relation,
     pub routers_on_subnet: Relation,
     pub routers_to_network: Relation,
+    pub balancers_on_network: Relation,
+    pub balancers_to_pool: Relation,
     pub nodes: BTreeSet<String>,
     pub floating_ips: BTreeSet<String>,
     pub external_networks: BTreeSet<String>,
@@ -96,6 +98,13 @@ impl Index {
                 }
             }
             Single::FloatingIp(_) => count(&mut self.floating_ips, name),
+            Single::LoadBalancer(balancer) => {
+                relate(&mut self.balancers_on_network, &balancer.network, name);
+                for listener in &balancer.listeners {
+                    relate(&mut self.balancers_to_pool, &listener.default_pool, name);
+                }
+            }
+            Single::Pool(_) => {}
             Single::Node(_) => count(&mut self.nodes, name),
             Single::SecurityGroup(_) | Single::AddressGroup(_) => {}
         }

@@ -12,7 +12,7 @@ use crate::{
     store::keys::ObjectName,
     topology::{
         Carriers, Kind, Parts, Single,
-        model::{DEFAULT_GROUP, Network, Node, Port, Remote, Router, SecurityGroup},
+        model::{DEFAULT_GROUP, LoadBalancer, Network, Node, Port, Remote, Router, SecurityGroup},
     },
 };
 
@@ -62,6 +62,7 @@ struct Collector<'v> {
     networks: BTreeMap<&'v str, (&'v Network, bool)>,
     routers: BTreeMap<&'v str, &'v Router>,
     ports: BTreeMap<&'v str, &'v Port>,
+    balancers: BTreeMap<&'v str, &'v LoadBalancer>,
 }
 
 impl View {
@@ -93,10 +94,12 @@ impl View {
             networks: BTreeMap::new(),
             routers: BTreeMap::new(),
             ports: BTreeMap::new(),
+            balancers: BTreeMap::new(),
         };
         collector.reach();
         collector.outside();
         collector.ports();
+        collector.balancers();
         collector.finish()
     }
 
@@ -140,7 +143,9 @@ impl View {
             Single::FloatingIp(floating) => {
                 part.external_ranges.iter().any(|range| range.contains(&floating.address))
             }
-            Single::SecurityGroup(_) | Single::AddressGroup(_) | Single::Node(_) => false,
+            Single::LoadBalancer(balancer) => part.networks.contains(&balancer.network),
+            // One that is used is in the part already, or missing.
+            Single::Pool(_) | Single::SecurityGroup(_) | Single::AddressGroup(_) | Single::Node(_) => false,
         }
     }
 
@@ -340,6 +345,37 @@ impl<'v> Collector<'v> {
         }
     }
 
+    /// The load balancers on its networks.
+    fn balancers(&mut self) {
+        let view = self.view;
+        for network in self.part.networks.clone() {
+            for balancer in view.index.balancers_on_network.to(&network) {
+                self.balancer(balancer);
+            }
+        }
+    }
+
+    fn balancer(&mut self, name: &str) {
+        if let Some(Single::LoadBalancer(balancer)) = self.get(Kind::LoadBalancer, name) {
+            self.balancers.insert(&balancer.name, balancer);
+        }
+    }
+
+    /// Load balancers whose pools are there, and those.
+    fn pools(&mut self, parts: &mut Parts) {
+        let mut pools: BTreeSet<&str> = BTreeSet::new();
+        for balancer in self.balancers.clone().into_values() {
+            self.network(&balancer.network);
+            pools.extend(balancer.listeners.iter().map(|listener| listener.default_pool.as_str()));
+            parts.load_balancers.push(balancer.clone());
+        }
+        for pool in pools {
+            if let Some(Single::Pool(pool)) = self.get(Kind::Pool, pool) {
+                parts.pools.push(pool.clone());
+            }
+        }
+    }
+
     fn finish(mut self) -> (Part, Parts) {
         let view = self.view;
         let mut parts = Parts::default();
@@ -357,6 +393,9 @@ impl<'v> Collector<'v> {
             for port in floating.port.iter().chain(floating.port_forwardings.iter().map(|it| &it.port)) {
                 self.port(port);
             }
+            if let Some(balancer) = &floating.load_balancer {
+                self.balancer(balancer);
+            }
             parts.floating_ips.push(floating.clone());
         }
         let ports: Vec<&Port> = self.ports.values().copied().collect();
@@ -371,6 +410,7 @@ impl<'v> Collector<'v> {
             parts.ports.push(port);
         }
         self.groups(&mut parts);
+        self.pools(&mut parts);
         for node in &view.index.nodes {
             if let Some(Single::Node(node)) = self.get(Kind::Node, node) {
                 let mut node = node.clone();

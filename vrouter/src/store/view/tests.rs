@@ -79,6 +79,7 @@ fn assembled(view: &mut View) -> Topology {
 fn around(node: &str, externals: &[&str]) -> Surroundings {
     let external = compile::ExternalInterface { ifindex: Some(90), mtu: Some(1500), mac: None };
     Surroundings {
+        metadata: false,
         node: node.to_owned(),
         interfaces: (1..5).map(|index| (format!("tap{index}"), Interface { index, peer: false })).collect(),
         underlay_mtu: 1500,

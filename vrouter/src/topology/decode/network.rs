@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{Kind, label};
+use super::{Kind, dhcp, label};
 use crate::topology::identity::derive_vni;
 use crate::topology::model::{Network, Subnet};
 use crate::topology::object::Object;
@@ -12,7 +12,8 @@ use crate::topology::ranges::{edge, same_family};
 use crate::topology::scalar;
 
 pub const FIELDS: &[&str] = &["name", "vni", "mtu", "external", "routed", "subnets"];
-pub const SUBNET_FIELDS: &[&str] = &["name", "cidr", "gateway", "dns"];
+pub const SUBNET_FIELDS: &[&str] =
+    &["name", "cidr", "gateway", "dns", "dhcp", "lease_time", "host_routes", "dhcp_options", "ipv6_mode"];
 
 /// The smallest MTU a link may have: RFC 791 for IPv4, RFC 8200 for IPv6.
 const MIN_MTU: u32 = 68;
@@ -37,7 +38,11 @@ pub fn network(object: &mut Object<'_, '_>) -> Option<(Network, bool)> {
     let subnets = object.children("subnets", SUBNET_FIELDS, |child| {
         let place = child.label().to_owned();
         child.relabel(label(child.node, Kind::Subnet, || place));
-        subnet(child)
+        let subnet = subnet(child);
+        if external {
+            dhcp::refuse_outside(child);
+        }
+        subnet
     });
     if let Some(mtu) = mtu
         && mtu < MIN_MTU_IPV6
@@ -71,7 +76,9 @@ fn subnet(object: &mut Object<'_, '_>) -> Option<Subnet> {
             });
         }
     }
-    Some(Subnet { name, cidr, gateway, dns, line: object.node.line })
+    let dhcp::Fields { dhcp, lease_time, host_routes, dhcp_options, ipv6_mode } = dhcp::subnet(object, cidr);
+    let line = object.node.line;
+    Some(Subnet { name, cidr, gateway, dns, dhcp, lease_time, host_routes, dhcp_options, ipv6_mode, line })
 }
 
 fn check_gateway(object: &mut Object<'_, '_>, cidr: IpNet, gateway: IpAddr) {

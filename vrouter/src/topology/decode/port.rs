@@ -1,5 +1,6 @@
 //! Ports, floating IPs and nodes.
 
+use super::dhcp;
 use crate::topology::model::{AllowedAddressPair, DEFAULT_GROUP, FloatingIp, Node, Port, PortForwarding};
 use crate::topology::object::Object;
 use crate::topology::scalar;
@@ -15,8 +16,11 @@ pub const PORT_FIELDS: &[&str] = &[
     "node",
     "interface",
     "hook",
+    "dhcp_options",
+    "device_id",
+    "project",
 ];
-pub const FLOATING_IP_FIELDS: &[&str] = &["address", "port", "fixed_ip", "port_forwardings"];
+pub const FLOATING_IP_FIELDS: &[&str] = &["address", "port", "fixed_ip", "load_balancer", "port_forwardings"];
 pub const NODE_FIELDS: &[&str] = &["name", "vtep", "gateway", "external_networks"];
 const PAIR_FIELDS: &[&str] = &["ip", "mac"];
 const FORWARDING_FIELDS: &[&str] = &["protocol", "external_port", "port", "internal_port"];
@@ -35,6 +39,9 @@ pub fn port(object: &mut Object<'_, '_>) -> Option<Port> {
     let node = object.optional("node", scalar::name);
     let interface = object.optional("interface", scalar::interface_name);
     let hook = object.optional("hook", scalar::hook).unwrap_or_default();
+    let dhcp_options = dhcp::options(object, None);
+    let device_id = object.optional("device_id", scalar::name);
+    let project = object.optional("project", scalar::name);
     object.about("node", check_binding);
     Some(Port {
         name: name?,
@@ -47,6 +54,9 @@ pub fn port(object: &mut Object<'_, '_>) -> Option<Port> {
         node,
         interface,
         hook,
+        dhcp_options,
+        device_id,
+        project,
         line: object.node.line,
     })
 }
@@ -89,7 +99,20 @@ pub fn floating_ip(object: &mut Object<'_, '_>) -> Option<FloatingIp> {
         let remedy = "add `port: …`, whose address it is, or leave fixed_ip out";
         object.problem(given.line, "fixed_ip is given without port", remedy);
     }
-    Some(FloatingIp { address: address?, port, fixed_ip, port_forwardings, line: object.node.line })
+    let load_balancer = object.optional("load_balancer", scalar::name);
+    let others = ["port", "port_forwardings"].into_iter().find(|key| object.value(key).is_some());
+    if let (Some(given), Some(other)) = (object.value("load_balancer"), others) {
+        let remedy = "keep one of them: an address leads to one thing";
+        object.problem(given.line, format!("load_balancer and {other} are both given"), remedy);
+    }
+    Some(FloatingIp {
+        address: address?,
+        port,
+        fixed_ip,
+        load_balancer,
+        port_forwardings,
+        line: object.node.line,
+    })
 }
 
 fn forwarding(object: &mut Object<'_, '_>) -> Option<PortForwarding> {

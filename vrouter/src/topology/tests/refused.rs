@@ -4,7 +4,7 @@ use super::*;
 
 /// What to replace, by what (`§` stands before what the problem points at and is taken out), the object
 /// that is blamed, and words of the message or the mend.
-type Row = (&'static str, &'static str, &'static str, &'static [&'static str]);
+pub(super) type Row = (&'static str, &'static str, &'static str, &'static [&'static str]);
 
 #[test]
 fn yaml() {
@@ -747,8 +747,12 @@ fn a_minor_problem_hides_no_other() {
 
 /// Changes one thing in the base; also the line of the mark.
 fn edited(find: &str, replace: &str) -> (String, Option<usize>) {
-    let at = BASE.find(find).unwrap_or_else(|| panic!("{find:?} is not in the base"));
-    let text = BASE.replacen(find, replace, 1);
+    edited_in(BASE, find, replace)
+}
+
+pub(super) fn edited_in(base: &str, find: &str, replace: &str) -> (String, Option<usize>) {
+    let at = base.find(find).unwrap_or_else(|| panic!("{find:?} is not in the base"));
+    let text = base.replacen(find, replace, 1);
     let line = replace.find('§').map(|mark| 1 + text[..at + mark].matches('\n').count());
     (text.replace('§', ""), line)
 }
@@ -761,7 +765,7 @@ fn check(rows: &[Row]) {
     }
 }
 
-fn assert_one(what: &str, text: &str, line: usize, object: &str, words: &[&str]) {
+pub(super) fn assert_one(what: &str, text: &str, line: usize, object: &str, words: &[&str]) {
     let Err(problems) = parse("topology.yaml", text) else { panic!("{what}: accepted") };
     assert_eq!(problems.count(), 1, "{what}:\n{problems}");
     let problem = problems.iter().next().expect("one");

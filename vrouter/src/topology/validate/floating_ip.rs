@@ -4,15 +4,16 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
 use super::Check;
-use crate::topology::Translators;
 use crate::topology::decode::{Kind, label_of};
 use crate::topology::model::{FloatingIp, Port};
 use crate::topology::ranges::{Overlapping, edge, same_family};
 use crate::topology::yaml::Step;
+use crate::topology::{Balancers, Translators};
 
 impl<'a> Check<'a, '_> {
     pub(super) fn floating_ips(&mut self) {
         let translators = Translators::of(self.topology);
+        let balancers = Balancers::of(self.topology);
         let mut lines: HashMap<IpAddr, usize> = HashMap::new();
         let mut bound: HashMap<(&str, IpAddr), IpAddr> = HashMap::new();
         for (i, floating_ip) in self.topology.floating_ips.iter().enumerate() {
@@ -39,7 +40,43 @@ impl<'a> Check<'a, '_> {
                 bound.insert((name, inside), address);
                 self.translator(&translators, port, inside, external, line, &object);
             }
+            if let Some(name) = &floating_ip.load_balancer {
+                self.balanced(i, floating_ip, name, external, &balancers, &object);
+            }
             self.forwardings(i, floating_ip, external, &translators, &object);
+        }
+    }
+
+    /// A floating IP that leads to a VIP.
+    fn balanced(
+        &mut self,
+        index: usize,
+        floating_ip: &FloatingIp,
+        name: &str,
+        external: Option<usize>,
+        balancers: &Balancers<'_>,
+        object: &str,
+    ) {
+        let line = self.line(Kind::FloatingIp, index, &[Step::Field("load_balancer")]);
+        let Some(balancer) = self.resolve(Kind::LoadBalancer, name, line, &object) else { return };
+        let balancer = &self.topology.load_balancers[balancer];
+        let family = if floating_ip.address.is_ipv6() { "IPv6" } else { "IPv4" };
+        let Some(vip) = floating_ip.vip(balancer) else {
+            let message = format!("load balancer {name} has no {family} VIP to translate to");
+            self.report(line, object, message, format!("give it an {family} address in vip_addresses"));
+            return;
+        };
+        let Some(external) = external.filter(|_| self.routers_are_known) else { return };
+        let external = self.network(external);
+        // Without a router the load balancer itself is to blame.
+        let Some(router) = balancers.router(&balancer.network, vip) else { return };
+        let gateway = router.gateway.as_ref().filter(|gateway| gateway.network == external.name);
+        if gateway.is_none_or(|gateway| gateway.address(vip.is_ipv6()).is_none()) {
+            let message = format!(
+                "router {}, which balances for the VIP {vip}, has no {family} gateway on {}",
+                router.name, external.name
+            );
+            self.report(line, object, message, format!("give router {} one", router.name));
         }
     }
 

@@ -12,14 +12,15 @@ use crate::topology::yaml::Step;
 
 /// Who has what already; values are ports.
 #[derive(Default)]
-struct Taken<'a> {
+pub(super) struct Taken<'a> {
     macs: HashMap<(usize, Mac), usize>,
-    addresses: HashMap<(usize, IpAddr), usize>,
+    pub(super) addresses: HashMap<(usize, IpAddr), usize>,
     interfaces: HashMap<(&'a str, &'a str), usize>,
 }
 
-impl Check<'_, '_> {
-    pub(super) fn ports(&mut self) {
+impl<'a> Check<'a, '_> {
+    /// Returns what they have.
+    pub(super) fn ports(&mut self) -> Taken<'a> {
         let mut taken = Taken::default();
         for (i, port) in self.topology.ports.iter().enumerate() {
             if self.is_twin(Kind::Port, i) {
@@ -45,6 +46,7 @@ impl Check<'_, '_> {
                 }
             }
         }
+        taken
     }
 
     fn on_network(&mut self, index: usize, port: &Port, network: usize, object: &str, taken: &mut Taken<'_>) {

@@ -5,8 +5,9 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use super::config::MetadataConfig;
 use hyper::StatusCode;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 /// The metadata service's part of the agent's status.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -29,7 +30,8 @@ pub struct MetadataStatus {
 pub struct Tally(Arc<Mutex<MetadataStatus>>);
 
 impl Tally {
-    pub fn new(server: String, signed: bool) -> Self {
+    pub fn of(config: &MetadataConfig) -> Self {
+        let (server, signed) = (config.url(), config.secret.is_some());
         Self(Arc::new(Mutex::new(MetadataStatus { server, signed, ..MetadataStatus::default() })))
     }
 
@@ -67,5 +69,11 @@ impl Tally {
 
     fn lock(&self) -> MutexGuard<'_, MetadataStatus> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Serialize for Tally {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.lock().serialize(serializer)
     }
 }

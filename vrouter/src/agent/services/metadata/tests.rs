@@ -71,7 +71,7 @@ impl Service {
         let send = Box::new(move |ifindex, frame: &[u8]| {
             sender.send((ifindex, frame.to_vec())).map_err(io::Error::other)
         });
-        let tally = Tally::new(config.url(), true);
+        let tally = Tally::of(&config);
         let metadata = Metadata::start(config, tally.clone(), send).expect("started");
         metadata
             .follow(clients.iter().map(|(ifindex, client)| (*ifindex, Arc::new(client.clone()))).collect());

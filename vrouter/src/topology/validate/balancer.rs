@@ -1,0 +1,158 @@
+//! Load balancers, what they balance to, and the floating IPs that lead to them.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use super::{Check, Taken};
+use crate::topology::Balancers;
+use crate::topology::decode::{Kind, label_of};
+use crate::topology::model::{LoadBalancer, Pool};
+use crate::topology::ranges::edge;
+use crate::topology::yaml::Step;
+
+impl Check<'_, '_> {
+    /// Fixed IPs are `taken`.
+    pub(super) fn load_balancers(&mut self, taken: &Taken<'_>) {
+        let balancers = Balancers::of(self.topology);
+        let mut vips: HashMap<(usize, IpAddr), usize> = HashMap::new();
+        for (i, balancer) in self.topology.load_balancers.iter().enumerate() {
+            if self.is_twin(Kind::LoadBalancer, i) {
+                continue;
+            }
+            let object = label_of(Kind::LoadBalancer, &balancer.name);
+            let line = self.line(Kind::LoadBalancer, i, &[Step::Field("network")]);
+            if let Some(network) = self.resolve(Kind::Network, &balancer.network, line, &object) {
+                if self.network(network).external {
+                    let message = format!("network {} is external, and has no VIPs", balancer.network);
+                    let remedy = "put the VIP on another network and give it a floating ip: \
+                                  `floating_ips: [{ address: …, load_balancer: … }]`";
+                    self.report(line, object, message, remedy);
+                    continue;
+                }
+                for (position, vip) in balancer.vip_addresses.iter().enumerate() {
+                    let path = [Step::Field("vip_addresses"), Step::Item(position)];
+                    let found = self.vip(i, network, *vip, &mut vips, taken);
+                    if let Some((message, remedy)) = found {
+                        let line = self.line(Kind::LoadBalancer, i, &path);
+                        self.report(line, object.clone(), message, remedy);
+                    }
+                }
+            }
+            self.listeners(i, balancer, &balancers, &object);
+        }
+        let at: HashMap<IpAddr, usize> = vips.iter().map(|((_, vip), balancer)| (*vip, *balancer)).collect();
+        for (i, pool) in self.topology.pools.iter().enumerate() {
+            if !self.is_twin(Kind::Pool, i) {
+                self.members(i, pool, &at);
+            }
+        }
+    }
+
+    /// What is wrong with a VIP.
+    fn vip(
+        &self,
+        index: usize,
+        network: usize,
+        vip: IpAddr,
+        vips: &mut HashMap<(usize, IpAddr), usize>,
+        taken: &Taken<'_>,
+    ) -> Option<(String, String)> {
+        let name = &self.network(network).name;
+        let other = "use another address of the subnet".to_owned();
+        if let Some(first) = vips.get(&(network, vip)).filter(|first| **first != index) {
+            let first = &self.topology.load_balancers[*first].name;
+            return Some((format!("{vip} is load balancer {first}'s already on network {name}"), other));
+        }
+        if let Some(port) = taken.addresses.get(&(network, vip)) {
+            let port = &self.topology.ports[*port].name;
+            return Some((format!("{vip} is port {port}'s already on network {name}"), other));
+        }
+        if let Some(router) = self.router_addresses.get(&(network, vip)) {
+            let router = &self.topology.routers[*router].name;
+            return Some((format!("{vip} is router {router}'s address on network {name}"), other));
+        }
+        let Some((_, place)) = self.ranges[network].find(vip).ok()? else {
+            return Some(self.outside(vip, network));
+        };
+        let subnet = self.subnet(place);
+        let what = if subnet.gateway == Some(vip) { Some("gateway") } else { edge(subnet.cidr, vip) };
+        if what.is_none() {
+            vips.insert((network, vip), index);
+        }
+        what.map(|what| {
+            let message = format!("{vip} is the {what} of subnet {}", subnet.name);
+            (message, format!("use another address of {}", subnet.cidr))
+        })
+    }
+
+    fn listeners(&mut self, index: usize, balancer: &LoadBalancer, balancers: &Balancers<'_>, object: &str) {
+        for (position, listener) in balancer.listeners.iter().enumerate() {
+            let object = format!("{object} listeners[{position}]");
+            let path = [Step::Field("listeners"), Step::Item(position), Step::Field("default_pool")];
+            let line = self.line(Kind::LoadBalancer, index, &path);
+            let Some(pool) = self.resolve(Kind::Pool, &listener.default_pool, line, &object) else {
+                continue;
+            };
+            let pool = &self.topology.pools[pool];
+            for &vip in &balancer.vip_addresses {
+                let family = if vip.is_ipv6() { "IPv6" } else { "IPv4" };
+                let mut members =
+                    pool.members.iter().filter(|member| member.address.is_ipv6() == vip.is_ipv6()).peekable();
+                if members.peek().is_none() && !pool.members.is_empty() {
+                    let message = format!("pool {} has no {family} member for the VIP {vip}", pool.name);
+                    let remedy = format!("give it one, or the load balancer no {family} VIP");
+                    self.report(line, object.clone(), message, remedy);
+                    continue;
+                }
+                if !self.routers_are_known {
+                    continue;
+                }
+                let Some(subnet) = balancers.subnet(&balancer.network, vip) else { continue };
+                let Some(router) = balancers.router(&balancer.network, vip) else {
+                    let message = format!("the VIP {vip} is on subnet {}, which has no router", subnet.name);
+                    let remedy = "give a router an interface on it: routers balance, on every node, and one with this \
+                                  interface alone is enough";
+                    self.report(line, object.clone(), message, remedy);
+                    continue;
+                };
+                let is_elsewhere = |address| {
+                    !balancers.is_ambiguous(router) && balancers.network_of(router, address).is_none()
+                };
+                if let Some(member) = members.find(|member| is_elsewhere(member.address)) {
+                    let message = format!(
+                        "member {} of pool {}: {} is on no network that router {} of the VIP {vip} joins",
+                        member.name, pool.name, member.address, router.name
+                    );
+                    let remedy = format!(
+                        "give router {} an interface on the member's subnet, or the member an address of one of its",
+                        router.name
+                    );
+                    self.report(line, object.clone(), message, remedy);
+                }
+            }
+        }
+    }
+
+    fn members(&mut self, index: usize, pool: &Pool, vips: &HashMap<IpAddr, usize>) {
+        for (position, member) in pool.members.iter().enumerate() {
+            let own = vips.get(&member.address).map(|balancer| &self.topology.load_balancers[*balancer]);
+            let own = own.filter(|balancer| {
+                balancer.listeners.iter().any(|listener| listener.default_pool == pool.name)
+            });
+            if let Some(balancer) = own {
+                let balancer = &balancer.name;
+                let path = [Step::Field("members"), Step::Item(position), Step::Field("address")];
+                let line = self.line(Kind::Pool, index, &path);
+                self.report(
+                    line,
+                    label_of(Kind::Pool, &pool.name),
+                    format!(
+                        "member {}: {} is the VIP of load balancer {balancer}",
+                        member.name, member.address
+                    ),
+                    "name the address of a workload: a VIP cannot be balanced to itself",
+                );
+            }
+        }
+    }
+}
