@@ -86,6 +86,12 @@ impl Identities {
         self.by_name.retain(|(kind, _), id| used.contains(&(*kind, *id)));
     }
 
+    /// Numbers (with their kinds) that stand for something else in `before`, or for nothing.
+    pub fn fresh<'a>(&'a self, before: &'a Self) -> impl Iterator<Item = (u32, u32)> + 'a {
+        let numbers = self.by_id.iter().filter(|(key, name)| before.by_id.get(key) != Some(name));
+        numbers.map(|(key, _)| *key)
+    }
+
     /// Writes what `self` has and `before` has not; removes the opposite.
     pub fn write(&self, before: &Self, names: &Map<NameKey, Name>) -> Result<()> {
         for (&(kind, id), name) in &self.by_id {

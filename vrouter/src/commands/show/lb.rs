@@ -13,6 +13,7 @@ use vrouter_common::{addr::Ip, tables::*};
 use super::View;
 use crate::{
     connections::{FlowTables, row::protocol},
+    counters::Balanced,
     kernel::Map,
     output::table,
 };
@@ -107,8 +108,7 @@ pub fn report(view: &View, maps: &Path) -> Result<LbReport> {
             Ok(())
         })?;
     }
-    let by_listener: Map<u32, u64> = Map::open(maps, "LISTENER_COUNT")?;
-    let by_member: Map<u32, u64> = Map::open(maps, "MEMBER_COUNT")?;
+    let Balanced { listeners: by_listener, members: by_member } = Balanced::open(maps)?;
     let listeners = image.listeners.iter().map(|(key, listener)| {
         let served = (listener.router, key.ip, key.port.get(), key.proto);
         let members = members(view, listener, &by_member, |ip, port| {
