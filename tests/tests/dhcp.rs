@@ -213,8 +213,12 @@ fn the_mtu_is_what_is_carried(system: &System) {
         // The kernel asks who the router is as soon as it has a link.
         workload.run("ip link set eth0 down").unwrap();
         workload.run("ip link set eth0 up").unwrap();
-        let stateful = if workload.name() == "vm1" { "dhclient -6 -1 eth0;" } else { "" };
-        script(workload, &format!("dhclient -4 -1 eth0; {stateful} kill -9 $(cat /run/dhclient*.pid)"));
+        let output = script(workload, "udhcpc -f -n -q -O mtu -i eth0 2>&1");
+        has(&output, &["obtained"]);
+        if workload.name() == "vm1" {
+            let output = script(workload, "dhclient -6 -v -1 eth0; kill -9 $(cat /run/dhclient*.pid)");
+            has(&output, &["RCV: Reply"]);
+        }
     }
     for (from, to, most, is_v6) in [
         (vm1, vm4, 1400, false),

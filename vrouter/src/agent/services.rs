@@ -13,6 +13,7 @@
 //! | [`dhcp`], [`dhcpv6`], [`router`] | DHCP over either family, router advertisements |
 //! | [`sender`] | sends frames to ports |
 //! | [`tally`] | counts |
+//! | [`told`] | what each port is told, for people |
 //! | [`worker`] | the thread's loop |
 
 pub mod call;
@@ -25,6 +26,7 @@ pub mod router;
 pub mod sender;
 pub mod service;
 pub mod tally;
+pub mod told;
 pub mod worker;
 
 use std::{sync::Arc, thread::JoinHandle, time::Instant};
@@ -67,6 +69,11 @@ impl Services {
             return;
         }
         self.served.send_replace(Arc::new(served.clone()));
+    }
+
+    /// Which ports there are.
+    pub fn served(&self) -> watch::Receiver<Arc<Served>> {
+        self.served.subscribe()
     }
 
     /// Starts the thread again should it have ended, which is a defect.
