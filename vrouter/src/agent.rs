@@ -105,7 +105,7 @@ pub async fn run(config: AgentConfig) -> Result<()> {
     let mut held = agent.ports.as_ref().map(Ports::holders);
     let mut health = agent.health.changes();
     let (mut found, mut failed) = (agent.edge.found(), agent.external.failed());
-    let mut requests = control::listen(&run_dir, agent.status.clone())?;
+    let mut requests = control::listen(&run_dir, agent.status.clone(), agent.services.served())?;
     let (mut terminated, mut interrupted) =
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut underlays = interval(UNDERLAY_INTERVAL);
