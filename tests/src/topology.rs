@@ -17,6 +17,10 @@ pub struct Topology {
     pub ports: Vec<Port>,
     /// The `floating_ips:`.
     pub floating_ips: Vec<FloatingIp>,
+    /// The `load_balancers:`, each as it is written.
+    pub load_balancers: Vec<String>,
+    /// The `pools:`, each as it is written.
+    pub pools: Vec<String>,
     /// The `nodes:`.
     pub nodes: Vec<NodeEntry>,
 }
@@ -104,6 +108,8 @@ pub struct FloatingIp {
     pub address: String,
     /// The port that has the whole address; empty if it is shared or nobody's.
     pub port: String,
+    /// The load balancer whose VIP it leads to; empty if none.
+    pub load_balancer: String,
     /// The ports it is shared by.
     pub forwardings: Vec<Forwarding>,
 }
@@ -389,7 +395,7 @@ impl AddressGroup {
 impl FloatingIp {
     /// An address for a port.
     pub fn new(address: &str, port: &str) -> Self {
-        Self { address: address.to_owned(), port: port.to_owned(), forwardings: Vec::new() }
+        Self { address: address.to_owned(), port: port.to_owned(), ..Self::default() }
     }
 
     /// An address shared by (protocol, port outside, port, port of the workload).
@@ -400,7 +406,12 @@ impl FloatingIp {
             port: port.to_owned(),
             internal,
         });
-        Self { address: address.to_owned(), port: String::new(), forwardings: forwardings.collect() }
+        Self { address: address.to_owned(), forwardings: forwardings.collect(), ..Self::default() }
+    }
+
+    /// An address for the VIP of a load balancer.
+    pub fn balanced(address: &str, load_balancer: &str) -> Self {
+        Self { address: address.to_owned(), load_balancer: load_balancer.to_owned(), ..Self::default() }
     }
 }
 
@@ -434,6 +445,12 @@ impl fmt::Display for Topology {
         if !self.floating_ips.is_empty() {
             writeln!(f, "floating_ips:")?;
             self.floating_ips.iter().try_for_each(|floating| write!(f, "{floating}"))?;
+        }
+        for (section, entries) in [("load_balancers", &self.load_balancers), ("pools", &self.pools)] {
+            if !entries.is_empty() {
+                writeln!(f, "{section}:")?;
+                entries.iter().try_for_each(|entry| writeln!(f, "  - {entry}"))?;
+            }
         }
         if !self.nodes.is_empty() {
             writeln!(f, "nodes:")?;
@@ -524,6 +541,9 @@ impl fmt::Display for FloatingIp {
         writeln!(f, "  - address: \"{}\"", self.address)?;
         if !self.port.is_empty() {
             writeln!(f, "    port: {}", self.port)?;
+        }
+        if !self.load_balancer.is_empty() {
+            writeln!(f, "    load_balancer: {}", self.load_balancer)?;
         }
         if !self.forwardings.is_empty() {
             writeln!(f, "    port_forwardings:")?;

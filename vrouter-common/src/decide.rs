@@ -50,6 +50,10 @@ pub fn recall<P: Packet, T: Tables>(
     plan.moved = 0;
     plan.block = false;
     plan.service = false;
+    plan.asked = false;
+    plan.entered_network = 0;
+    plan.named = 0;
+    plan.listener = 0;
     track::recall(tables, ingress, headers, quoted, plan);
     if ingress.from != FROM_PORT {
         return Ok(());

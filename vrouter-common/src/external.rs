@@ -11,8 +11,9 @@
 use crate::{
     addr::{Be16, Be32, Ip, Macs},
     answer::{self, Refusal},
+    balance,
     deliver::tunnel_to,
-    flow::{EXIT_EXTERNAL, FLOW_BLOCK, FLOW_FRAMES, ROLE_NONE, Tuple},
+    flow::{EXIT_EXTERNAL, EXIT_TUNNEL, FLOW_BLOCK, FLOW_FRAMES, ROLE_NONE, Tuple},
     nat,
     packet::{Packet, View},
     parse::{Headers, Quoted},
@@ -49,6 +50,8 @@ pub fn enter<P: Packet, T: Tables>(
     }
     let station = match tables.fdb(&FdbKey::new(bank, network, headers.macs.dst())) {
         Some(station) if station.kind == STATION_ROUTER && !headers.arp => station,
+        // Only between nodes.
+        Some(station) if station.kind == STATION_MEMBER && ingress.tunnelled() && !headers.arp => station,
         _ if ingress.tunnelled() => return Err(DropReason::TunnelMisdelivered),
         _ => return Ok(Decision::Pass),
     };
@@ -60,6 +63,10 @@ pub fn enter<P: Packet, T: Tables>(
     plan.flow.in_macs = headers.macs;
     plan.flow.in_vtep = ingress.vtep;
     let mut router = station.owner;
+    if station.kind == STATION_MEMBER {
+        plan.named = station.at + 1;
+        plan.asked = headers.macs.src() == headers.macs.dst();
+    }
     if router == ROUTER_BY_DESTINATION {
         // The interface's own address, on a routed network: the router's whose address it is sent to. What is sent to
         // the node itself is not ours.
@@ -72,6 +79,9 @@ pub fn enter<P: Packet, T: Tables>(
         };
         router = to.owner;
     }
+    plan.entered_network = network;
+    plan.entered_vni = ingress.zone;
+    plan.entered_router = router;
     if !nat::holds(tables, network, plan) {
         // Decided as if nothing were known of it.
         plan.role = ROLE_NONE;
@@ -84,7 +94,7 @@ pub fn enter<P: Packet, T: Tables>(
         // About a connection of another node, or of nobody.
         let about = if quoted.known { quoted.tuple.reversed() } else { headers.tuple() };
         if let Some(way) = elsewhere(tables, bank, network, &about) {
-            return pass_on(packet, tables, ingress, router, network, headers, way, plan);
+            return pass_on(packet, tables, headers, way, plan);
         }
     } else {
         if let Some(nat) = nat::inside(tables, bank, network, &plan.tuple) {
@@ -93,13 +103,13 @@ pub fn enter<P: Packet, T: Tables>(
                 let way = SnatOwner { node, mac: nat.mac, zero: 0 };
                 // The whole address is that node's, so each block of its ports is.
                 let whole = nat.inside_port.get() == 0 && nat.node != NODE_LEARNED;
-                let decision = pass_on(packet, tables, ingress, router, network, headers, way, plan)?;
+                let decision = pass_on(packet, tables, headers, way, plan)?;
                 return Ok(if whole { remember_block(headers, ingress, decision, plan) } else { decision });
             }
             router = nat.router;
             nat::destination(nat, plan);
         } else if let Some(way) = owner(tables, bank, network, &plan.tuple) {
-            let decision = pass_on(packet, tables, ingress, router, network, headers, way, plan)?;
+            let decision = pass_on(packet, tables, headers, way, plan)?;
             return Ok(remember_block(headers, ingress, decision, plan));
         }
     }
@@ -121,6 +131,9 @@ fn remember_block(headers: &Headers, ingress: &Ingress, decision: Decision, plan
 #[inline(always)]
 fn elsewhere<T: Tables>(tables: &T, bank: u32, network: u32, outside: &Tuple) -> Option<SnatOwner> {
     match nat::inside(tables, bank, network, outside) {
+        Some(nat) if nat.node == NODE_BALANCED => {
+            balance::there(tables, bank, nat.inside_network, nat.inside, outside)
+        }
         Some(nat) => {
             let node = holder(tables, nat);
             if node != 0 { Some(SnatOwner { node, mac: nat.mac, zero: 0 }) } else { None }
@@ -132,6 +145,10 @@ fn elsewhere<T: Tables>(tables: &T, bank: u32, network: u32, outside: &Tuple) ->
 /// The other node that translates an address; 0: this one.
 #[inline(always)]
 fn holder<T: Tables>(tables: &T, nat: &Nat) -> u32 {
+    if nat.node == NODE_BALANCED {
+        // Wherever it enters: see `balance`.
+        return 0;
+    }
     if nat.node != NODE_LEARNED {
         return nat.node;
     }
@@ -191,22 +208,51 @@ fn owner<T: Tables>(tables: &T, bank: u32, network: u32, outside: &Tuple) -> Opt
 
 /// Passes a packet on, as it is, to the node that translates it. A gateway keeps no connections.
 #[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "where a packet is, and the way it goes on")]
 fn pass_on<P: Packet, T: Tables>(
     packet: &P,
     tables: &T,
-    ingress: &Ingress,
-    router: u32,
-    network: u32,
     headers: &Headers,
     way: SnatOwner,
     plan: &mut Plan,
 ) -> Result<Decision, DropReason> {
-    if ingress.tunnelled() {
+    if plan.mute {
         // Two nodes that do not agree on whose it is.
         return Err(DropReason::TunnelMisdelivered);
     }
-    let key = RouterLegKey { router: Scoped::new(plan.bank, router), network };
+    pass(packet, tables, headers, way, plan)
+}
+
+/// Passes a packet on to the node of the member it was balanced to. It is remembered for its own sake, so that not
+/// every packet of a connection is balanced; whoever forgets it balances again.
+#[inline(always)]
+pub fn pass_to_member<P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
+    headers: &Headers,
+    plan: &mut Plan,
+) -> Result<Decision, DropReason> {
+    let way = SnatOwner { node: plan.way_node, mac: plan.way_mac, zero: 0 };
+    // As it came in.
+    plan.tuple = headers.tuple();
+    pass(packet, tables, headers, way, plan)?;
+    if plan.mute || plan.asked {
+        // Who gets it is to know that it was asked about elsewhere.
+        plan.flow.out_macs = Macs::new(way.mac, way.mac);
+        return Ok(Decision::ForwardOnce);
+    }
+    Ok(plan::remember(headers))
+}
+
+#[inline(always)]
+fn pass<P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
+    headers: &Headers,
+    way: SnatOwner,
+    plan: &mut Plan,
+) -> Result<Decision, DropReason> {
+    let network = plan.entered_network;
+    let key = RouterLegKey { router: Scoped::new(plan.bank, plan.entered_router), network };
     let leg = tables.router_leg(&key).ok_or(DropReason::RouterDetached)?;
     if headers.ttl <= 1 {
         return answer::refuse(headers, leg, Refusal::TimeExceeded, DropReason::TtlExceeded, plan);
@@ -224,7 +270,7 @@ fn pass_on<P: Packet, T: Tables>(
     plan.flow.mtu =
         if plan.commit.overlay_mtu > u16::MAX as u32 { u16::MAX } else { plan.commit.overlay_mtu as u16 };
     let hash = headers.tuple_hash();
-    tunnel_to(tables, hash, way.node, ingress.zone, plan);
+    tunnel_to(tables, hash, way.node, plan.entered_vni, plan);
     Ok(Decision::ForwardOnce)
 }
 
@@ -297,6 +343,14 @@ pub fn way<T: Tables>(
         let outside = towards(plan);
         match nat::inside(tables, plan.bank, network, &outside) {
             Some(nat) => {
+                if nat.node == NODE_BALANCED
+                    && let Some(there) = member_there(tables, nat, leg, plan)
+                {
+                    plan.at_router = nat.router;
+                    plan.way_node = there.node;
+                    plan.way_mac = there.mac;
+                    return Way::Node;
+                }
                 let node = holder(tables, nat);
                 if node != 0 {
                     plan.at_router = nat.router;
@@ -325,6 +379,27 @@ pub fn way<T: Tables>(
         PLACE_REMOTE => Way::Node,
         _ => Way::Nowhere,
     }
+}
+
+/// The node that hosts the member which a packet to a VIP's floating IP goes to, if it is another. A connection that is
+/// known stays where it went.
+#[inline(always)]
+fn member_there<T: Tables>(tables: &T, nat: &Nat, leg: &RouterLeg, plan: &Plan) -> Option<SnatOwner> {
+    let (bank, network, vip) = (plan.bank, nat.inside_network, nat.inside);
+    let sent = plan.known_key.tuple();
+    if plan.known_in != KNOWN_NOWHERE {
+        let known = &plan.known;
+        if known.exit == EXIT_TUNNEL && known.vni == leg.vni {
+            let mac = known.out_macs.dst();
+            if plan.follows() || balance::is_passed_to(tables, bank, network, vip, &sent, mac) {
+                return Some(SnatOwner { node: known.target, mac, zero: 0 });
+            }
+        } else if balance::is_member(tables, bank, network, vip, &sent, known.dst, known.dport) {
+            return None;
+        }
+    }
+    // The source may be another by now, and its port is not chosen.
+    balance::there(tables, bank, network, vip, &sent)
 }
 
 /// Fills in the exit to a next hop outside, or says why there is none.

@@ -21,6 +21,7 @@ pub mod addr;
 pub mod admit;
 pub mod answer;
 pub mod apply;
+pub mod balance;
 pub mod checksum;
 pub mod decide;
 pub mod deliver;

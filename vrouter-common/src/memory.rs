@@ -182,6 +182,14 @@ pub struct Image {
     pub gateways: BTreeMap<GatewayKey, u32>,
     /// Next hops of routes with several.
     pub members: BTreeMap<MemberKey, Member>,
+    /// Ports of VIPs.
+    pub listeners: BTreeMap<ListenerKey, Listener>,
+    /// Who has which slots of pools.
+    pub pool_slots: BTreeMap<PoolSlotsKey, PoolSlots>,
+    /// Members of pools.
+    pub pool_members: BTreeMap<PoolMemberKey, PoolMember>,
+    /// The same by where they are.
+    pub pool_members_at: BTreeMap<PoolMemberAt, u32>,
     /// Classes of remote addresses.
     pub classes: BTreeMap<ClassKey, u32>,
     /// Rules that allow.
@@ -235,6 +243,8 @@ pub struct MemoryTables {
     hop_keys: RefCell<BTreeMap<HopKey, u32>>,
     hops: RefCell<BTreeMap<u32, &'static Hop>>,
     fragments: RefCell<BTreeMap<FragmentKey, Fragment>>,
+    /// New connections by listener and member.
+    pub balanced: RefCell<BTreeMap<(u32, u32), u64>>,
     /// How many ports were tried, by bucket.
     pub tries: RefCell<BTreeMap<u32, u64>>,
     scratch: RefCell<Work>,
@@ -434,6 +444,22 @@ impl Tables for MemoryTables {
         self.image.members.get(key)
     }
 
+    fn listener(&self, key: &ListenerKey) -> Option<&Listener> {
+        self.image.listeners.get(key)
+    }
+
+    fn pool_slots(&self, key: &PoolSlotsKey) -> Option<&PoolSlots> {
+        self.image.pool_slots.get(key)
+    }
+
+    fn pool_member(&self, key: &PoolMemberKey) -> Option<&PoolMember> {
+        self.image.pool_members.get(key)
+    }
+
+    fn pool_member_at(&self, key: &PoolMemberAt) -> Option<u32> {
+        self.image.pool_members_at.get(key).copied()
+    }
+
     fn is_master(&self, key: &MasterKey) -> bool {
         self.masters.borrow().get(key).is_some_and(Master::speaks)
     }
@@ -528,6 +554,10 @@ impl Tables for MemoryTables {
 
     fn count_tries(&self, bucket: u32) {
         *self.tries.borrow_mut().entry(bucket).or_default() += 1;
+    }
+
+    fn count_balanced(&self, listener: u32, member: u32) {
+        *self.balanced.borrow_mut().entry((listener, member)).or_insert(0) += 1;
     }
 
     fn count_drop(&self, reason: DropReason, _bytes: u64) {

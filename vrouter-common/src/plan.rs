@@ -108,6 +108,8 @@ pub struct Plan {
     pub too_big: bool,
     /// Came through a tunnel: there is no way to answer.
     pub mute: bool,
+    /// It was passed on to [`crate::balance`]'s other candidate, or has to be.
+    pub asked: bool,
     /// The network on which somebody claimed an address anew; 0: none.
     pub moved: u32,
     /// Its way is that of all packets to a block of ports, and remembered as such.
@@ -132,6 +134,18 @@ pub struct Plan {
     pub at_router: u32,
     /// See above.
     pub at_network: u32,
+    /// The external network the packet came in from, by its interface or by a tunnel from another node; 0: none.
+    pub entered_network: u32,
+    /// Its VNI.
+    pub entered_vni: u32,
+    /// The router it entered.
+    pub entered_router: u32,
+    /// The member of a pool it was passed on to: its index and one more; 0: none.
+    pub named: u32,
+    /// Number of the listener it was balanced by; 0: none.
+    pub listener: u32,
+    /// Number of the member it goes to.
+    pub member: u32,
     /// The packet's tuple as translated so far.
     pub tuple: Tuple,
     /// The port it came from, if it came from one.

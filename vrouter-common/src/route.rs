@@ -11,6 +11,7 @@
 use crate::{
     addr::{Ip, Macs},
     answer::{self, Refusal},
+    balance::{self, Balanced},
     deliver::{deliver, reply_to_home, tunnel_to},
     external::{self, Way},
     flow::FROM_NETWORK,
@@ -140,6 +141,9 @@ pub fn pass<P: Packet, T: Tables>(
         plan.at_network = network;
         return Ok(Decision::Route);
     }
+    if station.kind == STATION_VIP {
+        return vip(packet, tables, network, station.owner, headers, plan);
+    }
     if station.place == PLACE_UNPLUGGED || station.place == PLACE_UNBOUND {
         // What unanswered ARP would tell the sender.
         let reason =
@@ -150,6 +154,44 @@ pub fn pass<P: Packet, T: Tables>(
     let mtu = plan.flow.mtu as u32;
     deliver(tables, headers.tuple_hash(), station, network, goes_out.vni, mtu, plan)?;
     Ok(plan::remember(headers))
+}
+
+/// A packet to a VIP on `network`, whose `owner` balances. It goes on from there to a member, at the cost of one router,
+/// however often that is asked.
+#[inline(always)]
+fn vip<P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
+    network: u32,
+    owner: u32,
+    headers: &Headers,
+    plan: &mut Plan,
+) -> Result<Decision, DropReason> {
+    if plan.follows() {
+        if plan.tuple.dst == plan.known.dst {
+            return refused_at(headers, DropReason::VipClosed, plan);
+        }
+        turn(plan);
+    } else {
+        match balance::balance(tables, network, owner, headers, plan) {
+            Balanced::Here => {}
+            Balanced::There => return external::pass_to_member(packet, tables, headers, plan),
+            Balanced::Closed => return refused_at(headers, DropReason::VipClosed, plan),
+            Balanced::Nobody(reason) => return refused_at(headers, reason, plan),
+        }
+    }
+    plan.paid = owner == plan.at_router;
+    if !plan.paid {
+        plan.at_network = network;
+    }
+    plan.at_router = owner;
+    Ok(Decision::Route)
+}
+
+/// A VIP refuses.
+#[inline(always)]
+fn refused_at(headers: &Headers, reason: DropReason, plan: &mut Plan) -> Result<Decision, DropReason> {
+    if plan.mute { Err(reason) } else { to_host(headers, reason, reason, plan) }
 }
 
 /// The slot of a packet's flow among several ways: the same for all its packets, on every node.
@@ -281,6 +323,17 @@ fn reply_outside(on_external: bool, leg: &RouterLeg, plan: &mut Plan) {
 /// A packet for the router itself (behaviour R3).
 #[inline(always)]
 fn to_router(headers: &Headers, plan: &mut Plan) -> Result<Decision, DropReason> {
+    to_host(headers, DropReason::RouterRefused, DropReason::RouterPortUnreachable, plan)
+}
+
+/// A packet for an address at which nothing listens, but which answers; `tcp` and `udp` say why these are refused.
+#[inline(always)]
+fn to_host(
+    headers: &Headers,
+    tcp: DropReason,
+    udp: DropReason,
+    plan: &mut Plan,
+) -> Result<Decision, DropReason> {
     if plan.mute {
         return Err(DropReason::RouterIgnored);
     }
@@ -296,16 +349,14 @@ fn to_router(headers: &Headers, plan: &mut Plan) -> Result<Decision, DropReason>
             plan.answer.kind = plan::ECHO_REPLY;
             Ok(Decision::Answer)
         }
-        PROTO_UDP => {
-            answer::refuse_as(headers, headers.dst, Refusal::Port, DropReason::RouterPortUnreachable, plan)
-        }
+        PROTO_UDP => answer::refuse_as(headers, headers.dst, Refusal::Port, udp, plan),
         PROTO_TCP => {
             // A reset is never answered (RFC 9293, 3.5.2); a fragment cannot be measured.
             if headers.tcp_flags & TCP_RST != 0 || headers.fragment || headers.src.is_unspecified() {
                 return Err(DropReason::RouterIgnored);
             }
             plan.answer.kind = plan::TCP_RESET;
-            Ok(Decision::Reject(DropReason::RouterRefused))
+            Ok(Decision::Reject(tcp))
         }
         _ => answer::refuse_as(headers, headers.dst, Refusal::Protocol, DropReason::RouterProtocol, plan),
     }

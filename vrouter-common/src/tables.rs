@@ -270,6 +270,11 @@ const _: () = assert!(size_of::<Station>() == 16);
 
 /// The station is a port.
 pub const STATION_PORT: u8 = 1;
+/// The station is a VIP: the router [`Station::owner`] balances what is sent to it.
+pub const STATION_VIP: u8 = 5;
+/// On external networks, between nodes: a member of a pool, on this node, of the index [`Station::at`], for which the
+/// router [`Station::owner`] translates.
+pub const STATION_MEMBER: u8 = 6;
 /// The station is a router's interface.
 pub const STATION_ROUTER: u8 = 2;
 /// A floating IP, on an external network: the station is the router that translates it.
@@ -641,8 +646,160 @@ pub struct Nat {
 }
 const _: () = assert!(size_of::<Nat>() == 40);
 
+/// [`Nat::node`]: the inside is a VIP; the node of the member that a packet goes to.
+pub const NODE_BALANCED: u32 = u32::MAX - 1;
 /// [`Nat::node`]: the workload's port is bound nowhere; the node where its address is claimed.
 pub const NODE_LEARNED: u32 = u32::MAX;
+
+/// Key of [`Listener`]: a protocol and port of a VIP.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ListenerKey {
+    /// Number of the VIP's network.
+    pub network: Scoped,
+    /// The VIP.
+    pub ip: Ip,
+    /// Port.
+    pub port: Be16,
+    /// IP protocol: TCP or UDP.
+    pub proto: u8,
+    /// Zero.
+    pub zero: u8,
+}
+const _: () = assert!(size_of::<ListenerKey>() == 24);
+
+/// Who serves it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Listener {
+    /// Number of the pool.
+    pub pool: u32,
+    /// Slots of the pool, a power of two; 0: no member takes new connections.
+    pub slots: u32,
+    /// `LISTENER_*`.
+    pub flags: u32,
+    /// Listener number.
+    pub number: u32,
+    /// Number of the router that balances.
+    pub router: u32,
+}
+const _: () = assert!(size_of::<Listener>() == 20);
+
+/// Refuses everybody: it, or its load balancer, is down by `admin_state_up`.
+pub const LISTENER_DOWN: u32 = 1;
+/// All connections of a client's address go to one member.
+pub const LISTENER_SOURCE_IP: u32 = 2;
+
+/// Key of [`PoolSlots`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PoolSlotsKey {
+    /// Pool number.
+    pub pool: Scoped,
+    /// Slot / [`SLOTS_IN_CHUNK`].
+    pub chunk: u32,
+}
+const _: () = assert!(size_of::<PoolSlotsKey>() == 8);
+
+/// Slots in one entry.
+pub const SLOTS_IN_CHUNK: u32 = 64;
+
+/// Who has some of a pool's slots. New connections are dealt out to slots by their hash. Each slot has an order of
+/// the members of its own, the first that may serve has it, so one that comes or goes takes or leaves its share of
+/// slots, and no other moves. The order follows from names and weights alone: it is the same on every node.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolSlots(pub [Slot; SLOTS_IN_CHUNK as usize]);
+const _: () = assert!(size_of::<PoolSlots>() == 256);
+
+/// A slot.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// Index of the member that has it.
+    pub member: u16,
+    /// Index of the member that has the slot's earlier connections, if the one that has it does not know them: one that
+    /// is leaving, with [`SLOT_LEAVES`], or the next in the slot's order, who had it if the first is new.
+    /// [`SLOT_NOBODY`]: there is none.
+    pub other: u16,
+}
+const _: () = assert!(size_of::<Slot>() == 4);
+
+/// [`Slot::other`] takes no new connections any more.
+pub const SLOT_LEAVES: u16 = 1 << 15;
+/// [`Slot::other`]: none.
+pub const SLOT_NOBODY: u16 = u16::MAX;
+
+/// Key of [`PoolMember`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PoolMemberKey {
+    /// Pool number.
+    pub pool: Scoped,
+    /// Its index in the pool.
+    pub index: u32,
+}
+const _: () = assert!(size_of::<PoolMemberKey>() == 8);
+
+/// A member of a pool.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolMember {
+    /// Its address.
+    pub ip: Ip,
+    /// Number of the network it is on.
+    pub network: u32,
+    /// Its port.
+    pub port: Be16,
+    /// `MEMBER_*`.
+    pub flags: u16,
+    /// Member number.
+    pub number: u32,
+    /// What packets from outside are passed on to it with, between nodes: [`STATION_MEMBER`].
+    pub mac: [u8; 6],
+    /// Zero.
+    pub zero: u16,
+}
+const _: () = assert!(size_of::<PoolMember>() == 36);
+
+/// Takes new connections.
+pub const MEMBER_UP: u16 = 1;
+/// Its health monitor says that it does not serve.
+pub const MEMBER_DOWN: u16 = 2;
+
+/// Key of the index of a pool's members, by where they are.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PoolMemberAt {
+    /// Pool number.
+    pub pool: Scoped,
+    /// The member's address.
+    pub ip: Ip,
+    /// Its port.
+    pub port: Be16,
+    /// Zero.
+    pub zero: u16,
+}
+const _: () = assert!(size_of::<PoolMemberAt>() == 24);
+
+impl PoolMemberAt {
+    /// By address and port.
+    #[inline(always)]
+    pub const fn new(bank: u32, pool: u32, ip: Ip, port: Be16) -> Self {
+        Self { pool: Scoped::new(bank, pool), ip, port, zero: 0 }
+    }
+
+    /// By [`PoolMember::mac`].
+    #[inline(always)]
+    pub const fn mac(bank: u32, pool: u32, mac: [u8; 6]) -> Self {
+        Self::new(bank, pool, LearnedKey::mac(0, mac).ip, Be16::new(0))
+    }
+}
+
+/// Listeners, and pools, an instance can know.
+pub const LISTENERS_MAX: u32 = 1 << 16;
+/// Members of pools an instance can know.
+pub const POOL_MEMBERS_MAX: u32 = 1 << 18;
 
 /// Key of [`Floating`]: a fixed IP behind a router.
 #[repr(C)]
@@ -1005,6 +1162,12 @@ pub const NAME_CLASS: u32 = 6;
 pub const NAME_RULE: u32 = 7;
 /// Numbers of groups of next hops.
 pub const NAME_GROUP: u32 = 8;
+/// Listener numbers, below [`LISTENERS_MAX`].
+pub const NAME_LISTENER: u32 = 9;
+/// Pool numbers: of the members of one family.
+pub const NAME_POOL: u32 = 10;
+/// Pool members' numbers, below [`POOL_MEMBERS_MAX`].
+pub const NAME_MEMBER: u32 = 11;
 /// Two legs of a connection that user space found idle; they are removed only if still as they were.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -1134,6 +1297,14 @@ pub trait Tables {
     fn gateway(&self, key: &GatewayKey) -> Option<u32>;
     /// The next hop that has a slot.
     fn member(&self, key: &MemberKey) -> Option<&Member>;
+    /// Who serves a port of a VIP.
+    fn listener(&self, key: &ListenerKey) -> Option<&Listener>;
+    /// Who has some slots of a pool.
+    fn pool_slots(&self, key: &PoolSlotsKey) -> Option<&PoolSlots>;
+    /// A member of a pool.
+    fn pool_member(&self, key: &PoolMemberKey) -> Option<&PoolMember>;
+    /// The index of a member.
+    fn pool_member_at(&self, key: &PoolMemberAt) -> Option<u32>;
     /// Whether this node answers for a virtual router.
     fn is_master(&self, key: &MasterKey) -> bool;
     /// Whether this node carries what is sent to a virtual router.
@@ -1170,6 +1341,9 @@ pub trait Tables {
     fn may_answer(&self) -> bool;
     /// Counts how many ports were tried for a translation, in [`NAT_TRIES_BUCKETS`].
     fn count_tries(&self, bucket: u32);
+
+    /// Counts a new connection of a listener and a member, by their numbers.
+    fn count_balanced(&self, listener: u32, member: u32);
 
     /// Counts a dropped packet.
     fn count_drop(&self, reason: DropReason, bytes: u64);

@@ -1,5 +1,6 @@
 //! Tests of the whole decision over in-memory tables. Names begin with the number of the behaviour they show.
 
+mod balance;
 mod cache;
 mod edge;
 mod fixture;

@@ -75,11 +75,19 @@ pub enum What {
     Leave = 30,
     /// A copy of a flooded frame: [`Copied`], nothing.
     Copy = 31,
+    /// [`ListenerKey`], [`Listener`].
+    Listener = 32,
+    /// [`PoolSlotsKey`], nothing.
+    PoolSlots = 33,
+    /// [`PoolMemberKey`], [`PoolMember`].
+    PoolMember = 34,
+    /// [`PoolMemberAt`], the index.
+    PoolMemberAt = 35,
 }
 
 impl What {
     /// All of them.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 35] = [
         Self::Flow,
         Self::Transient,
         Self::Binding,
@@ -111,6 +119,10 @@ impl What {
         Self::Event,
         Self::Leave,
         Self::Copy,
+        Self::Listener,
+        Self::PoolSlots,
+        Self::PoolMember,
+        Self::PoolMemberAt,
     ];
 }
 
@@ -371,6 +383,30 @@ impl<T: Tables, R: Recorder> Tables for Traced<T, R> {
     }
 
     #[inline(always)]
+    fn listener(&self, key: &ListenerKey) -> Option<&Listener> {
+        self.saw(What::Listener, key, self.tables.listener(key))
+    }
+
+    #[inline(always)]
+    fn pool_slots(&self, key: &PoolSlotsKey) -> Option<&PoolSlots> {
+        // Longer than what else is taken down; who is asked about next says what it said.
+        let slots = self.tables.pool_slots(key);
+        self.recorder.record::<_, ()>(What::PoolSlots, slots.is_some(), key, None);
+        slots
+    }
+
+    #[inline(always)]
+    fn pool_member(&self, key: &PoolMemberKey) -> Option<&PoolMember> {
+        self.saw(What::PoolMember, key, self.tables.pool_member(key))
+    }
+
+    #[inline(always)]
+    fn pool_member_at(&self, key: &PoolMemberAt) -> Option<u32> {
+        let value = self.tables.pool_member_at(key);
+        self.saw(What::PoolMemberAt, key, value.as_ref()).copied()
+    }
+
+    #[inline(always)]
     fn is_master(&self, key: &MasterKey) -> bool {
         self.says(What::Master, key, self.tables.is_master(key))
     }
@@ -449,6 +485,9 @@ impl<T: Tables, R: Recorder> Tables for Traced<T, R> {
 
     #[inline(always)]
     fn count_tries(&self, _bucket: u32) {}
+
+    #[inline(always)]
+    fn count_balanced(&self, _listener: u32, _member: u32) {}
 
     #[inline(always)]
     fn count_drop(&self, reason: DropReason, bytes: u64) {

@@ -198,6 +198,9 @@ pub fn settle<T: Tables>(
     flow.packets = counted as u64;
     flow.bytes = if counted { headers.frame_len() } else { 0 };
     flow.tcp_flags = headers.tcp_flags & (TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK);
+    if counted && plan.listener != 0 && plan.known_in == KNOWN_NOWHERE {
+        tables.count_balanced(plan.listener, plan.member);
+    }
     if plan.known_in != KNOWN_NOWHERE {
         flow.created = plan.known.created;
         flow.packets += plan.known.packets;

@@ -27,3 +27,14 @@ pub unsafe fn cmpxchg64(p: *mut u64, old: u64, new: u64) -> u64 {
     unsafe { asm!("r0 = cmpxchg_64({p} + 0, r0, {n})", p = in(reg) p, n = in(reg) new, inout("r0") r) };
     r
 }
+
+/// Adds.
+///
+/// # Safety
+///
+/// `p` must be valid for writes and 8-byte aligned.
+#[inline(always)]
+pub unsafe fn add64(p: *mut u64, n: u64) {
+    // SAFETY: as above.
+    unsafe { asm!("lock *(u64 *)({p} + 0) += {n}", p = in(reg) p, n = in(reg) n) };
+}

@@ -86,6 +86,27 @@ pub static GATEWAYS: HashMap<GatewayKey, u32, STATIONS, NO_PREALLOC> = HashMap::
 /// Next hops of routes with several.
 #[btf_map]
 pub static MEMBERS: HashMap<MemberKey, Member, STATIONS, NO_PREALLOC> = HashMap::new();
+/// Ports of VIPs.
+#[btf_map]
+pub static LISTENERS: HashMap<ListenerKey, Listener, { 2 * LISTENERS_MAX as usize }, NO_PREALLOC> =
+    HashMap::new();
+/// Who has which slots of pools.
+#[btf_map]
+pub static POOL_SLOTS: HashMap<PoolSlotsKey, PoolSlots, { 4 * STATIONS }, NO_PREALLOC> = HashMap::new();
+/// Members of pools.
+#[btf_map]
+pub static POOL_MEMBERS: HashMap<PoolMemberKey, PoolMember, { 2 * POOL_MEMBERS_MAX as usize }, NO_PREALLOC> =
+    HashMap::new();
+/// Their indexes by where they are.
+#[btf_map]
+pub static MEMBERS_AT: HashMap<PoolMemberAt, u32, { 4 * POOL_MEMBERS_MAX as usize }, NO_PREALLOC> =
+    HashMap::new();
+/// New connections by listener.
+#[btf_map]
+pub static LISTENER_COUNT: Array<u64, { LISTENERS_MAX as usize }> = Array::new();
+/// New connections by member.
+#[btf_map]
+pub static MEMBER_COUNT: Array<u64, { POOL_MEMBERS_MAX as usize }> = Array::new();
 /// Which virtual routers this node is the master of; the agent writes it.
 #[btf_map]
 pub static MASTERS: HashMap<MasterKey, Master, { MASTERS_MAX as usize }, NO_PREALLOC> = HashMap::new();

@@ -8,7 +8,7 @@ use vrouter_common::{
 };
 
 use crate::{
-    atomic::cmpxchg32,
+    atomic::{add64, cmpxchg32},
     maps::{self, AllowedData, ClassData, RouteData, RuleData},
 };
 
@@ -200,6 +200,26 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn listener(&self, key: &ListenerKey) -> Option<&Listener> {
+        get!(LISTENERS, key)
+    }
+
+    #[inline(always)]
+    fn pool_slots(&self, key: &PoolSlotsKey) -> Option<&PoolSlots> {
+        get!(POOL_SLOTS, key)
+    }
+
+    #[inline(always)]
+    fn pool_member(&self, key: &PoolMemberKey) -> Option<&PoolMember> {
+        get!(POOL_MEMBERS, key)
+    }
+
+    #[inline(always)]
+    fn pool_member_at(&self, key: &PoolMemberAt) -> Option<u32> {
+        get!(MEMBERS_AT, key).copied()
+    }
+
+    #[inline(always)]
     fn is_master(&self, key: &MasterKey) -> bool {
         get!(MASTERS, key).is_some_and(Master::speaks)
     }
@@ -354,6 +374,19 @@ impl Tables for Maps {
         if let Some(count) = maps::NAT_TRIES.get_ptr_mut(bucket) {
             // SAFETY: this CPU's own copy.
             unsafe { *count += 1 };
+        }
+    }
+
+    #[inline(always)]
+    fn count_balanced(&self, listener: u32, member: u32) {
+        // SAFETY: live map values; their words are only ever added to.
+        unsafe {
+            if let Some(count) = maps::LISTENER_COUNT.get_ptr_mut(listener) {
+                add64(count, 1);
+            }
+            if let Some(count) = maps::MEMBER_COUNT.get_ptr_mut(member) {
+                add64(count, 1);
+            }
         }
     }
 

@@ -48,7 +48,8 @@ banked!(
     BindingKey: ifindex, NetworkKey: network, VniKey: vni, VtepKey: bank, FdbKey: network,
     AddressKey: network, AllowedKey: port, RouteKey: router, RouterLegKey: router, FloodKey: network,
     NatKey: network, FloatingKey: router, SnatBlockKey: router, SnatOwnerKey: network, GatewayKey: network,
-    MemberKey: group, ClassKey: bank,
+    MemberKey: group, ListenerKey: network, PoolSlotsKey: pool, PoolMemberKey: pool, PoolMemberAt: pool,
+    ClassKey: bank,
     RuleKey: policy,
 );
 
@@ -72,6 +73,10 @@ pub struct Maps {
     snat_owners: Map<SnatOwnerKey, SnatOwner>,
     gateways: Map<GatewayKey, u32>,
     members: Map<MemberKey, Member>,
+    listeners: Map<ListenerKey, Listener>,
+    pool_slots: Map<PoolSlotsKey, PoolSlots>,
+    pool_members: Map<PoolMemberKey, PoolMember>,
+    pool_members_at: Map<PoolMemberAt, u32>,
     classes: Map<ClassKey, u32>,
     rules: Map<RuleKey, Rule>,
 }
@@ -98,6 +103,10 @@ impl Maps {
             snat_owners: Map::open(maps, "SNAT_OWNERS")?,
             gateways: Map::open(maps, "GATEWAYS")?,
             members: Map::open(maps, "MEMBERS")?,
+            listeners: Map::open(maps, "LISTENERS")?,
+            pool_slots: Map::open(maps, "POOL_SLOTS")?,
+            pool_members: Map::open(maps, "POOL_MEMBERS")?,
+            pool_members_at: Map::open(maps, "MEMBERS_AT")?,
             classes: Map::open(maps, "CLASSES")?,
             rules: Map::open(maps, "RULES")?,
         })
@@ -138,6 +147,10 @@ impl Maps {
             snat_owners: table(&self.snat_owners, bank)?,
             gateways: table(&self.gateways, bank)?,
             members: table(&self.members, bank)?,
+            listeners: table(&self.listeners, bank)?,
+            pool_slots: table(&self.pool_slots, bank)?,
+            pool_members: table(&self.pool_members, bank)?,
+            pool_members_at: table(&self.pool_members_at, bank)?,
             classes: table(&self.classes, bank)?,
             rules: table(&self.rules, bank)?,
         })
@@ -183,6 +196,10 @@ impl Maps {
             snat_owners,
             gateways,
             members,
+            listeners,
+            pool_slots,
+            pool_members,
+            pool_members_at,
             classes,
             rules,
         } = new;
@@ -202,6 +219,10 @@ impl Maps {
             + table(&self.snat_owners, bank, &old.snat_owners, snat_owners)?
             + table(&self.gateways, bank, &old.gateways, gateways)?
             + table(&self.members, bank, &old.members, members)?
+            + table(&self.listeners, bank, &old.listeners, listeners)?
+            + table(&self.pool_slots, bank, &old.pool_slots, pool_slots)?
+            + table(&self.pool_members, bank, &old.pool_members, pool_members)?
+            + table(&self.pool_members_at, bank, &old.pool_members_at, pool_members_at)?
             + table(&self.classes, bank, &old.classes, classes)?
             + table(&self.rules, bank, &old.rules, rules)?)
     }
@@ -382,6 +403,7 @@ fn touched(old: &Image, new: &Image, all: bool) -> BTreeSet<u32> {
             routes.filter(|(_, route)| route.kind == ROUTE_MULTI && groups.contains(&route.network));
         routers.extend(through.map(|(key, _)| key.router.id()));
     }
+    routers.extend(balancing(old, new));
     routers.extend(changed(&old.router_legs, &new.router_legs).map(|(key, _)| key.router.id()));
     routers.extend(changed(&old.nat, &new.nat).map(|(_, nat)| nat.router));
     routers.extend(changed(&old.floating, &new.floating).map(|(key, _)| key.router.id()));
@@ -389,6 +411,21 @@ fn touched(old: &Image, new: &Image, all: bool) -> BTreeSet<u32> {
     touched.extend(behind(&images, routers));
     // What is flooded is not in the flow table: changes of the lists touch no flow.
     touched
+}
+
+/// The routers that balance otherwise: flows from outside that are passed on end on the external network, so it is
+/// all that is behind those.
+fn balancing(old: &Image, new: &Image) -> BTreeSet<u32> {
+    let mut routers: BTreeSet<u32> =
+        changed(&old.listeners, &new.listeners).map(|(_, listener)| listener.router).collect();
+    let mut pools: BTreeSet<u32> =
+        changed(&old.pool_slots, &new.pool_slots).map(|(key, _)| key.pool.id()).collect();
+    pools.extend(changed(&old.pool_members, &new.pool_members).map(|(key, _)| key.pool.id()));
+    for image in [old, new] {
+        let listeners = image.listeners.values();
+        routers.extend(listeners.filter(|it| pools.contains(&it.pool)).map(|listener| listener.router));
+    }
+    routers
 }
 
 /// The entries that only one of the two has, or that differ.

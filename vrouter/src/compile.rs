@@ -4,6 +4,7 @@
 //! connect to them, and what the node is to the outside. Everything is in terms of [`Image`], the same
 //! structure the in-memory decision runs on.
 
+mod balancer;
 mod external;
 mod policy;
 mod router;
@@ -30,7 +31,7 @@ use crate::{
     netlink::Link,
     store::blocks::Holders,
     topology::{
-        Carriers, Rendezvous, Translators, Vrids,
+        Balancers, Carriers, Rendezvous, Translators, Vrids,
         model::{Hook, Network, Node, Port, Topology},
     },
 };
@@ -89,6 +90,19 @@ pub struct Liveness {
     pub dead_nexthops: BTreeSet<(String, IpAddr)>,
     /// Routers this node is the master of.
     pub mastered: BTreeSet<String>,
+    /// Members of pools, and what their health monitors say; one that is not here has none, or nothing is known yet.
+    pub members: BTreeMap<(String, String), MemberHealth>,
+}
+
+/// What is known of a member of a pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum MemberHealth {
+    /// It serves.
+    Up,
+    /// It does not.
+    Down,
+    /// Nobody says any more: its node, or the agent there, is gone.
+    Lost,
 }
 
 /// An interface of this node.
@@ -211,6 +225,7 @@ pub fn compile(topology: &Topology, around: &Surroundings, ids: &mut Identities)
         compiler.port(port)?;
     }
     compiler.services()?;
+    compiler.balancers()?;
     compiler.hear_claims()?;
     compiler.floods();
     compiler.rules()?;
@@ -229,6 +244,8 @@ struct Compiler<'a> {
     node_of: HashMap<&'a str, &'a Node>,
     scope: Scope<'a>,
     translators: Translators<'a>,
+    /// Who balances, if anybody does.
+    balancers: Option<Balancers<'a>>,
     /// Who can carry, by external network.
     carriers: Carriers<'a>,
     vrids: Vrids<'a>,
@@ -292,6 +309,7 @@ impl<'a> Compiler<'a> {
             node_of: topology.nodes.iter().map(|node| (node.name.as_str(), node)).collect(),
             scope,
             translators: Translators::of(topology),
+            balancers: None,
             carriers,
             vrids: Vrids::of(topology),
             port_at: None,

@@ -60,6 +60,12 @@ pub const PINNED_MAPS: &[&str] = &[
     "SNAT_OWNERS",
     "GATEWAYS",
     "MEMBERS",
+    "LISTENERS",
+    "POOL_SLOTS",
+    "POOL_MEMBERS",
+    "MEMBERS_AT",
+    "LISTENER_COUNT",
+    "MEMBER_COUNT",
     "MASTERS",
     "CLASSES",
     "RULES",
@@ -371,6 +377,12 @@ fn check_pins(maps: &Path) -> Result<()> {
     check_pin::<SnatOwnerKey, SnatOwner>(maps, "SNAT_OWNERS", Hash)?;
     check_pin::<GatewayKey, u32>(maps, "GATEWAYS", Hash)?;
     check_pin::<MemberKey, Member>(maps, "MEMBERS", Hash)?;
+    check_pin::<ListenerKey, Listener>(maps, "LISTENERS", Hash)?;
+    check_pin::<PoolSlotsKey, PoolSlots>(maps, "POOL_SLOTS", Hash)?;
+    check_pin::<PoolMemberKey, PoolMember>(maps, "POOL_MEMBERS", Hash)?;
+    check_pin::<PoolMemberAt, u32>(maps, "MEMBERS_AT", Hash)?;
+    check_pin::<u32, u64>(maps, "LISTENER_COUNT", Array)?;
+    check_pin::<u32, u64>(maps, "MEMBER_COUNT", Array)?;
     check_pin::<MasterKey, Master>(maps, "MASTERS", Hash)?;
     check_pin::<ClassKey, u32>(maps, "CLASSES", LpmTrie)?;
     check_pin::<RuleKey, Rule>(maps, "RULES", LpmTrie)?;

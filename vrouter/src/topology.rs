@@ -27,7 +27,7 @@ pub use carriers::Carriers;
 pub use decode::{Kind, Parts, Single, read_one};
 pub use identity::{
     DERIVED_VNIS, Rendezvous, derive_external_mac, derive_router_mac, derive_service_mac, derive_vni,
-    digest128,
+    digest128, fnv1a_of,
 };
 use model::{AddressGroup, LoadBalancer, Network, Node, Pool, Port, Router, SecurityGroup, Subnet, Topology};
 pub use problem::{Problem, Problems};

@@ -32,7 +32,7 @@ use anyhow::{Context as _, Result, bail};
 use vrouter_tests::{clean, require_root};
 
 use crate::{report, repository, setup};
-use control::Control;
+use control::{Control, Much};
 use linux::LinuxLab;
 use record::{Record, Row};
 use scale::Scale;
@@ -90,6 +90,8 @@ pub struct Extra {
     scales: Option<[Scale; 2]>,
     /// With many ports on other nodes.
     control: Option<Control>,
+    /// With many load balancers.
+    balancers: Option<Control>,
     /// A gateway.
     gateway: Option<Gateway>,
 }
@@ -105,12 +107,18 @@ impl Extra {
         };
         let control = if rows::CONTROL.into_iter().any(wants) {
             println!("Making a node with 100 networks of 100 ports.");
-            Some(Control::new(binary)?)
+            Some(Control::new(binary, Much::Ports)?)
+        } else {
+            None
+        };
+        let balancers = if rows::BALANCERS.into_iter().any(wants) {
+            println!("Making a node with 1,000 VIPs of 100 members.");
+            Some(Control::new(binary, Much::Balancers)?)
         } else {
             None
         };
         let gateway = if wants("xdp_transit") { Some(Gateway::new(binary)?) } else { None };
-        Ok(Self { scales, control, gateway })
+        Ok(Self { scales, control, balancers, gateway })
     }
 }
 

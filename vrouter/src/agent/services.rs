@@ -13,14 +13,21 @@
 //! | [`metadata`] | requests of workloads to the metadata server |
 //! | [`probes`] | questions to members of pools |
 //! | [`stack`], [`frame`] | TCP/IP in user space |
+//! | [`dhcp`], [`dhcpv6`], [`router`] | DHCP over either family, router advertisements |
 //! | [`sender`] | sends frames to ports |
 //! | [`tally`] | counts |
 //! | [`worker`] | the thread's loop |
 
 pub mod call;
+mod datagram;
+pub mod dhcp;
+pub mod dhcpv6;
+#[cfg(test)]
+mod fixture;
 pub mod frame;
 pub mod metadata;
 pub mod probes;
+pub mod router;
 pub mod sender;
 pub mod service;
 pub mod stack;
@@ -99,7 +106,8 @@ impl Services {
 
     /// What is served.
     fn services(&self, sender: &FrameSender) -> Result<Vec<Box<dyn Service>>> {
-        let mut services: Vec<Box<dyn Service>> = Vec::new();
+        let mut services: Vec<Box<dyn Service>> =
+            vec![Box::new(dhcp::Dhcp), Box::new(dhcpv6::Dhcpv6), Box::<router::Router>::default()];
         if let Some(setup) = &self.metadata {
             services.push(Box::new(metadata::MetadataService::start(setup, sender)?));
         }

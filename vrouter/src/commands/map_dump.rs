@@ -142,6 +142,8 @@ impl Dumper<'_> {
             }),
             "HOPS" => self.each(name, tell, |&index, hop: &Hop| self.hop(index, hop)),
             "UNDERLAY" => self.each(name, tell, |&node, way: &Underlay| self.way(node, way)),
+            "LISTENER_COUNT" => self.counts(name, NAME_LISTENER, tell),
+            "MEMBER_COUNT" => self.counts(name, NAME_MEMBER, tell),
             "NAT_TRIES" => self.tries(tell),
             "DROPS" => self.drops(tell),
             "EVENTS" => self.events(tell),
@@ -241,6 +243,14 @@ impl Dumper<'_> {
         })
     }
 
+    /// New connections of what has a name.
+    fn counts(&self, map: &str, kind: u32, tell: Tell) -> Result<()> {
+        self.each(map, tell, |&number: &u32, &count: &u64| {
+            (count != 0)
+                .then(|| Entry::new(fields![name: self.name(kind, number)], fields![connections: count]))
+        })
+    }
+
     fn tries(&self, tell: Tell) -> Result<()> {
         let map: PerCpu<u64> = PerCpu::open(self.maps, "NAT_TRIES")?;
         (0..NAT_TRIES_BUCKETS).try_for_each(|bucket| {
@@ -283,6 +293,9 @@ impl Dumper<'_> {
             NAME_CLASS => "class",
             NAME_RULE => "rule",
             NAME_GROUP => "next hops",
+            NAME_LISTENER => "listener",
+            NAME_POOL => "pool",
+            NAME_MEMBER => "member",
             _ => "unknown",
         };
         keys.iter().try_for_each(|key| {

@@ -2,6 +2,7 @@
 
 pub mod acl;
 pub mod gateways;
+pub mod lb;
 pub mod nat;
 
 use std::{collections::BTreeMap, net::IpAddr, path::Path, process::ExitCode};
@@ -49,6 +50,8 @@ pub enum What {
     Underlay,
     /// Floating IPs, port forwardings, shared addresses with this node's ports
     Nat,
+    /// Load balancers: listeners, members, and what they serve
+    Lb,
     /// Rules of this node's ports
     Acl,
     /// Who carries for which router outside, and by whom this node goes out
@@ -132,6 +135,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             out.print(&report, gateways::for_people)
         }
         What::Nat => out.print(&nat::report(&view, &maps)?, nat::for_people),
+        What::Lb => out.print(&lb::report(&view, &maps)?, lb::for_people),
         What::Acl => out.print(&acl::acl(&view, args.name.as_deref())?, |acls| acl::for_people(acls)),
         What::Hops => out.print(&hops(&view, &maps)?, |rows| {
             table(
@@ -338,6 +342,8 @@ impl View {
             STATION_ROUTER => format!("router {}", self.name(NAME_ROUTER, station.owner)),
             STATION_FLOATING => format!("floating IP of router {}", self.name(NAME_ROUTER, station.owner)),
             STATION_SERVICE => "services of the node".to_owned(),
+            STATION_VIP => format!("VIP of router {}", self.name(NAME_ROUTER, station.owner)),
+            STATION_MEMBER => format!("pool member of router {}", self.name(NAME_ROUTER, station.owner)),
             _ => format!("port {}", self.name(NAME_PORT, station.owner)),
         }
     }

@@ -332,7 +332,7 @@ fn for_people(status: &Status) -> String {
         line("ports", format!("{attached} of {} attached", ports.len()));
     }
     if let Some(metadata) = metadata(&status.agent["metadata"]) {
-        let _ = writeln!(text, "metadata   {metadata}");
+        line("metadata", metadata);
     }
     if let Some(hops) = next_hops(&status.agent["next_hops"]) {
         line("next hops", hops);

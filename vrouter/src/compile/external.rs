@@ -21,7 +21,7 @@ use vrouter_common::{
 use super::{Compiler, GatewayPeer, Translated, VirtualRouter, Where};
 use crate::topology::{
     Rendezvous, derive_external_mac, derive_router_mac,
-    model::{FloatingIp, Network, Port, Router, RouterGateway},
+    model::{FloatingIp, LoadBalancer, Network, Port, Router, RouterGateway},
 };
 
 /// What translates for a port, as seen from one external network.
@@ -297,12 +297,20 @@ impl<'a> Compiler<'a> {
         }
         let ports: HashMap<&str, &Port> =
             topology.ports.iter().map(|port| (port.name.as_str(), port)).collect();
+        let balancers: HashMap<&str, &LoadBalancer> =
+            topology.load_balancers.iter().map(|it| (it.name.as_str(), it)).collect();
         for floating_ip in &topology.floating_ips {
             let Some(network) = self.translators.external(floating_ip.address) else { continue };
             if !self.scope.has_network(network) {
                 continue;
             }
             let network_id = self.id(NAME_NETWORK, &network.name)?;
+            if let Some(balancer) = &floating_ip.load_balancer {
+                if let Some(&balancer) = balancers.get(balancer.as_str()) {
+                    self.balanced(floating_ip, balancer, network, network_id)?;
+                }
+                continue;
+            }
             match floating_ip.port.as_ref().and_then(|name| ports.get(name.as_str())) {
                 Some(port) => self.floating_ip(floating_ip, port, network, network_id)?,
                 None => self.port_forwardings(floating_ip, &ports, network, network_id)?,
@@ -380,7 +388,7 @@ impl<'a> Compiler<'a> {
     }
 
     /// Somebody who is carried for, on an external network, by whichever gateway does it at the moment.
-    fn carried(
+    pub(super) fn carried(
         &self,
         kind: u8,
         router: &Router,

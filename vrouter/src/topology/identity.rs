@@ -142,6 +142,12 @@ pub fn digest128<'n>(words: impl IntoIterator<Item = &'n str>) -> String {
     format!("{:016x}{:016x}", mix(high), mix(low))
 }
 
+/// A hash of words, mixed: of lists that differ, different ones are to be expected.
+#[must_use]
+pub fn fnv1a_of(words: &[&str]) -> u64 {
+    mix(words.iter().fold(FNV_OFFSET, |hash, word| fnv1a(fnv1a(hash, word.as_bytes()), &[0])))
+}
+
 pub(super) fn fnv1a(seed: u64, bytes: &[u8]) -> u64 {
     bytes.iter().fold(seed, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(FNV_PRIME))
 }

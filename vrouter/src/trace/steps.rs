@@ -98,6 +98,10 @@ fn table(what: What) -> &'static str {
         What::SnatOwner => "SNAT_OWNERS",
         What::Gateway => "GATEWAYS",
         What::Member => "MEMBERS",
+        What::Listener => "LISTENERS",
+        What::PoolSlots => "POOL_SLOTS",
+        What::PoolMember => "POOL_MEMBERS",
+        What::PoolMemberAt => "MEMBERS_AT",
         What::Master | What::Carries => "MASTERS",
         What::Class => "CLASSES",
         What::Rule => "RULES",
@@ -163,13 +167,21 @@ impl Speaker<'_> {
             What::SnatOwner => self.owner(step),
             What::Gateway => self.gateway(step),
             What::Member => self.member(step),
+            What::Listener => self.listener(step),
+            What::PoolMember => self.pool_member(step),
             What::Master | What::Carries => self.master(step),
             What::Rule => self.rule(step, class),
             What::HopIndex | What::Hop => self.hop(step),
             What::Fragment => self.fragment(step),
             What::Store => self.store(step),
             What::Copy => self.copy(step),
-            What::Class | What::Network | What::Event | What::Drop | What::Leave => None,
+            What::PoolSlots
+            | What::PoolMemberAt
+            | What::Class
+            | What::Network
+            | What::Event
+            | What::Drop
+            | What::Leave => None,
         }
     }
 
@@ -308,6 +320,14 @@ impl Speaker<'_> {
                 (format!("a floating IP of router {}", router.name), Some(router))
             }
             STATION_SERVICE => ("the services of this node".to_owned(), None),
+            STATION_VIP => {
+                let router = self.object(NAME_ROUTER, station.owner);
+                (format!("a VIP, balanced by router {}", router.name), Some(router))
+            }
+            STATION_MEMBER => {
+                let router = self.object(NAME_ROUTER, station.owner);
+                (format!("a pool's member, behind router {}", router.name), Some(router))
+            }
             _ => {
                 let port = self.object(NAME_PORT, station.owner);
                 (format!("port {}", port.name), Some(port))
@@ -412,6 +432,9 @@ impl Speaker<'_> {
             node => format!("on {}", self.name(NAME_NODE, node)),
         };
         let router = self.object(NAME_ROUTER, nat.router);
+        if nat.node == NODE_BALANCED {
+            return Some((format!("{} is the floating IP of VIP {}", key.ip, nat.inside), vec![router]));
+        }
         let text = if key.port.get() == 0 {
             format!("{} is the floating IP of port {} ({}), {at}", key.ip, port.name, nat.inside)
         } else {
@@ -488,6 +511,39 @@ impl Speaker<'_> {
             format!("this flow's next hop is {} on network {}", member.nexthop, network.name),
             vec![network],
         ))
+    }
+
+    fn listener(&self, step: &Step) -> Option<Words> {
+        let key: ListenerKey = step.key()?;
+        let to = format!("{} port {}", protocol(key.proto).unwrap_or("protocol"), key.port.get());
+        let Some(listener) = step.value::<Listener>() else {
+            return Some((format!("nothing listens at VIP {} on {to}", key.ip), vec![]));
+        };
+        let (name, pool) =
+            (self.object(NAME_LISTENER, listener.number), self.object(NAME_POOL, listener.pool));
+        let how = match listener {
+            Listener { flags, .. } if flags & LISTENER_DOWN != 0 => " is administratively down".to_owned(),
+            Listener { slots: 0, .. } => {
+                format!(": pool {}, of which no member takes connections", pool.name)
+            }
+            Listener { flags, .. } if flags & LISTENER_SOURCE_IP != 0 => {
+                format!(": pool {}, by the client's address", pool.name)
+            }
+            _ => format!(": pool {}", pool.name),
+        };
+        Some((format!("VIP {}, {to}: listener {}{how}", key.ip, name.name), vec![name, pool]))
+    }
+
+    fn pool_member(&self, step: &Step) -> Option<Words> {
+        let member: PoolMember = step.value()?;
+        let name = self.object(NAME_MEMBER, member.number);
+        let how = match member.flags {
+            flags if flags & MEMBER_DOWN != 0 => ", which is down",
+            flags if flags & MEMBER_UP == 0 => ", which takes nothing new",
+            _ => "",
+        };
+        let at = format!("{} port {}", member.ip, member.port.get());
+        Some((format!("member {} at {at}{how}", name.name), vec![name]))
     }
 
     fn master(&self, step: &Step) -> Option<Words> {

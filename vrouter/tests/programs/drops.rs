@@ -317,6 +317,16 @@ fn destinations() -> Vec<Case> {
         },
     ];
     let inner = Packet::switched(15, 11, false);
+    // What node 2 has from outside, for a member of a pool.
+    let to_member = |proto, dport| {
+        let transport = match proto {
+            6 => Transport::Tcp { sport: 1, dport, seq: 3, ack: None, syn: true, rst: false },
+            _ => Transport::Udp { sport: 1, dport },
+        };
+        let packet = Packet::routed(11, floating_v4(VIP)).macs(member_mac(0), gateway_mac(1, 2));
+        let packet = Packet { src: v4(BEHIND, 5).into(), ..packet.transport(transport) };
+        arriving(2, vni(OUTSIDE), &packet.build())
+    };
     let uplink = |reason, name, frame| Case { reason, name, at: UPLINK, frame };
     cases.extend([
         uplink(VtepUnknown, "a node nobody knows", arriving(9, vni(1), &inner.build())),
@@ -334,6 +344,9 @@ fn destinations() -> Vec<Case> {
         uplink(TunnelMisdelivered, "for a router", {
             arriving(2, vni(1), &Packet { dst_mac: router_mac(1, 1), ..inner.clone() }.build())
         }),
+        uplink(VipClosed, "passed on by another node", to_member(6, 2002)),
+        uplink(PoolEmpty, "passed on by another node", to_member(6, 2001)),
+        uplink(ListenerDown, "passed on by another node", to_member(17, 2001)),
         uplink(
             PortUnplugged,
             "out of a tunnel",

@@ -51,7 +51,7 @@ const LOCAL_PORTS: [u32; 13] = [11, 12, 13, 19, 21, 22, 31, 41, 42, 61, 71, 72, 
 const PORTS: [u32; 24] =
     [11, 12, 13, 15, 16, 17, 18, 19, 21, 22, 23, 24, 25, 26, 27, 28, 31, 41, 42, 61, 71, 72, 74, 75];
 /// With floating IPs.
-const FLOATING: [u32; 4] = [12, 71, 75, 18];
+const FLOATING: [u32; 5] = [12, 71, 75, 18, VIP];
 
 /// What is known of connections, for frames that belong to them.
 pub struct Live {
@@ -210,7 +210,7 @@ fn from_outside(random: &mut Random) -> Vec<u8> {
             crate::frames::nd(kind, to, (hop_v6, v6(OUTSIDE, 1)), 0x6000_0000, target, option).build()
         }
         _ => {
-            let dst = random.pick(&[1, 1, 1, 2, 12, 71, 71, 75, 18, 9]);
+            let dst = random.pick(&[1, 1, 1, 2, 12, 71, 71, 75, 18, 9, VIP as u16, VIP as u16]);
             let behind = random.once_in(3);
             let ports = (
                 [7, random.pick(&[0xd0, 0xd1])],
@@ -278,7 +278,18 @@ fn fragments(random: &mut Random, interface: &str, frame: &[u8]) -> Option<Vec<V
 
 /// One frame that need not belong to anything.
 fn frame(random: &mut Random) -> (&'static str, Vec<u8>) {
-    let (interface, mut frame) = if random.once_in(3) {
+    let (interface, mut frame) = if random.once_in(12) {
+        // From another node, which was asked for a router's address, or has chosen a member.
+        let mut inner = from_outside(random);
+        let member = member_mac(random.below(6) as u32);
+        if random.once_in(2) {
+            inner[..6].copy_from_slice(&member);
+        }
+        if random.once_in(4) {
+            inner[6..12].copy_from_slice(&member);
+        }
+        (UPLINK, tunnelled(random, OUTSIDE, &inner))
+    } else if random.once_in(3) {
         let (network, inner) = inner(random);
         (UPLINK, tunnelled(random, network, &inner))
     } else {
@@ -378,7 +389,8 @@ fn destination_v4(random: &mut Random) -> Ipv4Addr {
             Ipv4Addr::new(224, 0, 0, 5),
             Ipv4Addr::new(250, 1, 2, 3),
         ]),
-        3 | 4 => v4(random.pick(&[1, 2, 3, 7]), 1),
+        3 => v4(random.pick(&[1, 2, 3, 7]), 1),
+        4 => v4(1, VIP as u8),
         _ => port_v4(random.pick(&PORTS)),
     }
 }
@@ -408,7 +420,8 @@ fn destination_v6(random: &mut Random) -> Ipv6Addr {
             "ff02::1".parse().expect("an address"),
             v4(2, 21).to_ipv6_mapped(),
         ]),
-        3 | 4 => v6(random.pick(&[1, 2, 3]), 1),
+        3 => v6(random.pick(&[1, 2, 3]), 1),
+        4 => v6(1, VIP as u16),
         5 => link_local(port_mac(random.pick(&PORTS))),
         _ => port_v6(random.pick(&PORTS)),
     }

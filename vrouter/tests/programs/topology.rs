@@ -13,6 +13,7 @@
 //! elsewhere    15, 25, 75 on node 2; 16, 26 on 3; 23 on 4; 24 on 5; 17, 27 unplugged; 18, 28 unbound
 //! floating     12, 71 here and 75 on node 2, at the host of the external network that is called like them; 18 nowhere
 //! forwarded    10.8.0.1 tcp 2222, udp 2223 to 72's 2000 and 2001; tcp 2224 to 75's 2000
+//! balanced     10.1.0.50, at 50 outside, tcp and udp 2000 to 21, 25, 12, 24 and 13 (which leaves); tcp 2001 to nobody, udp 2001 down
 //! nodes        1 is here; 2 reachable; 3 not resolved; 4 without a route; 5 reachable, not from XDP
 //! ```
 //!
@@ -52,6 +53,10 @@ pub const BLOCK_OF_ROUTER_2: SnatBlock = SnatBlock { first: 5120, last: 6143 };
 /// Security groups of ports.
 pub const STATEFUL: u32 = 1;
 pub const MIXED: u32 = 2;
+/// A VIP, and at the same number its floating IP; members of its pools, one of which takes nothing new.
+pub const VIP: u32 = 50;
+pub const BALANCED: [u32; 5] = [21, 25, 12, 24, 13];
+pub const LEAVING: u32 = 13;
 /// An interface that is no port.
 pub const UNKNOWN: &str = "p99";
 pub const INTERFACES: &[&str] = &[
@@ -94,6 +99,10 @@ pub fn floating_v4(port: u32) -> Ipv4Addr {
 
 pub fn floating_v6(port: u32) -> Ipv6Addr {
     v6(OUTSIDE, port as u16)
+}
+
+pub const fn member_mac(index: u32) -> Mac {
+    [2, 0xba, 0, 0, 0, index as u8]
 }
 
 pub const fn router_mac(router: u32, network: u32) -> Mac {
@@ -224,6 +233,7 @@ pub fn image(ifindexes: &BTreeMap<&'static str, u32>) -> Image {
     builder.flood(4, &["p41", "p42"], &[]);
     builder.flood(7, &["p71", "p72", "p74"], &[2]);
     builder.outside();
+    builder.balanced();
     builder.policies();
     builder.image
 }
@@ -392,6 +402,75 @@ impl Builder<'_> {
         self.nat(gateway, (6, 2222), port_v4(72).into(), 2000, 72, 0);
         self.nat(gateway, (17, 2223), port_v4(72).into(), 2001, 72, 0);
         self.nat(gateway, (6, 2224), port_v4(75).into(), 2000, 75, 2);
+    }
+
+    fn balanced(&mut self) {
+        for (pool, ipv6) in [(1, false), (2, true)] {
+            let of = |port: u32| -> IpAddr { if ipv6 { port_v6(port).into() } else { port_v4(port).into() } };
+            let pool = Scoped::new(0, pool);
+            for (index, port) in BALANCED.into_iter().enumerate() {
+                let index = index as u32;
+                let member = PoolMember {
+                    ip: of(port).into(),
+                    network: port / 10,
+                    port: Be16::new(2000),
+                    flags: if port == LEAVING { 0 } else { MEMBER_UP },
+                    number: 1 + index,
+                    mac: member_mac(index),
+                    zero: 0,
+                };
+                self.image.pool_members.insert(PoolMemberKey { pool, index }, member);
+                self.image
+                    .pool_members_at
+                    .insert(PoolMemberAt { pool, ip: member.ip, port: member.port, zero: 0 }, index);
+                let mac = PoolMemberAt { pool, ..PoolMemberAt::mac(0, 0, member.mac) };
+                self.image.pool_members_at.insert(mac, index);
+                let station = Station {
+                    mac: member.mac,
+                    kind: STATION_MEMBER,
+                    place: PLACE_EVERYWHERE,
+                    at: index,
+                    owner: 1,
+                };
+                self.image.fdb.insert(FdbKey::new(0, OUTSIDE, member.mac), station);
+            }
+            let mut slots = [Slot { member: 0, other: SLOT_NOBODY }; SLOTS_IN_CHUNK as usize];
+            for (i, slot) in slots.iter_mut().enumerate() {
+                slot.member = (i % 4) as u16;
+                slot.other = match i % 3 {
+                    0 => SLOT_NOBODY,
+                    1 => 4 | SLOT_LEAVES,
+                    _ => ((i + 1) % 4) as u16,
+                };
+            }
+            self.image.pool_slots.insert(PoolSlotsKey { pool, chunk: 0 }, PoolSlots(slots));
+            let (vip, outside): (IpAddr, IpAddr) = if ipv6 {
+                (v6(1, VIP as u16).into(), floating_v6(VIP).into())
+            } else {
+                (v4(1, VIP as u8).into(), floating_v4(VIP).into())
+            };
+            let mac = router_mac(1, 1);
+            let station = Station { mac, kind: STATION_VIP, place: PLACE_EVERYWHERE, at: 0, owner: 1 };
+            self.image.addresses.insert(AddressKey::new(0, 1, vip.into()), station);
+            for (proto, port, slots, flags) in [
+                (6, 2000, SLOTS_IN_CHUNK, 0),
+                (17, 2000, SLOTS_IN_CHUNK, LISTENER_SOURCE_IP),
+                (6, 2001, 0, 0),
+                (17, 2001, SLOTS_IN_CHUNK, LISTENER_DOWN),
+            ] {
+                let network = Scoped::new(0, 1);
+                let key = ListenerKey { network, ip: vip.into(), port: Be16::new(port), proto, zero: 0 };
+                let listener = Listener { pool: pool.id(), slots, flags, number: 1, router: 1 };
+                self.image.listeners.insert(key, listener);
+            }
+            let own = Station { kind: STATION_FLOATING, mac: router_mac(1, OUTSIDE), ..station };
+            self.image.addresses.insert(AddressKey::new(0, OUTSIDE, outside.into()), own);
+            self.nat(outside, (0, 0), vip, 0, 0, 0);
+            let nat = self.image.nat.values_mut().find(|nat| nat.inside == vip.into()).expect("just made");
+            (nat.node, nat.inside_network) = (NODE_BALANCED, 1);
+            let route = Route { kind: ROUTE_SELF, network: OUTSIDE, nexthop: Ip::UNSPECIFIED };
+            self.image.routes.insert(RouteKey::lookup(0, 1, outside.into()), route);
+        }
     }
 
     fn nat(

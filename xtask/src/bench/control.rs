@@ -27,8 +27,27 @@ const LOOK: Duration = Duration::from_micros(200);
 /// Changes of one round.
 const CHANGES: u16 = 12;
 
-/// An agent with many ports.
+/// What an agent has much of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Much {
+    /// Ports on other nodes.
+    Ports,
+    /// Load balancers that it serves: 1,000 VIPs, each with a pool of 100 members.
+    Balancers,
+}
+
+impl Much {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ports => "c",
+            Self::Balancers => "l",
+        }
+    }
+}
+
+/// An agent with many ports, or load balancers.
 pub struct Control {
+    much: Much,
     binary: PathBuf,
     lab: Lab,
     agent: RefCell<Agent>,
@@ -39,11 +58,12 @@ pub struct Control {
 
 impl Control {
     /// Starts it.
-    pub fn new(binary: &FilePath) -> Result<Self> {
-        let (lab, wanted) = lab("c", binary)?;
+    pub fn new(binary: &FilePath, much: Much) -> Result<Self> {
+        let (lab, wanted) = lab(much, much.name(), binary)?;
         let mut agent = lab.start_agent("node-a", &AgentOptions::default())?;
         agent.wait_ready(PATIENCE)?;
         Ok(Self {
+            much,
             binary: binary.to_owned(),
             lab,
             agent: RefCell::new(agent),
@@ -54,7 +74,7 @@ impl Control {
 
     /// Seconds from the start of an agent on a fresh node until everything is in force.
     pub fn start(&self) -> Result<f64> {
-        let (lab, _) = lab("c-fresh", &self.binary)?;
+        let (lab, _) = lab(self.much, &format!("{}-fresh", self.much.name()), &self.binary)?;
         let start = Instant::now();
         let agent = lab.start_agent("node-a", &AgentOptions::default())?;
         wait_for_commits(&agent, 1)?;
@@ -66,9 +86,15 @@ impl Control {
     pub fn change(&self) -> Result<f64> {
         let (agent, mut wanted) = (self.agent.borrow(), self.wanted.borrow_mut());
         for _ in 0..CHANGES {
-            let ports = 2000 + self.changes.borrow().len();
-            wanted.group_mut(GROUP).rules[1] =
-                format!("{{ direction: ingress, protocol: tcp, ports: {ports} }}");
+            let number = self.changes.borrow().len();
+            match self.much {
+                Much::Ports => {
+                    wanted.group_mut(GROUP).rules[1] =
+                        format!("{{ direction: ingress, protocol: tcp, ports: {} }}", 2000 + number);
+                }
+                // A member's weight.
+                Much::Balancers => wanted.pools[number % 1000] = pool(number as u32 % 1000, 2 + number),
+            }
             let before = commits(&agent);
             let text = wanted.to_string();
             let start = Instant::now();
@@ -114,7 +140,7 @@ fn wait_for_commits(agent: &Agent, wanted: usize) -> Result<()> {
 }
 
 /// A lab of one node that has its topology, with two ports of its own.
-fn lab(name: &str, binary: &FilePath) -> Result<(Lab, Topology)> {
+fn lab(much: Much, name: &str, binary: &FilePath) -> Result<(Lab, Topology)> {
     let prefix = format!("{}-{name}", vrouter::PREFIX);
     clean::remove(&prefix)?;
     let mut wanted = topology::standard();
@@ -123,7 +149,10 @@ fn lab(name: &str, binary: &FilePath) -> Result<(Lab, Topology)> {
     wanted.add_group(GROUP, &["{ direction: egress }", "{ direction: ingress, protocol: tcp, ports: 80 }"]);
     wanted.put_into("vm1", &[GROUP]);
     let lab = Lab::builder().prefix(&prefix).topology(&wanted).vrouter(binary).build()?;
-    let wanted = fill(wanted);
+    let wanted = match much {
+        Much::Ports => fill(wanted),
+        Much::Balancers => balance(fill(wanted)),
+    };
     lab.write_topology(&wanted)?;
     Ok((lab, wanted))
 }
@@ -159,4 +188,40 @@ fn fill(mut wanted: Topology) -> Topology {
         }
     }
     wanted
+}
+
+/// Networks whose ports are members, joined by the router of this node's ports; VIPs on each.
+const BALANCED: u32 = 10;
+const VIPS: u32 = 100;
+
+/// The same with [`BALANCED`] of the networks within this node's reach, and load balancers on them.
+fn balance(mut wanted: Topology) -> Topology {
+    let [mine, other] = wanted.routers.get_disjoint_mut([0, 1]).expect("routers");
+    mine.interfaces.append(&mut other.interfaces);
+    for number in 0..BALANCED * VIPS {
+        let network = number / VIPS;
+        wanted.load_balancers.push(format!(
+            "{{ name: lb{number}, network: net{network}, vip_addresses: [10.{}.0.{}], listeners: \
+             [{{ name: http, protocol: tcp, protocol_port: 80, default_pool: pool{number} }}] }}",
+            100 + network,
+            120 + number % VIPS
+        ));
+        wanted.pools.push(pool(number, 1));
+    }
+    wanted
+}
+
+/// A pool of a network's ports; the first has a weight of its own.
+fn pool(number: u32, weight: usize) -> String {
+    let network = number / VIPS;
+    let member = |port: u32| {
+        let weight = if port == 0 { weight % 200 } else { 1 };
+        format!(
+            "{{ name: m{port}, address: 10.{}.0.{}, protocol_port: 80, weight: {weight} }}",
+            100 + network,
+            10 + port
+        )
+    };
+    let members: Vec<String> = (0..PORTS).map(member).collect();
+    format!("{{ name: pool{number}, members: [{}] }}", members.join(", "))
 }

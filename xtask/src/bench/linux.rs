@@ -13,6 +13,8 @@ use super::{
 pub const DIRECT_B: &str = "10.9.0.2";
 pub const H2: &str = "10.8.2.2";
 pub const H3: &str = "10.8.3.3";
+/// What the lane `nft-lb` balances.
+pub const LINUX_VIP: &str = "10.7.2.200";
 const BENCHMARKING: &str = "198.18.0.0/15";
 /// Entries of conntrack's table, and its buckets: enough for every row's flows at once.
 const CONNTRACK: [(&str, u64); 2] = [("nf_conntrack_max", 1 << 24), ("nf_conntrack_buckets", 1 << 21)];
@@ -53,14 +55,16 @@ impl LinuxLab {
             hosts.push(routed(&near, &name(host), host, third)?);
         }
         let mut lanes = Vec::new();
-        for lane in ["bare", "tx", "forward", "hash", "hash-1m", "nft", "nft-new"] {
+        for lane in ["bare", "tx", "forward", "hash", "hash-1m", "nft", "nft-new", "nft-lb"] {
             let router = Netns::create(&name(lane))?;
             router.set_sysctl("ipv4/ip_forward", "1")?;
             let third = ["10.7.1", "10.7.2"].map(str::to_owned);
             let from = routed(&router, &name(&format!("{lane}-a")), "a", &third[0])?;
             let to = routed(&router, &name(&format!("{lane}-b")), "b", &third[1])?;
             router.ip(&[format!("route add {BENCHMARKING} via {}.2", third[1])])?;
-            if lane.starts_with("nft") {
+            if lane == "nft-lb" {
+                balance(&router).with_context(|| format!("the namespace {}", router.name()))?;
+            } else if lane.starts_with("nft") {
                 translate(&router).with_context(|| format!("the namespace {}", router.name()))?;
             }
             lanes.push(Lane { router, from, to, third });
@@ -196,6 +200,22 @@ fn translate(router: &Netns) -> Result<()> {
         router.set_sysctl(&format!("netfilter/{key}"), value)?;
     }
     Ok(())
+}
+
+/// An address that is balanced, by a hash, to one member in three entries, as `lb` of the vrouter side has it; and a
+/// stateful filter.
+fn balance(router: &Netns) -> Result<()> {
+    router.nft(&format!(
+        "table ip balance {{\n\
+         chain in {{ type nat hook prerouting priority dstnat;\n\
+         ip daddr {LINUX_VIP} udp dport {DESTINATION_PORT} \
+         dnat to jhash ip saddr . udp sport mod 3 map {{ 0 : 10.7.2.2, 1 : 10.7.2.2, 2 : 10.7.2.2 }}\n}}\n}}\n\
+         table inet guard {{\n\
+         chain forward {{ type filter hook forward priority filter; policy drop;\n\
+         ct state established,related accept\nct state invalid drop\nct status dnat accept\n}}\n}}\n"
+    ))?;
+    router.set_sysctl("netfilter/nf_conntrack_udp_timeout", "86400")?;
+    router.set_sysctl("netfilter/nf_conntrack_checksum", "0")
 }
 
 /// A host in a subnet of its own, `third`.0/24, behind a router.

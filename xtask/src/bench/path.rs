@@ -83,6 +83,32 @@ impl Path {
         Self::new(End::of(from), End::of(to), hook_of(from), from_workload(from, dst)?, None)
     }
 
+    /// From a workload on `web` to a VIP on `web`, which a member serves. `from_any`: not from its own address, but
+    /// from those from that one up.
+    pub fn balanced(
+        lab: &Lab,
+        from: &str,
+        vip: &str,
+        member: &str,
+        from_any: Option<Ipv4Addr>,
+    ) -> Result<Self> {
+        let (from, member) = (lab.workload(from), lab.workload(member));
+        take_frames(lab, from)?;
+        take_frames(lab, member)?;
+        let mut shape = from_workload(from, vip.parse()?)?;
+        if let Some(src) = from_any {
+            (shape.src, shape.varied) = (src, Varied::Source);
+        }
+        Self::new(End::of(from), End::of(member), hook_of(from), shape, None)
+    }
+
+    /// Through Linux that balances, from addresses from `src` up.
+    pub fn linux_balanced(lane: &Lane, vip: &str, src: Ipv4Addr) -> Result<Self> {
+        lane.resolve()?;
+        let shape = Shape { src, varied: Varied::Source, ..lane.shape(vip.parse()?)? };
+        Self::new(End::of(&lane.from), End::of(&lane.to), Hook::Tc, shape, None)
+    }
+
     /// From a workload on `web` to addresses outside, from `to` up.
     pub fn outward(lab: &Lab, from: &str, to: Ipv4Addr) -> Result<Self> {
         let from = lab.workload(from);

@@ -13,7 +13,7 @@ use super::{
     Extra, bpf, control,
     cost::Timed,
     latency,
-    linux::{self, Lane, LinuxLab},
+    linux::{self, LINUX_VIP, Lane, LinuxLab},
     path::{self, FAR, FAR_NEW, Path, Sinks},
     programs,
     record::{
@@ -21,7 +21,7 @@ use super::{
         Label,
     },
     scale, table,
-    vrouter::{FLOATING, FLOATING_OF_VM3, Gateway, Vrouter},
+    vrouter::{FLOATING, FLOATING_OF_VM3, Gateway, VIP, Vrouter},
 };
 use crate::report;
 
@@ -40,6 +40,9 @@ const OTHERS: u32 = 5;
 pub const SCALE: [&str; 4] = ["scale_hit", "scale_hit_10", "scale_miss", "scale_miss_10"];
 /// Rows that need a node with many ports.
 pub const CONTROL: [&str; 3] = ["control_start", "control_change", "agent_memory"];
+
+/// Rows that need a node with many load balancers.
+pub const BALANCERS: [&str; 2] = ["control_lb_start", "control_lb_change"];
 
 /// Rows of established connections.
 struct Kind {
@@ -94,6 +97,7 @@ pub fn subjects<'a>(
     rows.transit()?;
     rows.nftables()?;
     rows.new_flows()?;
+    rows.balancing()?;
     rows.drops()?;
     rows.costs()?;
     rows.scale()?;
@@ -321,6 +325,48 @@ impl<'a> Rows<'a, '_> {
             let what = "Linux: first packets, conntrack, SNAT, stateful filter, one core";
             self.add("linux_new_flows", "M/s", &[], what, move |length| {
                 // What it remembers of earlier rounds is no part of this one.
+                lane.forget()?;
+                let rate = path.measure(length)?;
+                all_new(rate, length, lane.connections()?)
+            });
+        }
+        Ok(())
+    }
+
+    /// What a load balancer costs: established connections against the same without one, and first packets.
+    fn balancing(&mut self) -> Result<()> {
+        let lab = &self.vrouter.lab;
+        if self.wants("lb_routed") {
+            let path = Path::routed(lab, "xlb1", "xlb2")?;
+            self.establish("lb_routed", &path, ROUTED, || self.vrouter.misses("node-a"))?;
+            let what = "vrouter, XDP port to XDP port, routed, stateful policy; 1k flows";
+            self.frames("lb_routed", &[], what, &Rc::new(path), ROUTED);
+        }
+        if self.wants("lb_established") {
+            let path = Path::balanced(lab, "xlb1", VIP, "xlb2", None)?;
+            self.establish("lb_established", &path, ROUTED, || self.vrouter.misses("node-a"))?;
+            let peers: Peers<'_> = &[("lb_routed", Some(Least(0.95)))];
+            self.frames("lb_established", peers, "the same to a VIP", &Rc::new(path), ROUTED);
+        }
+        if self.wants("lb_new") {
+            let path = Rc::new(Path::balanced(lab, "xlbnew", VIP, "xlb2", Some(FAR_NEW))?);
+            self.sinks.push(Rc::clone(&path));
+            path.take(0, NEW)?;
+            let vrouter = self.vrouter;
+            let what = "vrouter: first packets to a VIP, stateful policy, XDP, one core";
+            self.add("lb_new", "M/s", &[("linux_lb_new", None)], what, move |length| {
+                let before = vrouter.misses("node-a")?;
+                let rate = path.measure(length)?;
+                all_new(rate, length, vrouter.misses("node-a")? - before)
+            });
+        }
+        if self.wants("linux_lb_new") {
+            let lane = self.linux.lane("nft-lb");
+            let path = Rc::new(Path::linux_balanced(lane, LINUX_VIP, FAR_NEW)?);
+            self.sinks.push(Rc::clone(&path));
+            path.take(0, NEW)?;
+            let what = "Linux: first packets, nftables dnat by jhash, conntrack, stateful filter, one core";
+            self.add("linux_lb_new", "M/s", &[], what, move |length| {
                 lane.forget()?;
                 let rate = path.measure(length)?;
                 all_new(rate, length, lane.connections()?)
@@ -568,6 +614,18 @@ impl<'a> Rows<'a, '_> {
     }
 
     fn control(&mut self) {
+        if let Some(balancers) = &self.extra.balancers {
+            if self.wants("control_lb_start") {
+                let what = "1,000 VIPs of 100 members: from an agent's start until all is in force";
+                self.add("control_lb_start", "s", &[], what, move |_| balancers.start());
+                self.demand(Some(Most(2.0)));
+            }
+            if self.wants("control_lb_change") {
+                let what = "one member's weight changed, until it is in force; all but one in a hundred";
+                self.add("control_lb_change", "ms", &[], what, move |_| balancers.change());
+                self.demand(Some(Most(20.0)));
+            }
+        }
         let Some(control) = &self.extra.control else { return };
         let what = "100 networks of 100 ports: from an agent's start until all is in force";
         if self.wants("control_start") {

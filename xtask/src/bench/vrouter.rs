@@ -41,6 +41,9 @@ const PORTS: &[(&str, &str, u8, &str, bool, &str)] = &[
     ("xsnat1m", "web", 45, "node-b", true, GUARDED),
     ("xfip1m", "web", 46, "node-c", true, GUARDED),
     ("tsnat1m", "web", 47, "node-d", false, GUARDED),
+    ("xlb1", "web", 51, "node-a", true, GUARDED),
+    ("xlb2", "db", 52, "node-a", true, GUARDED),
+    ("xlbnew", "web", 53, "node-a", true, FREE),
 ];
 
 /// Rows that need another node than node-a.
@@ -54,6 +57,9 @@ const LARGE_ROWS: [(&str, &str); 5] = [
 
 /// Floating IPs of ports.
 pub const FLOATING: [(&str, &str); 2] = [("203.0.113.143", "xfip"), ("203.0.113.146", "xfip1m")];
+
+/// A VIP, which leads to `xlb2`.
+pub const VIP: &str = "10.0.1.251";
 
 /// A floating IP that streams go to.
 pub const FLOATING_OF_VM3: &str = "203.0.113.150";
@@ -181,6 +187,16 @@ fn topology() -> Topology {
         wanted.ports.push(port);
         wanted.put_into(name, &[group]);
     }
+    // It sends from any address, so that its flows are always new.
+    wanted.port_mut("xlbnew").extra.push("port_security: false".to_owned());
+    wanted.port_mut("xlbnew").security_groups = Some(Vec::new());
+    wanted.load_balancers = vec![format!(
+        "{{ name: lb, network: web, vip_addresses: [{VIP}], listeners: [\
+         {{ name: udp, protocol: udp, protocol_port: {DESTINATION_PORT}, default_pool: pool }}] }}"
+    )];
+    wanted.pools = vec![format!(
+        "{{ name: pool, members: [{{ name: m, address: 10.0.2.52, protocol_port: {DESTINATION_PORT} }}] }}"
+    )];
     let floating = FLOATING.iter().chain(&[(FLOATING_OF_VM3, "vm3")]);
     wanted.floating_ips = floating.map(|(address, port)| FloatingIp::new(address, port)).collect();
     wanted

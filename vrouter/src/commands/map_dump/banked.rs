@@ -27,6 +27,8 @@ pub fn entries(view: &View, name: &str, tell: Tell) -> Result<()> {
             STATION_ROUTER => ("router", router(station.owner)),
             STATION_FLOATING => ("floating_ip_of_router", router(station.owner)),
             STATION_SERVICE => ("services", "of every node".to_owned()),
+            STATION_VIP => ("vip_of_router", router(station.owner)),
+            STATION_MEMBER => ("pool_member_of_router", router(station.owner)),
             _ => ("port", port(station.owner)),
         };
         fields![kind: kind, owner: owner, mac: Mac(station.mac), at: view.place(station)]
@@ -163,6 +165,62 @@ pub fn entries(view: &View, name: &str, tell: Tell) -> Result<()> {
             tell(
                 fields![group: view.name(NAME_GROUP, key.group.id()), slot: key.slot],
                 fields![network: network(member.network), nexthop: IpAddr::from(member.nexthop)],
+            )
+        }),
+        "LISTENERS" => image.listeners.iter().try_for_each(|(key, listener)| {
+            tell(
+                fields![
+                    network: network(key.network.id()),
+                    vip: IpAddr::from(key.ip),
+                    proto: key.proto,
+                    port: key.port.get(),
+                ],
+                fields![
+                    listener: view.name(NAME_LISTENER, listener.number),
+                    pool: view.name(NAME_POOL, listener.pool),
+                    slots: listener.slots,
+                    down: listener.flags & LISTENER_DOWN != 0,
+                    source_ip: listener.flags & LISTENER_SOURCE_IP != 0,
+                    router: view.name(NAME_ROUTER, listener.router),
+                ],
+            )
+        }),
+        "POOL_SLOTS" => image.pool_slots.iter().try_for_each(|(key, slots)| {
+            let member = |slot: &Slot| slot.member;
+            let other = |slot: &Slot| (slot.other != SLOT_NOBODY).then_some(slot.other & !SLOT_LEAVES);
+            tell(
+                fields![
+                    pool: view.name(NAME_POOL, key.pool.id()),
+                    first: key.chunk * SLOTS_IN_CHUNK,
+                ],
+                fields![
+                    members: slots.0.iter().map(member).collect::<Vec<_>>(),
+                    others: slots.0.iter().map(other).collect::<Vec<_>>(),
+                ],
+            )
+        }),
+        "POOL_MEMBERS" => image.pool_members.iter().try_for_each(|(key, member)| {
+            tell(
+                fields![pool: view.name(NAME_POOL, key.pool.id()), index: key.index],
+                fields![
+                    member: view.name(NAME_MEMBER, member.number),
+                    address: IpAddr::from(member.ip),
+                    port: member.port.get(),
+                    network: network(member.network),
+                    up: member.flags & MEMBER_UP != 0,
+                    down: member.flags & MEMBER_DOWN != 0,
+                    mac: Mac(member.mac),
+                ],
+            )
+        }),
+        "MEMBERS_AT" => image.pool_members_at.iter().try_for_each(|(key, &index)| {
+            tell(
+                fields![
+                    pool: view.name(NAME_POOL, key.pool.id()),
+                    at: IpAddr::from(key.ip),
+                    port: key.port.get(),
+                ],
+                fields![index: index],
             )
         }),
         "CLASSES" => image.classes.iter().try_for_each(|(key, &class)| {

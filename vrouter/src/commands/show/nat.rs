@@ -104,7 +104,8 @@ pub fn report(view: &View, maps: &Path) -> Result<NatReport> {
         })
         .collect::<Result<_>>()?;
     let node = |nat: &Nat| if nat.node == 0 { "here".to_owned() } else { view.name(NAME_NODE, nat.node) };
-    let nat = || view.image.nat.iter();
+    // Those of VIPs are in `show lb`.
+    let nat = || view.image.nat.iter().filter(|(_, nat)| nat.node != NODE_BALANCED);
     let floating_ips = nat().filter(|(key, _)| key.proto == 0).map(|(key, nat)| FloatingRow {
         network: view.name(NAME_NETWORK, key.network.id()),
         address: key.ip.into(),

@@ -1,0 +1,238 @@
+//! Stage 3c: load balancing (behaviours B1-B4): which member of a pool a packet to a VIP goes to.
+//!
+//! Reads: listeners, pools, who is where. Writes: [`Plan::tuple`], or the node to pass it on to. Drops: `pool_empty`,
+//! `listener_down`, by way of a refusal that the client sees.
+//!
+//! A packet of a known connection stays with its member as long as that may still serve it. Others take the slot of
+//! their hash; which member has it is worked out by every node alike ([`PoolSlots`]), so a packet from a workload is
+//! translated where it enters. One from outside is passed on, as it is, to the node of its member, which translates
+//! it and keeps the connection: a gateway keeps none. The hardware address it is passed on to says which member was
+//! chosen ([`STATION_MEMBER`]).
+//!
+//! Gateways only know the slots, so a slot that moves takes the packets of running connections along, to a node that
+//! does not know them. That node asks the slot's other candidate ([`Slot::other`]), who had the slot before or would
+//! have it: if the connection is known there, it goes on there.
+
+use crate::{
+    addr::{Be16, Ip},
+    flow::{ROLE_ORIGINAL, Tuple, tuple_hash},
+    parse::Headers,
+    plan::{KNOWN_NOWHERE, Plan},
+    reason::DropReason,
+    tables::*,
+    wire::*,
+};
+
+/// What becomes of a packet to a VIP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Balanced {
+    /// It is translated here.
+    Here,
+    /// It is passed on to [`Plan::way_node`], [`Plan::way_mac`].
+    There,
+    /// Nothing listens.
+    Closed,
+    /// Nobody serves it at the moment.
+    Nobody(DropReason),
+}
+
+/// Balances the packet to the VIP `plan.tuple.dst` on a network; `router`: whose VIP it is.
+#[inline(always)]
+pub fn balance<T: Tables>(
+    tables: &T,
+    network: u32,
+    router: u32,
+    headers: &Headers,
+    plan: &mut Plan,
+) -> Balanced {
+    let Some(listener) = listener(tables, plan.bank, network, &plan.tuple) else { return Balanced::Closed };
+    if listener.flags & LISTENER_DOWN != 0 {
+        return Balanced::Nobody(DropReason::ListenerDown);
+    }
+    let kept = kept(tables, listener, plan);
+    let mut index = kept;
+    if kept == NO_MEMBER {
+        let Some(slot) = slot(tables, plan.bank, listener, &headers.tuple()) else {
+            return Balanced::Nobody(DropReason::PoolEmpty);
+        };
+        index = choose(tables, listener, slot, headers, plan);
+        if plan.way_node != 0 {
+            return Balanced::There;
+        }
+    }
+    let Some(member) = member(tables, plan.bank, listener.pool, index) else {
+        return Balanced::Nobody(DropReason::PoolEmpty);
+    };
+    let vip = plan.tuple.dst;
+    plan.tuple.dst = member.ip;
+    plan.tuple.dport = member.port;
+    if plan.tuple.src == member.ip {
+        // To itself: it would take its own address for the sender's.
+        plan.tuple.src = vip;
+    }
+    if kept != NO_MEMBER && !plan.snat {
+        plan.tuple.sport = plan.known.sport;
+    }
+    if plan.flow.router == 0 {
+        plan.flow.router = router;
+    }
+    plan.listener = listener.number;
+    plan.member = member.number;
+    Balanced::Here
+}
+
+/// [`PoolMemberAt`] of nobody.
+const NO_MEMBER: u32 = u32::MAX;
+
+/// The member that a known connection has, if it may stay: nothing ends a stream of datagrams, so one to a member
+/// that is down goes to another.
+#[inline(always)]
+fn kept<T: Tables>(tables: &T, listener: &Listener, plan: &Plan) -> u32 {
+    if plan.known_in == KNOWN_NOWHERE || plan.role != ROLE_ORIGINAL {
+        return NO_MEMBER;
+    }
+    let key = PoolMemberAt::new(plan.bank, listener.pool, plan.known.dst, plan.known.dport);
+    let Some(index) = tables.pool_member_at(&key) else { return NO_MEMBER };
+    match member(tables, plan.bank, listener.pool, index) {
+        Some(member) if plan.tuple.proto == PROTO_TCP || member.flags & MEMBER_DOWN == 0 => index,
+        _ => NO_MEMBER,
+    }
+}
+
+/// The member for a packet of no known connection. [`Plan::way_node`]: it is on another node, where a packet from
+/// outside is passed on to.
+#[inline(always)]
+fn choose<T: Tables>(tables: &T, listener: &Listener, slot: Slot, headers: &Headers, plan: &mut Plan) -> u32 {
+    plan.way_node = 0;
+    let owner = slot.member as u32;
+    if plan.entered_network == 0 {
+        return owner;
+    }
+    let (bank, pool) = (plan.bank, listener.pool);
+    let mut index = owner;
+    if plan.named != 0 {
+        // The node that passed it on may have asked another hash: before it translated the source.
+        let named = plan.named - 1;
+        let takes_new = member(tables, bank, pool, named)
+            .is_some_and(|member| member.flags & MEMBER_UP != 0 && member.mac == headers.macs.dst());
+        if takes_new && (!plan.asked || named == owner) {
+            index = named;
+        }
+    }
+    let other = (slot.other & !SLOT_LEAVES) as u32;
+    let may_be_known_there = plan.known_in == KNOWN_NOWHERE
+        && !plan.asked
+        && index == owner
+        && slot.other != SLOT_NOBODY
+        && match plan.tuple.proto {
+            PROTO_TCP => headers.tcp_flags & (TCP_SYN | TCP_ACK) != TCP_SYN,
+            _ => slot.other & SLOT_LEAVES != 0,
+        };
+    let here = pass_to(tables, pool, index, plan);
+    if here && may_be_known_there && !pass_to(tables, pool, other, plan) {
+        plan.asked = true;
+    }
+    index
+}
+
+/// Whether a member is here; else [`Plan::way_node`] and [`Plan::way_mac`] are where it is.
+#[inline(always)]
+fn pass_to<T: Tables>(tables: &T, pool: u32, index: u32, plan: &mut Plan) -> bool {
+    let Some(member) = member(tables, plan.bank, pool, index) else { return true };
+    match node_of(tables, plan.bank, member) {
+        0 => true,
+        node => {
+            plan.way_node = node;
+            plan.way_mac = member.mac;
+            false
+        }
+    }
+}
+
+/// The node and the hardware address of the member that a packet from elsewhere goes to, if it is not here. `sent`:
+/// as the client sent it; `vip`: where it leads.
+#[inline(always)]
+pub fn there<T: Tables>(tables: &T, bank: u32, network: u32, vip: Ip, sent: &Tuple) -> Option<SnatOwner> {
+    let listener = listener(tables, bank, network, &Tuple { dst: vip, ..*sent })?;
+    if listener.flags & LISTENER_DOWN != 0 {
+        return None;
+    }
+    let slot = slot(tables, bank, listener, sent)?;
+    let member = member(tables, bank, listener.pool, slot.member as u32)?;
+    match node_of(tables, bank, member) {
+        0 => None,
+        node => Some(SnatOwner { node, mac: member.mac, zero: 0 }),
+    }
+}
+
+/// Whether a member of the pool that serves what was sent is passed on to with a hardware address.
+#[inline(always)]
+pub fn is_passed_to<T: Tables>(
+    tables: &T,
+    bank: u32,
+    network: u32,
+    vip: Ip,
+    sent: &Tuple,
+    mac: [u8; 6],
+) -> bool {
+    let Some(listener) = listener(tables, bank, network, &Tuple { dst: vip, ..*sent }) else { return false };
+    tables.pool_member_at(&PoolMemberAt::mac(bank, listener.pool, mac)).is_some()
+}
+
+/// Whether a member of that pool is at an address and port.
+#[inline(always)]
+pub fn is_member<T: Tables>(
+    tables: &T,
+    bank: u32,
+    network: u32,
+    vip: Ip,
+    sent: &Tuple,
+    ip: Ip,
+    port: Be16,
+) -> bool {
+    let Some(listener) = listener(tables, bank, network, &Tuple { dst: vip, ..*sent }) else { return false };
+    tables.pool_member_at(&PoolMemberAt::new(bank, listener.pool, ip, port)).is_some()
+}
+
+/// The node that a member is on; 0: this one, or nobody knows.
+#[inline(always)]
+fn node_of<T: Tables>(tables: &T, bank: u32, member: &PoolMember) -> u32 {
+    match who_has(tables, bank, member.network, member.ip) {
+        Some(station) if station.place == PLACE_REMOTE => station.at,
+        _ => 0,
+    }
+}
+
+#[inline(always)]
+fn listener<'a, T: Tables>(tables: &'a T, bank: u32, network: u32, to: &Tuple) -> Option<&'a Listener> {
+    tables.listener(&ListenerKey {
+        network: Scoped::new(bank, network),
+        ip: to.dst,
+        port: to.dport,
+        proto: to.proto,
+        zero: 0,
+    })
+}
+
+#[inline(always)]
+fn member<'a, T: Tables>(tables: &'a T, bank: u32, pool: u32, index: u32) -> Option<&'a PoolMember> {
+    tables.pool_member(&PoolMemberKey { pool: Scoped::new(bank, pool), index })
+}
+
+/// Who has the slot of a packet.
+#[inline(always)]
+fn slot<T: Tables>(tables: &T, bank: u32, listener: &Listener, sent: &Tuple) -> Option<Slot> {
+    if listener.slots == 0 {
+        return None;
+    }
+    let none = Be16::new(0);
+    let hash = if listener.flags & LISTENER_SOURCE_IP != 0 {
+        tuple_hash(&sent.src, &Ip::UNSPECIFIED, none, none, 0)
+    } else {
+        tuple_hash(&sent.src, &sent.dst, sent.sport, sent.dport, sent.proto)
+    };
+    let slot = hash & (listener.slots - 1);
+    let key = PoolSlotsKey { pool: Scoped::new(bank, listener.pool), chunk: slot / SLOTS_IN_CHUNK };
+    let slots = tables.pool_slots(&key)?;
+    Some(slots.0[(slot % SLOTS_IN_CHUNK) as usize])
+}

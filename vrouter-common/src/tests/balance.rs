@@ -1,0 +1,466 @@
+//! Load balancing (behaviours B1-B4): every kind of client, every member, both directions, over both nodes.
+
+use core::net::IpAddr;
+
+use super::{fixture::*, world::*};
+use crate::{
+    addr::{Be16, Ip},
+    memory::{MemoryTables, Verdict},
+    reason::DropReason,
+    tables::*,
+    wire::*,
+};
+
+const MEMBERS: [Host; 3] = [A2, A4, C2];
+const VIP: u32 = 200;
+const FLOATING: u32 = 80;
+const PORT: u16 = 80;
+const DNS: u16 = 53;
+const INSIDE: u16 = 8080;
+const SLOTS: u32 = 256;
+const NOBODY: Slot = Slot { member: 0, other: SLOT_NOBODY };
+
+fn vip(f: Family) -> IpAddr {
+    ip(f, A, VIP)
+}
+
+fn pool(f: Family) -> u32 {
+    if f == Family::V4 { 1 } else { 2 }
+}
+
+fn member_mac(index: usize) -> Mac {
+    [2, 0xba, 0, 0, 0, index as u8]
+}
+
+/// The slots of both pools.
+fn deal(tables: &mut MemoryTables, deal: impl Fn(u32) -> Slot) {
+    for f in BOTH {
+        for chunk in 0..SLOTS / SLOTS_IN_CHUNK {
+            let key = PoolSlotsKey { pool: Scoped::new(0, pool(f)), chunk };
+            let mut slots = [NOBODY; SLOTS_IN_CHUNK as usize];
+            for (i, slot) in slots.iter_mut().enumerate() {
+                *slot = deal(chunk * SLOTS_IN_CHUNK + i as u32);
+            }
+            tables.image.pool_slots.insert(key, PoolSlots(slots));
+        }
+    }
+}
+
+fn evenly(slot: u32) -> Slot {
+    let member = (slot % 3) as u16;
+    Slot { member, other: (member + 1) % 3 }
+}
+
+fn listeners(tables: &mut MemoryTables, change: impl Fn(&mut Listener)) {
+    for f in BOTH {
+        for (proto, port, number) in [(PROTO_TCP, PORT, 7), (PROTO_UDP, DNS, 8)] {
+            let key = ListenerKey {
+                network: Scoped::new(0, A),
+                ip: vip(f).into(),
+                port: Be16::new(port),
+                proto,
+                zero: 0,
+            };
+            let mut listener = Listener { pool: pool(f), slots: SLOTS, flags: 0, number, router: RA };
+            change(&mut listener);
+            tables.image.listeners.insert(key, listener);
+        }
+    }
+}
+
+fn flags(tables: &mut MemoryTables, index: u32, flags: u16) {
+    for f in BOTH {
+        let key = PoolMemberKey { pool: Scoped::new(0, pool(f)), index };
+        tables.image.pool_members.get_mut(&key).expect("a member").flags = flags;
+    }
+}
+
+fn world(rules: u32) -> World {
+    let mut world = World::new(rules);
+    for (node, tables) in world.nodes.iter_mut().enumerate() {
+        for f in BOTH {
+            let mac = router_mac(A, 1);
+            let station = Station { mac, kind: STATION_VIP, place: PLACE_EVERYWHERE, at: 0, owner: RA };
+            tables.image.addresses.insert(AddressKey::new(0, A, vip(f).into()), station);
+            for (index, host) in MEMBERS.into_iter().enumerate() {
+                let member = PoolMember {
+                    ip: host.ip(f).into(),
+                    network: host.network,
+                    port: Be16::new(INSIDE),
+                    flags: MEMBER_UP,
+                    number: 1 + index as u32,
+                    mac: member_mac(index),
+                    zero: 0,
+                };
+                let pool = pool(f);
+                let key = PoolMemberKey { pool: Scoped::new(0, pool), index: index as u32 };
+                tables.image.pool_members.insert(key, member);
+                let at = PoolMemberAt::new(0, pool, member.ip, member.port);
+                tables.image.pool_members_at.insert(at, index as u32);
+                tables.image.pool_members_at.insert(PoolMemberAt::mac(0, pool, member.mac), index as u32);
+                if host.node == node {
+                    let at = index as u32;
+                    let station = Station {
+                        mac: member.mac,
+                        kind: STATION_MEMBER,
+                        place: PLACE_EVERYWHERE,
+                        at,
+                        owner: RA,
+                    };
+                    tables.image.fdb.insert(FdbKey::new(0, PUBLIC, member.mac), station);
+                }
+            }
+            // As the router's own address: node 1 answers for it.
+            let outside: Ip = public(f, FLOATING).into();
+            let own = tables.image.addresses[&AddressKey::new(0, PUBLIC, gateway(f, RA).into())];
+            let station = Station { kind: STATION_FLOATING, ..own };
+            tables.image.addresses.insert(AddressKey::new(0, PUBLIC, outside), station);
+            let key = RouteKey::lookup(0, RA, outside);
+            let route = Route { kind: ROUTE_SELF, network: PUBLIC, nexthop: Ip::UNSPECIFIED };
+            tables.image.routes.insert(key, route);
+            let key = NatKey {
+                network: Scoped::new(0, PUBLIC),
+                ip: outside,
+                port: Be16::new(0),
+                proto: 0,
+                zero: 0,
+            };
+            let nat = Nat {
+                inside: vip(f).into(),
+                router: RA,
+                port: 0,
+                node: NODE_BALANCED,
+                inside_network: A,
+                inside_port: Be16::new(0),
+                mac: [0; 6],
+            };
+            tables.image.nat.insert(key, nat);
+        }
+        listeners(tables, |_| {});
+        deal(tables, evenly);
+    }
+    world
+}
+
+/// A new epoch: everything is decided again.
+fn commit(world: &mut World, change: impl Fn(&mut MemoryTables)) {
+    for tables in &mut world.nodes {
+        tables.commit.epoch += 2;
+        for network in [A, B, C, PUBLIC] {
+            tables.revisions.insert(network, tables.commit.epoch);
+        }
+        change(tables);
+    }
+}
+
+fn question(f: Family, proto: u8, client: End, to: IpAddr, sport: u16, flags: u8) -> Vec<u8> {
+    let mut pkt = from(f, client, to);
+    if let End::Inside(host) = client {
+        pkt.dst_mac = router_mac(host.network, 1);
+    }
+    let payload = b"a question".to_vec();
+    pkt.l4(match proto {
+        PROTO_TCP => L4::Tcp { sport, dport: PORT, seq: 1, ack: 0, flags, payload },
+        _ => L4::Udp { sport, dport: DNS, payload },
+    })
+    .frame()
+}
+
+fn ports(read: &Read) -> (u16, u16) {
+    let word = |at: usize| u16::from_be_bytes([read.l4[at], read.l4[at + 1]]);
+    (word(0), word(2))
+}
+
+/// The member a frame arrived at.
+#[track_caller]
+fn served(arrived: Arrived) -> (usize, Read) {
+    let Arrived::Port(host, frame) = arrived else { panic!("not served: {arrived:?}") };
+    assert_valid(&frame);
+    let index = MEMBERS.into_iter().position(|member| member == host).expect("a member");
+    let seen = read(&frame);
+    assert_eq!((seen.dst_mac, ports(&seen).1), (host.mac(), INSIDE));
+    assert_eq!(seen.dst, host.ip(if seen.dst.is_ipv4() { Family::V4 } else { Family::V6 }));
+    (index, seen)
+}
+
+/// What a member answers.
+fn answer(f: Family, proto: u8, member: usize, seen: &Read) -> Vec<u8> {
+    let mut pkt = from(f, End::Inside(MEMBERS[member]), seen.src);
+    if seen.src == vip(f)
+        || !HOSTS.iter().any(|host| host.network == MEMBERS[member].network && host.ip(f) == seen.src)
+    {
+        pkt.dst_mac = router_mac(MEMBERS[member].network, 1);
+    }
+    let (sport, dport) = (INSIDE, ports(seen).0);
+    let payload = b"an answer".to_vec();
+    pkt.l4(match proto {
+        PROTO_TCP => L4::Tcp { sport, dport, seq: 9, ack: 2, flags: TCP_SYN | TCP_ACK, payload },
+        _ => L4::Udp { sport, dport, payload },
+    })
+    .frame()
+}
+
+/// A question, its answer, and both again; returns the member.
+#[track_caller]
+fn exchange(world: &World, f: Family, proto: u8, client: End, to: IpAddr, sport: u16) -> usize {
+    let mut found = None;
+    for flags in [TCP_SYN, TCP_ACK] {
+        let (member, seen) = served(world.send(client, &question(f, proto, client, to, sport, flags)));
+        let same = found.is_none_or(|before| before == member);
+        assert!(same, "{client} {sport}: another member");
+        found = Some(member);
+        let arrived = world.send(End::Inside(MEMBERS[member]), &answer(f, proto, member, &seen));
+        let frame = match (client, arrived) {
+            (End::Inside(host), Arrived::Port(at, frame)) if host == at => frame,
+            (End::Outside, Arrived::Outside(_, frame)) => frame,
+            (_, other) => panic!("the answer of member {member} is not at {client}: {other:?}"),
+        };
+        assert_valid(&frame);
+        let got = read(&frame);
+        let port = if proto == PROTO_TCP { PORT } else { DNS };
+        assert_eq!((got.src, ports(&got)), (to, (port, sport)), "from whom it was asked");
+    }
+    found.expect("served")
+}
+
+fn clients(f: Family) -> Vec<(End, IpAddr)> {
+    let floating = public(f, FLOATING);
+    let mut clients: Vec<(End, IpAddr)> =
+        [A1, A3, A5, C1].into_iter().map(|host| (End::Inside(host), vip(f))).collect();
+    // Members themselves, and whoever comes by the floating IP: from outside, from another router, from the same.
+    clients.extend(MEMBERS.into_iter().map(|host| (End::Inside(host), vip(f))));
+    clients.extend([(End::Outside, floating), (End::Inside(B1), floating), (End::Inside(B2), floating)]);
+    clients.extend([(End::Inside(A1), floating), (End::Inside(A3), floating)]);
+    if f == Family::V4 {
+        clients.extend([(End::Inside(A2), floating), (End::Inside(A4), floating)]);
+    } else {
+        clients.push((End::Outside, vip(f)));
+    }
+    clients
+}
+
+#[test]
+fn b1_everybody_is_served_by_every_member_and_answered_by_the_vip() {
+    for rules in [0, RULE_STATEFUL] {
+        for f in BOTH {
+            for (client, to) in clients(f) {
+                for proto in [PROTO_TCP, PROTO_UDP] {
+                    let world = world(rules);
+                    let mut counts = [0; 3];
+                    for sport in 1500..1530 {
+                        counts[exchange(&world, f, proto, client, to, sport)] += 1;
+                    }
+                    assert!(counts.iter().all(|&count| count > 0), "{client} to {to}: {counts:?}");
+                    let counted: u64 = world
+                        .nodes
+                        .iter()
+                        .flat_map(|node| node.balanced.borrow().clone().into_values())
+                        .sum();
+                    assert_eq!(counted, 30, "{client} to {to}: each connection is counted once");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn b1_a_client_keeps_its_address_and_pays_one_router() {
+    for f in BOTH {
+        let world = world(RULE_STATEFUL);
+        for client in [A1, A3, C1, C2] {
+            for sport in 1600..1620 {
+                let frame = question(f, PROTO_TCP, End::Inside(client), vip(f), sport, TCP_SYN);
+                let (member, seen) = served(world.send(End::Inside(client), &frame));
+                assert_eq!(seen.ttl, 63);
+                if MEMBERS[member] == client {
+                    assert_eq!(seen.src, vip(f), "to itself it comes from the VIP");
+                } else {
+                    assert_eq!((seen.src, ports(&seen).0), (client.ip(f), sport));
+                }
+            }
+        }
+        // From outside: the gateway and the member's node are one router, and the gateway keeps its own alone.
+        let (mut own, outside) = (0, public(f, FLOATING));
+        for sport in 1600..1620 {
+            let frame = question(f, PROTO_TCP, End::Outside, outside, sport, TCP_SYN);
+            let (member, seen) = served(world.send(End::Outside, &frame));
+            assert_eq!((seen.src, seen.ttl), (remote(f), 63));
+            own += usize::from(MEMBERS[member].node == 0);
+        }
+        let (_, legs) = legs(&world.nodes[0]);
+        assert_eq!(legs.iter().filter(|(key, _)| key.dst == outside.into()).count(), own);
+    }
+}
+
+#[test]
+fn b2_source_ip_persistence() {
+    for f in BOTH {
+        let mut world = world(0);
+        for tables in &mut world.nodes {
+            listeners(tables, |listener| listener.flags = LISTENER_SOURCE_IP);
+        }
+        for (client, to) in clients(f) {
+            let member = exchange(&world, f, PROTO_TCP, client, to, 1500);
+            for sport in 1501..1510 {
+                assert_eq!(exchange(&world, f, PROTO_TCP, client, to, sport), member, "{client} to {to}");
+            }
+            assert_eq!(exchange(&world, f, PROTO_UDP, client, to, 1500), member, "the same pool");
+        }
+    }
+}
+
+/// Every slot goes to the next member, as if the first to the second had come anew: what is known stays.
+#[test]
+fn b2_connections_stay_through_changes() {
+    for f in BOTH {
+        for (client, to) in clients(f) {
+            for proto in [PROTO_TCP, PROTO_UDP] {
+                // A gateway knows slots alone; of datagrams nothing says that they are not the first.
+                let forgets = proto == PROTO_UDP && client == End::Outside;
+                let mut world = world(RULE_STATEFUL);
+                let before: Vec<usize> =
+                    (1500..1520).map(|sport| exchange(&world, f, proto, client, to, sport)).collect();
+                commit(&mut world, |tables| {
+                    deal(tables, |slot| {
+                        let Slot { member, other } = evenly(slot);
+                        let leaves = if forgets { SLOT_LEAVES } else { 0 };
+                        Slot { member: other, other: member | leaves }
+                    });
+                });
+                for (sport, member) in (1500..1520).zip(before) {
+                    for _ in 0..2 {
+                        let frame = question(f, proto, client, to, sport, TCP_ACK);
+                        let (now, seen) = served(world.send(client, &frame));
+                        assert_eq!(now, member, "{client} to {to}, {sport}");
+                        let back = world.send(End::Inside(MEMBERS[now]), &answer(f, proto, now, &seen));
+                        assert!(matches!(back, Arrived::Port(..) | Arrived::Outside(..)), "{back:?}");
+                    }
+                }
+                // New ones go where the slots are now.
+                let mut counts = [0; 3];
+                for sport in 1600..1630 {
+                    counts[exchange(&world, f, proto, client, to, sport)] += 1;
+                }
+                assert!(counts.iter().all(|&count| count > 0), "{counts:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn b3_a_member_that_is_down_keeps_its_connections_and_gets_no_datagrams() {
+    for f in BOTH {
+        for client in [End::Inside(A1), End::Inside(C1), End::Outside] {
+            let to = if client == End::Outside { public(f, FLOATING) } else { vip(f) };
+            let mut world = world(RULE_STATEFUL);
+            let of = |world: &World, proto| -> Vec<usize> {
+                (1500..1530).map(|sport| exchange(world, f, proto, client, to, sport)).collect()
+            };
+            let (tcp, udp) = (of(&world, PROTO_TCP), of(&world, PROTO_UDP));
+            commit(&mut world, |tables| {
+                flags(tables, 1, MEMBER_DOWN);
+                deal(tables, |slot| match evenly(slot) {
+                    Slot { member: 1, other } => Slot { member: other, other: 1 | SLOT_LEAVES },
+                    slot => slot,
+                });
+            });
+            for (at, sport) in (1500..1530).enumerate() {
+                let (now, _) =
+                    served(world.send(client, &question(f, PROTO_TCP, client, to, sport, TCP_ACK)));
+                assert_eq!(now, tcp[at], "{client}: a connection goes on");
+                let (now, _) = served(world.send(client, &question(f, PROTO_UDP, client, to, sport, 0)));
+                assert_ne!(now, 1, "{client}: datagrams go where they are served");
+                if udp[at] != 1 {
+                    assert_eq!(now, udp[at]);
+                }
+                let frame = question(f, PROTO_TCP, client, to, sport + 1000, TCP_SYN);
+                assert_ne!(served(world.send(client, &frame)).0, 1, "{client}: nothing new");
+            }
+        }
+    }
+}
+
+/// A member that left the pool: its connections end, at another member, which resets them.
+#[test]
+fn b2_who_is_removed_keeps_nothing() {
+    let f = Family::V4;
+    let client = End::Inside(A1);
+    let mut world = world(RULE_STATEFUL);
+    let before: Vec<usize> =
+        (1500..1530).map(|sport| exchange(&world, f, PROTO_TCP, client, vip(f), sport)).collect();
+    assert!(before.contains(&1));
+    commit(&mut world, |tables| {
+        for f in BOTH {
+            let at = PoolMemberAt::new(0, pool(f), MEMBERS[1].ip(f).into(), Be16::new(INSIDE));
+            tables.image.pool_members_at.remove(&at);
+        }
+        deal(tables, |slot| Slot { member: (slot % 2 * 2) as u16, other: SLOT_NOBODY });
+    });
+    for (sport, before) in (1500..1530).zip(before) {
+        let frame = question(f, PROTO_TCP, client, vip(f), sport, TCP_ACK);
+        let (now, _) = served(world.send(client, &frame));
+        assert!(if before == 1 { now != 1 } else { now == before }, "{sport}: {before} {now}");
+    }
+}
+
+#[test]
+fn b4_nobody_there_is_said_at_once() {
+    for f in BOTH {
+        let closed: [(fn(&mut Listener), DropReason); 2] = [
+            (|listener| listener.slots = 0, DropReason::PoolEmpty),
+            (|listener| listener.flags = LISTENER_DOWN, DropReason::ListenerDown),
+        ];
+        for (close, why) in closed {
+            for (client, to) in clients(f) {
+                let mut world = world(RULE_STATEFUL);
+                for tables in &mut world.nodes {
+                    listeners(tables, close);
+                }
+                for proto in [PROTO_TCP, PROTO_UDP] {
+                    let frame = question(f, proto, client, to, 1500, TCP_SYN);
+                    let Arrived::Else(_, Verdict::Answered { frame, refused }) = world.send(client, &frame)
+                    else {
+                        panic!("{client} to {to}: not refused");
+                    };
+                    assert_eq!(refused, Some(why), "{client} to {to}");
+                    let told = read(&frame);
+                    assert_eq!(told.src, to, "by whom it was asked");
+                    if proto == PROTO_TCP {
+                        assert_ne!(told.l4[13] & TCP_RST, 0);
+                    } else {
+                        let code = if f == Family::V4 { (3, 3) } else { (1, 4) };
+                        assert_eq!((told.l4[0], told.l4[1]), code);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The VIP itself: it answers pings, and closed ports say so.
+#[test]
+fn b1_a_vip_answers_as_a_host() {
+    for f in BOTH {
+        let world = world(RULE_STATEFUL);
+        for (client, to) in clients(f) {
+            let End::Inside(host) = client else { continue };
+            if to != vip(f) {
+                continue;
+            }
+            let mut pkt = from(f, client, to).ping(7, b"ping");
+            pkt.dst_mac = router_mac(host.network, 1);
+            let Arrived::Else(_, Verdict::Answered { frame, refused: None }) =
+                world.send(client, &pkt.frame())
+            else {
+                panic!("{client}: no echo")
+            };
+            assert_eq!(read(&frame).src, to);
+            let mut pkt = from(f, client, to).tcp(1, 0, TCP_SYN, b"").ports(1500, 81);
+            pkt.dst_mac = router_mac(host.network, 1);
+            let Arrived::Else(_, Verdict::Answered { refused, .. }) = world.send(client, &pkt.frame()) else {
+                panic!("{client}: not refused")
+            };
+            assert_eq!(refused, Some(DropReason::VipClosed));
+        }
+    }
+}
