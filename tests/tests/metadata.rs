@@ -221,7 +221,7 @@ fn half_open_connections_hinder_nobody(lab: &Metadata) {
     // Its kernel would reset what it did not open.
     vm.netns()
         .nft(
-            "table inet half { chain heard { type filter hook input priority 0; tcp dport 20000-20099 drop; } }",
+            "table inet half { chain heard { type filter hook input priority 0; tcp dport 20000-20099 drop\n}\n}",
         )
         .unwrap();
     let (from, to) = (vm.spec_mac(), vm.gateway_mac(false).unwrap());
@@ -276,7 +276,14 @@ fn it_is_counted(lab: &Metadata) {
     }
     let output = lab.system.agent("node-a").vrouter(&["status"]).unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(text.contains(&format!("http://{SERVER}")), "{text}");
+    assert!(text.contains(&format!("metadata   http://{SERVER}; ")), "{text}");
+    let metrics =
+        lab.system.node("node-a").netns().run("curl --silent http://127.0.0.1:9476/metrics").unwrap();
+    for row in
+        ["answered_total{status=\"2xx\"} ", "refused_total{reason=\"bad_method\"} 1", "sent_bytes_total "]
+    {
+        assert!(metrics.contains(&format!("vrouter_metadata_{row}")), "{row}: {metrics}");
+    }
 }
 
 #[test]

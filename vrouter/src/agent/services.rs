@@ -11,7 +11,6 @@
 //! | [`call`] | reads what the data path hands over, and tells which service it is for |
 //! | [`service`] | what a service is |
 //! | [`metadata`] | requests of workloads to the metadata server |
-//! | [`probes`] | questions to members of pools |
 //! | [`stack`], [`frame`] | TCP/IP in user space |
 //! | [`dhcp`], [`dhcpv6`], [`router`] | DHCP over either family, router advertisements |
 //! | [`sender`] | sends frames to ports |
@@ -26,7 +25,6 @@ pub mod dhcpv6;
 mod fixture;
 pub mod frame;
 pub mod metadata;
-pub mod probes;
 pub mod router;
 pub mod sender;
 pub mod service;
