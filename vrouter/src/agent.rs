@@ -11,6 +11,7 @@ mod environment;
 pub mod external;
 mod flows;
 mod frame_socket;
+pub mod health;
 pub mod metrics;
 mod ports;
 pub mod records;
@@ -62,6 +63,7 @@ use crate::{
 };
 use edge::Edge;
 use external::{External, Outside};
+use health::Health;
 use ports::Ports;
 use services::Services;
 use source::{Read, Source};
@@ -100,6 +102,7 @@ pub async fn run(config: AgentConfig) -> Result<()> {
     }
     let mut moves = agent.external.moves();
     let mut held = agent.ports.as_ref().map(Ports::holders);
+    let mut health = agent.health.changes();
     let (mut found, mut failed) = (agent.edge.found(), agent.external.failed());
     let mut requests = control::listen(&run_dir, agent.status.clone())?;
     let (mut terminated, mut interrupted) =
@@ -126,6 +129,7 @@ pub async fn run(config: AgentConfig) -> Result<()> {
                 let found = found.borrow_and_update().clone();
                 agent.follow_found(found).await;
             }
+            () = health.next() => agent.follow_health().await,
             () = Ports::changed(&mut held) => agent.follow_holders().await,
             Ok(()) = failed.changed() => {
                 let failed = failed.borrow_and_update().clone();
@@ -189,6 +193,7 @@ struct Agent {
     flows: flows::Sweeper,
     external: External,
     edge: Edge,
+    health: Health,
     services: Services,
     /// Who claims what the topology leaves open.
     learned: Map<LearnedKey, Learned>,
@@ -246,13 +251,19 @@ impl Agent {
         let told = status.clone();
         let edge = Edge::start(&pins, Arc::new(move |edge| status::lock(&told).edge = edge))?;
         let external = External::start(&pins, found, edge.found(), tell)?;
+        let told = status.clone();
+        let tell = Arc::new(move |members, unsent| {
+            let health = &mut status::lock(&told).health;
+            (health.members, health.unsent) = (members, unsent);
+        });
+        let health = Health::start(&config, config.run_dir().join("health.json"), tell)?;
         let (tally, counts) = {
             let status = status::lock(&status);
             (status.services.clone(), status.metadata.clone())
         };
         let metadata = config.metadata.clone().zip(counts);
         let metadata = metadata.map(|(config, tally)| services::metadata::Setup { config, tally });
-        let services = Services::start(&pins, tally, metadata)?;
+        let services = Services::start(&pins, tally, health.ear(), metadata)?;
         let commit = banks.commit();
         tracing::info!(
             node = %config.node, instance = %config.instance, epoch = commit.epoch, pins = %pins.root().display(),
@@ -269,6 +280,7 @@ impl Agent {
             flows,
             external,
             edge,
+            health,
             services,
             learned,
             topology: None,
@@ -305,6 +317,8 @@ impl Agent {
                 self.set_wanted(digest, skipped.iter().cloned().collect());
                 let Some(topology) = topology else { return self.tell() };
                 tracing::info!(%origin, digest = %format!("{digest:016x}"), "topology read");
+                self.health.topology(&topology);
+                self.liveness.members = self.health.not_up();
                 self.topology = Some((topology, digest));
                 // An agent that starts has no way out without it.
                 self.learn().await;
@@ -579,6 +593,7 @@ impl Agent {
             );
         }
         let (image, commit, watched) = (self.banks.in_force(), self.banks.commit(), &self.compiled.watched);
+        self.health.follow(&self.compiled.monitored);
         self.external.follow(Outside::of(image, commit, &held(&self.learned)?, watched));
         self.services.follow(&self.compiled.served);
         status::lock(&self.status).error = None;

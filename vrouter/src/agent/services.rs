@@ -10,9 +10,9 @@
 //! |---|---|
 //! | [`call`] | reads what the data path hands over, and tells which service it is for |
 //! | [`service`] | what a service is |
+//! | [`dhcp`], [`dhcpv6`], [`router`] | DHCP over either family, router advertisements |
 //! | [`metadata`] | requests of workloads to the metadata server |
 //! | [`stack`], [`frame`] | TCP/IP in user space |
-//! | [`dhcp`], [`dhcpv6`], [`router`] | DHCP over either family, router advertisements |
 //! | [`sender`] | sends frames to ports |
 //! | [`tally`] | counts |
 //! | [`worker`] | the thread's loop |
@@ -38,7 +38,7 @@ use anyhow::{Context, Result, anyhow};
 use aya::maps::{MapData, RingBuf};
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    sync::watch,
+    sync::{mpsc, watch},
     time::sleep_until,
 };
 
@@ -47,6 +47,7 @@ pub use service::{Asker, Kind, Refused, Service};
 pub use tally::Tally;
 use worker::Worker;
 
+use super::health;
 use crate::{compile::Served, data_path::Pins};
 
 /// The thread, from outside.
@@ -54,15 +55,23 @@ pub struct Services {
     pins: Pins,
     served: watch::Sender<Arc<Served>>,
     tally: Tally,
+    answers: mpsc::Sender<health::Frame>,
     metadata: Option<metadata::Setup>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Services {
     /// Starts it, in the network namespace of the calling thread. It serves nobody until it is told whom.
-    pub fn start(pins: &Pins, tally: Tally, metadata: Option<metadata::Setup>) -> Result<Self> {
+    ///
+    /// `answers`: where to put what members of pools answer. `metadata`: the server that requests for it go to.
+    pub fn start(
+        pins: &Pins,
+        tally: Tally,
+        answers: mpsc::Sender<health::Frame>,
+        metadata: Option<metadata::Setup>,
+    ) -> Result<Self> {
         let served = watch::Sender::new(Arc::new(Served::new()));
-        let mut services = Self { pins: pins.clone(), served, tally, metadata, thread: None };
+        let mut services = Self { pins: pins.clone(), served, tally, answers, metadata, thread: None };
         services.spawn()?;
         Ok(services)
     }
@@ -104,8 +113,12 @@ impl Services {
 
     /// What is served.
     fn services(&self, sender: &FrameSender) -> Result<Vec<Box<dyn Service>>> {
-        let mut services: Vec<Box<dyn Service>> =
-            vec![Box::new(dhcp::Dhcp), Box::new(dhcpv6::Dhcpv6), Box::<router::Router>::default()];
+        let mut services: Vec<Box<dyn Service>> = vec![
+            Box::new(health::service::Answers(self.answers.clone())),
+            Box::new(dhcp::Dhcp),
+            Box::new(dhcpv6::Dhcpv6),
+            Box::<router::Router>::default(),
+        ];
         if let Some(setup) = &self.metadata {
             services.push(Box::new(metadata::MetadataService::start(setup, sender)?));
         }

@@ -9,6 +9,7 @@ use super::{
     edge::EdgeStatus,
     external::NextHopsStatus,
     flows::FlowsStatus,
+    health::HealthStatus,
     records::RecordsStatus,
     services::{Tally, metadata},
 };
@@ -41,6 +42,8 @@ pub struct AgentStatus {
     pub bgp: BgpStatus,
     /// Next hops on external networks, and the packets that wait for them.
     pub next_hops: NextHopsStatus,
+    /// Members of pools: how those are that this node checks, and which of the others are not up.
+    pub health: HealthStatus,
     /// What workloads asked this node's services, and what came of it.
     pub services: Tally,
     /// Requests for metadata, if this node has a server to put them to.
@@ -124,6 +127,7 @@ impl AgentStatus {
             edge: EdgeStatus::default(),
             bgp: BgpStatus::default(),
             next_hops: NextHopsStatus::default(),
+            health: HealthStatus::default(),
             services: Tally::default(),
             metadata: config.metadata.as_ref().map(metadata::counts::Tally::of),
             timeouts: config.timeouts.clone(),

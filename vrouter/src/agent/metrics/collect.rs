@@ -12,6 +12,7 @@ use vrouter_common::{
 use super::interface_counters;
 use crate::{
     agent::{services::metadata::counts::Tally, status::AgentStatus},
+    compile::MemberHealth,
     counters::Counters,
     data_path::{self, Pins},
     kernel::{Map, PerCpu},
@@ -79,6 +80,7 @@ pub fn families(status: &AgentStatus, pins: &Pins, instance: &str) -> Vec<Family
     edge(&mut out, status);
     outside(&mut out, status);
     metadata(&mut out, status);
+    health(&mut out, status);
     out.0
 }
 
@@ -360,6 +362,36 @@ fn edge(out: &mut Families, status: &AgentStatus) {
         let announced = status.bgp.announced.len() as f64;
         out.gauge("vrouter_bgp_addresses_announced", "Addresses announced", announced);
     }
+}
+
+fn health(out: &mut Families, status: &AgentStatus) {
+    let members = || status.health.members.iter();
+    let label = |it: &crate::agent::health::MemberStatus, value| {
+        row([("pool", &*it.pool), ("member", &*it.member)], value)
+    };
+    let up = members().map(|it| label(it, is(it.state != "down")));
+    let help = "Whether a member of a pool that this node checks is used";
+    out.add(Kind::Gauge, "vrouter_member_up", help, up.collect());
+    type Of = fn(&crate::agent::health::MemberStatus) -> u64;
+    let results: [(&str, Of); 3] = [("good", |it| it.good), ("bad", |it| it.bad), ("void", |it| it.void)];
+    let checks = members().flat_map(|it| {
+        results.map(|(result, of)| {
+            row([("pool", &*it.pool), ("member", &*it.member), ("result", result)], of(it) as f64)
+        })
+    });
+    let help = "Checks of members, by result (void: could not be made)";
+    out.add(Kind::Counter, "vrouter_member_checks", help, checks.collect());
+    let others = [("down", MemberHealth::Down), ("lost", MemberHealth::Lost)].map(|(state, which)| {
+        let count = status.health.others.iter().filter(|it| it.state == which).count();
+        row([("state", state)], count as f64)
+    });
+    let help = "Members that other nodes check and that are not up (lost: the node is silent)";
+    out.add(Kind::Gauge, "vrouter_members_elsewhere", help, others.to_vec());
+    out.counter(
+        "vrouter_member_frames_unsent",
+        "Frames of checks that could not be sent",
+        status.health.unsent as f64,
+    );
 }
 
 fn outside(out: &mut Families, status: &AgentStatus) {
