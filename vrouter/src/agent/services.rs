@@ -12,7 +12,6 @@
 //! | [`service`] | what a service is |
 //! | [`dhcp`], [`dhcpv6`], [`router`] | DHCP over either family, router advertisements |
 //! | [`metadata`] | requests of workloads to the metadata server |
-//! | [`probes`] | questions to members of pools |
 //! | [`stack`], [`frame`] | TCP/IP in user space |
 //! | [`sender`] | sends frames to ports |
 //! | [`tally`] | counts |
@@ -27,7 +26,6 @@ pub mod dhcpv6;
 mod fixture;
 pub mod frame;
 pub mod metadata;
-pub mod probes;
 pub mod router;
 pub mod sender;
 pub mod service;
