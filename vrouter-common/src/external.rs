@@ -410,6 +410,10 @@ pub fn way<T: Tables>(
 /// known stays where it went.
 #[inline(always)]
 fn member_there<T: Tables>(tables: &T, nat: &Nat, plan: &Plan) -> Option<SnatOwner> {
+    if matches!(plan.tuple.proto, PROTO_ICMP | PROTO_ICMPV6) && !plan.follows() {
+        // The VIP itself answers. Of an error about nothing known there is no key.
+        return None;
+    }
     let (bank, network, vip) = (plan.bank, nat.inside_network, nat.inside);
     let sent = plan.known_key.tuple();
     if plan.known_in != KNOWN_NOWHERE

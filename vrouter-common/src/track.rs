@@ -37,7 +37,6 @@ pub fn recall<T: Tables>(tables: &T, ingress: &Ingress, headers: &Headers, quote
     plan.role = ROLE_NONE;
     plan.known_in = KNOWN_NOWHERE;
     plan.tuple = headers.tuple();
-    plan.known_key = plan.tuple.key(ingress.from, ingress.zone);
     if headers.arp {
         return;
     }
@@ -52,6 +51,7 @@ pub fn recall<T: Tables>(tables: &T, ingress: &Ingress, headers: &Headers, quote
         }
         return;
     }
+    plan.known_key = plan.tuple.key(ingress.from, ingress.zone);
     if plan.unknown {
         return;
     }
