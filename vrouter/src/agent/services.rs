@@ -15,6 +15,7 @@
 //! | [`stack`], [`frame`] | TCP/IP in user space |
 //! | [`sender`] | sends frames to ports |
 //! | [`tally`] | counts |
+//! | [`told`] | what each port is told, for people |
 //! | [`worker`] | the thread's loop |
 
 pub mod call;
@@ -30,6 +31,7 @@ pub mod sender;
 pub mod service;
 pub mod stack;
 pub mod tally;
+pub mod told;
 pub mod worker;
 
 use std::{sync::Arc, thread::JoinHandle, time::Instant};
@@ -82,6 +84,11 @@ impl Services {
             return;
         }
         self.served.send_replace(Arc::new(served.clone()));
+    }
+
+    /// Which ports there are.
+    pub fn served(&self) -> watch::Receiver<Arc<Served>> {
+        self.served.subscribe()
     }
 
     /// Starts the thread again should it have ended, which is a defect.

@@ -405,6 +405,14 @@ fn outside(out: &mut Families, status: &AgentStatus) {
     let outcomes = outcomes.map(|(outcome, count)| row([("outcome", outcome)], count as f64));
     let help = "Packets that waited for a next hop, by what became of them";
     out.add(Kind::Counter, "vrouter_next_hop_packets", help, outcomes.to_vec());
+    let counts = status.services.counts();
+    let messages = counts.iter().flat_map(|(service, outcomes)| {
+        outcomes
+            .iter()
+            .map(|(outcome, count)| row([("service", *service), ("outcome", *outcome)], *count as f64))
+    });
+    let help = "What workloads asked this node's services (DHCP, router advertisements, metadata), by what came of it";
+    out.add(Kind::Counter, "vrouter_service_messages", help, messages.collect());
     let notes = count_notes(status);
     out.gauge("vrouter_complaints", "What does not work: vrouter status says it in words", notes as f64);
 }
