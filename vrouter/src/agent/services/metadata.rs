@@ -10,7 +10,7 @@
 //! | [`config`] | reads where the server is |
 //! | [`client`] | who asks, and what proves it |
 //! | [`guests`], [`guest`] | connections, from frames to bytes |
-//! | [`converse`] | one connection's request and answer |
+//! | [`mod@converse`] | one connection's request and answer |
 //! | [`head`] | reads a request's head, and what of it goes on |
 //! | [`forward`] | asks the server |
 //! | [`service`] | hands frames to the thread |

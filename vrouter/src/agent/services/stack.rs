@@ -1,8 +1,8 @@
 //! TCP/IP of one end in user space: packets in, packets out, and a clock.
 //!
 //! The agent has no interface with an address in a tenant's network, and tenants' addresses overlap. So each port
-//! that needs one gets a stack of its own. It never sees hardware addresses: who owns it takes
-//! packets out of frames and puts them into frames ([`super::frame`]).
+//! that needs one gets a stack of its own. It never sees hardware addresses: who owns it takes packets out of frames and
+//! puts them into frames ([`super::frame`]).
 
 use std::{
     collections::VecDeque,
