@@ -42,6 +42,7 @@ case ${1-} in
 init)
     role vrouter-reader
     etcdctl role grant-permission --prefix vrouter-reader read "$prefix/config/"
+    etcdctl role grant-permission --prefix vrouter-reader read "$prefix/health/"
     role vrouter-writer
     etcdctl role grant-permission --prefix vrouter-writer readwrite "$prefix/config/"
     etcdctl role grant-permission --prefix vrouter-writer read "$prefix/state/"
@@ -57,6 +58,7 @@ node)
     role "vrouter-node-$node"
     etcdctl role grant-permission --prefix "vrouter-node-$node" readwrite "$prefix/config/bindings/$node/"
     etcdctl role grant-permission "vrouter-node-$node" readwrite "$prefix/state/$node"
+    etcdctl role grant-permission --prefix "vrouter-node-$node" readwrite "$prefix/health/$node/"
     # Who is first has a block of ports of a router's address: by transactions, under common keys.
     etcdctl role grant-permission --prefix "vrouter-node-$node" readwrite "$prefix/config/blocks/"
     user "vrouter-$node"

@@ -11,6 +11,7 @@ mod environment;
 pub mod external;
 mod flows;
 mod frame_socket;
+pub mod health;
 pub mod metrics;
 mod ports;
 pub mod records;
@@ -50,6 +51,7 @@ use crate::{
     banks::{Banks, Published, Touch},
     compile::{self, Compiled, ExternalInterface, Liveness, LocalPort, Surroundings},
     config::{AgentConfig, ExternalConfig, UplinkHook},
+    counters::Balanced,
     data_path::{self, DataPath, Hook, Pins},
     identities::Identities,
     kernel::Map,
@@ -62,6 +64,7 @@ use crate::{
 };
 use edge::Edge;
 use external::{External, Outside};
+use health::Health;
 use ports::Ports;
 use services::Services;
 use source::{Read, Source};
@@ -100,6 +103,7 @@ pub async fn run(config: AgentConfig) -> Result<()> {
     }
     let mut moves = agent.external.moves();
     let mut held = agent.ports.as_ref().map(Ports::holders);
+    let mut health = agent.health.changes();
     let (mut found, mut failed) = (agent.edge.found(), agent.external.failed());
     let mut requests = control::listen(&run_dir, agent.status.clone(), agent.services.served())?;
     let (mut terminated, mut interrupted) =
@@ -126,6 +130,7 @@ pub async fn run(config: AgentConfig) -> Result<()> {
                 let found = found.borrow_and_update().clone();
                 agent.follow_found(found).await;
             }
+            () = health.next() => agent.follow_health().await,
             () = Ports::changed(&mut held) => agent.follow_holders().await,
             Ok(()) = failed.changed() => {
                 let failed = failed.borrow_and_update().clone();
@@ -185,10 +190,13 @@ struct Agent {
     banks: Banks,
     names: Map<NameKey, Name>,
     identities: Identities,
+    /// What load balancers have counted.
+    balanced: Balanced,
     underlays: Underlays,
     flows: flows::Sweeper,
     external: External,
     edge: Edge,
+    health: Health,
     services: Services,
     /// Who claims what the topology leaves open.
     learned: Map<LearnedKey, Learned>,
@@ -233,6 +241,7 @@ impl Agent {
         let banks = Banks::open(&maps)?;
         let names = Map::open(&maps, "NAMES")?;
         let identities = Identities::read(&names)?;
+        let balanced = Balanced::open(&maps)?;
         let underlays = Underlays::open(&maps)?;
         let mut flows = flows::Sweeper::open(&pins, config.timeouts.clone(), config.flow_idle_seconds)?;
         if let Some(target) = config.flow_records.clone() {
@@ -246,7 +255,19 @@ impl Agent {
         let told = status.clone();
         let edge = Edge::start(&pins, Arc::new(move |edge| status::lock(&told).edge = edge))?;
         let external = External::start(&pins, found, edge.found(), tell)?;
-        let services = Services::start(&pins, status::lock(&status).services.clone())?;
+        let told = status.clone();
+        let tell = Arc::new(move |members, unsent| {
+            let health = &mut status::lock(&told).health;
+            (health.members, health.unsent) = (members, unsent);
+        });
+        let health = Health::start(&config, config.run_dir().join("health.json"), tell)?;
+        let (tally, counts) = {
+            let status = status::lock(&status);
+            (status.services.clone(), status.metadata.clone())
+        };
+        let metadata = config.metadata.clone().zip(counts);
+        let metadata = metadata.map(|(config, tally)| services::metadata::Setup { config, tally });
+        let services = Services::start(&pins, tally, health.ear(), metadata)?;
         let commit = banks.commit();
         tracing::info!(
             node = %config.node, instance = %config.instance, epoch = commit.epoch, pins = %pins.root().display(),
@@ -259,10 +280,12 @@ impl Agent {
             banks,
             names,
             identities,
+            balanced,
             underlays,
             flows,
             external,
             edge,
+            health,
             services,
             learned,
             topology: None,
@@ -299,6 +322,8 @@ impl Agent {
                 self.set_wanted(digest, skipped.iter().cloned().collect());
                 let Some(topology) = topology else { return self.tell() };
                 tracing::info!(%origin, digest = %format!("{digest:016x}"), "topology read");
+                self.health.topology(&topology);
+                self.liveness.members = self.health.not_up();
                 self.topology = Some((topology, digest));
                 // An agent that starts has no way out without it.
                 self.learn().await;
@@ -500,7 +525,7 @@ impl Agent {
             liveness: self.liveness.clone(),
             shares: self.ports.as_ref().map(Ports::shares),
             learned: self.learned_routes.clone(),
-            metadata: false,
+            metadata: self.config.metadata.is_some(),
         };
         let (compiled, identities) = loop {
             let mut identities = self.identities.clone();
@@ -549,6 +574,7 @@ impl Agent {
     ) -> Result<()> {
         // Names first, so that whatever a bank mentions has one; what is gone is forgotten only when no
         // bank mentions it.
+        self.balanced.begin(identities.fresh(&self.identities))?;
         identities.write(&self.identities, &self.names)?;
         self.identities = identities.clone();
         let published = Published {
@@ -573,6 +599,7 @@ impl Agent {
             );
         }
         let (image, commit, watched) = (self.banks.in_force(), self.banks.commit(), &self.compiled.watched);
+        self.health.follow(&self.compiled.monitored);
         self.external.follow(Outside::of(image, commit, &held(&self.learned)?, watched));
         self.services.follow(&self.compiled.served);
         status::lock(&self.status).error = None;

@@ -6,19 +6,21 @@
 
 mod balancer;
 mod external;
+mod health;
 mod policy;
 mod router;
 mod scope;
 pub mod served;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
 };
 
 use anyhow::{Context, Result};
 use ipnet::{IpNet, Ipv6Net};
+use serde::Serialize;
 use vrouter_common::{
     addr::{Be32, Ip},
     memory::Image,
@@ -36,6 +38,7 @@ use crate::{
     },
 };
 pub use external::virtual_mac;
+pub use health::MonitoredMember;
 use policy::Policies;
 use scope::Scope;
 pub use served::Served;
@@ -95,9 +98,11 @@ pub struct Liveness {
 }
 
 /// What is known of a member of a pool.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum MemberHealth {
     /// It serves.
+    #[default]
     Up,
     /// It does not.
     Down,
@@ -203,6 +208,8 @@ pub struct Compiled {
     pub carried: BTreeMap<String, u32>,
     /// Next hops of routes that have several, on external networks: network number and address.
     pub watched: BTreeSet<(u32, Ip)>,
+    /// Members of pools that this node checks.
+    pub monitored: Vec<MonitoredMember>,
     /// What the services of this node are to know of its ports, by interface.
     pub served: Served,
     /// Every number in use, by kind.
@@ -221,11 +228,12 @@ pub fn compile(topology: &Topology, around: &Surroundings, ids: &mut Identities)
     }
     compiler.outside()?;
     compiler.gateways()?;
+    compiler.monitored();
     for port in &topology.ports {
         compiler.port(port)?;
     }
-    compiler.services()?;
     compiler.balancers()?;
+    compiler.services()?;
     compiler.hear_claims()?;
     compiler.floods();
     compiler.rules()?;
@@ -254,6 +262,8 @@ struct Compiler<'a> {
     /// Who of all nodes has which ports for SNAT; positions are those in the topology.
     sharing: Rendezvous,
     policies: Policies<'a>,
+    /// Interfaces of this node behind which are members that it checks.
+    asked: HashSet<&'a str>,
     /// Routers with SNAT for which this node has no ports.
     without_ports: Vec<&'a str>,
     /// External networks this node is to carry for, without an interface on them.
@@ -315,6 +325,7 @@ impl<'a> Compiler<'a> {
             port_at: None,
             sharing: Rendezvous::among(topology.nodes.iter().map(|node| node.name.as_str())),
             policies: Policies::default(),
+            asked: HashSet::new(),
             without_ports: Vec::new(),
             off_network: Vec::new(),
             superfluous: Vec::new(),

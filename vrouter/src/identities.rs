@@ -4,7 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Result, bail};
-use vrouter_common::tables::{NAME_NETWORK, NAME_NODE, NETWORKS_MAX, NODES_MAX, Name, NameKey, Scoped};
+use vrouter_common::tables::{
+    LISTENERS_MAX, NAME_LISTENER, NAME_MEMBER, NAME_NETWORK, NAME_NODE, NAME_POOL, NETWORKS_MAX, NODES_MAX,
+    Name, NameKey, POOL_MEMBERS_MAX, POOLS_MAX, Scoped,
+};
 
 use crate::kernel::Map;
 
@@ -47,6 +50,9 @@ impl Identities {
         let (limit, what) = match kind {
             NAME_NETWORK => (NETWORKS_MAX, "networks"),
             NAME_NODE => (NODES_MAX, "nodes"),
+            NAME_LISTENER => (LISTENERS_MAX, "listeners"),
+            NAME_POOL => (POOLS_MAX, "pools"),
+            NAME_MEMBER => (POOL_MEMBERS_MAX, "members of pools"),
             _ => (Scoped::ID_LIMIT - 1, "objects"),
         };
         if id >= limit {
@@ -80,6 +86,12 @@ impl Identities {
         self.by_name.retain(|(kind, _), id| used.contains(&(*kind, *id)));
     }
 
+    /// Numbers (with their kinds) that stand for something else in `before`, or for nothing.
+    pub fn fresh<'a>(&'a self, before: &'a Self) -> impl Iterator<Item = (u32, u32)> + 'a {
+        let numbers = self.by_id.iter().filter(|(key, name)| before.by_id.get(key) != Some(name));
+        numbers.map(|(key, _)| *key)
+    }
+
     /// Writes what `self` has and `before` has not; removes the opposite.
     pub fn write(&self, before: &Self, names: &Map<NameKey, Name>) -> Result<()> {
         for (&(kind, id), name) in &self.by_id {
@@ -96,7 +108,8 @@ impl Identities {
     }
 }
 
-fn name_to_string(name: &Name) -> String {
+/// As text.
+pub fn name_to_string(name: &Name) -> String {
     let end = name.bytes.iter().position(|&byte| byte == 0).unwrap_or(name.bytes.len());
     String::from_utf8_lossy(&name.bytes[..end]).into_owned()
 }

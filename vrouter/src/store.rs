@@ -10,6 +10,7 @@
 //! | [`change`] | changing it: all or nothing, whatever its size |
 //! | [`view`] | what one node makes of it: its own part, whole and checked |
 //! | [`follow`] | keeping a view current, and telling how the node is |
+//! | [`health`] | which members of pools are down, said by the nodes that check them |
 //!
 //! `docs/design/store.md` says why it is so.
 
@@ -18,6 +19,7 @@ pub mod change;
 pub mod client;
 pub mod config;
 pub mod follow;
+pub mod health;
 pub mod keys;
 pub mod record;
 pub mod report;

@@ -9,6 +9,7 @@ mod carriers;
 mod decode;
 mod identity;
 pub mod model;
+mod monitored;
 mod object;
 mod problem;
 mod ranges;
@@ -30,6 +31,7 @@ pub use identity::{
     digest128, fnv1a_of,
 };
 use model::{AddressGroup, LoadBalancer, Network, Node, Pool, Port, Router, SecurityGroup, Subnet, Topology};
+pub use monitored::{Monitored, monitored};
 pub use problem::{Problem, Problems};
 pub use translator::Translators;
 pub use vrids::{Vrids, derive_vrid};

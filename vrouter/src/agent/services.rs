@@ -11,6 +11,8 @@
 //! | [`call`] | reads what the data path hands over, and tells which service it is for |
 //! | [`service`] | what a service is |
 //! | [`dhcp`], [`dhcpv6`], [`router`] | DHCP over either family, router advertisements |
+//! | [`metadata`] | requests of workloads to the metadata server |
+//! | [`stack`], [`frame`] | TCP/IP in user space |
 //! | [`sender`] | sends frames to ports |
 //! | [`tally`] | counts |
 //! | [`told`] | what each port is told, for people |
@@ -22,9 +24,12 @@ pub mod dhcp;
 pub mod dhcpv6;
 #[cfg(test)]
 mod fixture;
+pub mod frame;
+pub mod metadata;
 pub mod router;
 pub mod sender;
 pub mod service;
+pub mod stack;
 pub mod tally;
 pub mod told;
 pub mod worker;
@@ -35,7 +40,7 @@ use anyhow::{Context, Result, anyhow};
 use aya::maps::{MapData, RingBuf};
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    sync::watch,
+    sync::{mpsc, watch},
     time::sleep_until,
 };
 
@@ -44,6 +49,7 @@ pub use service::{Asker, Kind, Refused, Service};
 pub use tally::Tally;
 use worker::Worker;
 
+use super::health;
 use crate::{compile::Served, data_path::Pins};
 
 /// The thread, from outside.
@@ -51,14 +57,23 @@ pub struct Services {
     pins: Pins,
     served: watch::Sender<Arc<Served>>,
     tally: Tally,
+    answers: mpsc::Sender<health::Frame>,
+    metadata: Option<metadata::Setup>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Services {
     /// Starts it, in the network namespace of the calling thread. It serves nobody until it is told whom.
-    pub fn start(pins: &Pins, tally: Tally) -> Result<Self> {
+    ///
+    /// `answers`: where to put what members of pools answer. `metadata`: the server that requests for it go to.
+    pub fn start(
+        pins: &Pins,
+        tally: Tally,
+        answers: mpsc::Sender<health::Frame>,
+        metadata: Option<metadata::Setup>,
+    ) -> Result<Self> {
         let served = watch::Sender::new(Arc::new(Served::new()));
-        let mut services = Self { pins: pins.clone(), served, tally, thread: None };
+        let mut services = Self { pins: pins.clone(), served, tally, answers, metadata, thread: None };
         services.spawn()?;
         Ok(services)
     }
@@ -90,7 +105,7 @@ impl Services {
         let map = MapData::from_pin(&path).with_context(|| format!("cannot open {}", path.display()))?;
         let ring = RingBuf::try_from(aya::maps::Map::RingBuf(map)).context("SERVICES")?;
         let sender = FrameSender::open()?;
-        let services = self.services(&sender);
+        let services = self.services(&sender)?;
         let mut served = self.served.subscribe();
         served.mark_changed();
         let worker = Worker::new(services, sender, self.tally.clone());
@@ -104,9 +119,17 @@ impl Services {
     }
 
     /// What is served.
-    #[expect(clippy::unused_self, reason = "each service takes what it needs of it")]
-    fn services(&self, _sender: &FrameSender) -> Vec<Box<dyn Service>> {
-        vec![Box::new(dhcp::Dhcp), Box::new(dhcpv6::Dhcpv6), Box::<router::Router>::default()]
+    fn services(&self, sender: &FrameSender) -> Result<Vec<Box<dyn Service>>> {
+        let mut services: Vec<Box<dyn Service>> = vec![
+            Box::new(health::service::Answers(self.answers.clone())),
+            Box::new(dhcp::Dhcp),
+            Box::new(dhcpv6::Dhcpv6),
+            Box::<router::Router>::default(),
+        ];
+        if let Some(setup) = &self.metadata {
+            services.push(Box::new(metadata::MetadataService::start(setup, sender)?));
+        }
+        Ok(services)
     }
 }
 

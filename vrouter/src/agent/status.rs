@@ -5,8 +5,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde::{Serialize, Serializer};
 
 use super::{
-    bgp::BgpStatus, edge::EdgeStatus, external::NextHopsStatus, flows::FlowsStatus, records::RecordsStatus,
-    services::Tally,
+    bgp::BgpStatus,
+    edge::EdgeStatus,
+    external::NextHopsStatus,
+    flows::FlowsStatus,
+    health::HealthStatus,
+    records::RecordsStatus,
+    services::{Tally, metadata},
 };
 use crate::{
     compile::LocalPort, config::AgentConfig, connections::Timeouts, netlink, store::follow::Link,
@@ -37,8 +42,12 @@ pub struct AgentStatus {
     pub bgp: BgpStatus,
     /// Next hops on external networks, and the packets that wait for them.
     pub next_hops: NextHopsStatus,
+    /// Members of pools: how those are that this node checks, and which of the others are not up.
+    pub health: HealthStatus,
     /// What workloads asked this node's services, and what came of it.
     pub services: Tally,
+    /// Requests for metadata, if this node has a server to put them to.
+    pub metadata: Option<metadata::counts::Tally>,
     /// How long silent connections are kept, and remembered decisions.
     pub timeouts: Timeouts,
     pub flow_idle_seconds: u32,
@@ -118,7 +127,9 @@ impl AgentStatus {
             edge: EdgeStatus::default(),
             bgp: BgpStatus::default(),
             next_hops: NextHopsStatus::default(),
+            health: HealthStatus::default(),
             services: Tally::default(),
+            metadata: config.metadata.as_ref().map(metadata::counts::Tally::of),
             timeouts: config.timeouts.clone(),
             flow_idle_seconds: config.flow_idle_seconds,
             flows: None,

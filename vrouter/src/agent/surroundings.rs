@@ -235,6 +235,13 @@ impl Agent {
         self.live(now).await;
     }
 
+    /// Members of pools died, or live again.
+    pub(super) async fn follow_health(&mut self) {
+        let now = Liveness { members: self.health.not_up(), ..self.liveness.clone() };
+        status::lock(&self.status).health.others = self.health.others();
+        self.live(now).await;
+    }
+
     /// Ports of routers' addresses are others' now.
     pub(super) async fn follow_holders(&mut self) {
         self.commit(&Touch::Changed).await;

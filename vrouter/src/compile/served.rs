@@ -115,9 +115,8 @@ impl<'a> Compiler<'a> {
     }
 
     /// Whether this node asks a port for its health.
-    #[expect(clippy::unused_self, reason = "pools are to say")]
-    fn is_monitored(&self, _port: &Port) -> bool {
-        false
+    fn is_monitored(&self, port: &Port) -> bool {
+        port.interface.as_ref().is_some_and(|interface| self.asked.contains(interface.as_str()))
     }
 
     fn served_network(&mut self, network: &'a Network) -> Arc<ServedNetwork> {

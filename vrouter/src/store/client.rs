@@ -12,6 +12,7 @@ use etcd_client::{Client, ConnectOptions, Error, GetOptions, GetResponse, KvClie
 
 use super::{
     config::{REQUEST_TIMEOUT, StoreConfig},
+    health::{self, Health},
     keys::{Key, Keys, ObjectName},
     record::{Head, Record, Staged, Unusable},
     report::NodeState,
@@ -149,6 +150,17 @@ impl Store {
             Some((node, NodeState::read(&raw.value)))
         });
         Ok(states.collect())
+    }
+
+    /// What nodes say of the members they check, and the revision that is of.
+    pub async fn health(&mut self) -> Result<(i64, Health)> {
+        let prefix = self.keys.healths().to_owned();
+        let (revision, raw) = self.range(&prefix).await.context("cannot read members' health from etcd")?;
+        let mut health = Health::new();
+        for (key, raw) in raw {
+            health::note(&self.keys, &mut health, key.as_bytes(), Some(&raw.value));
+        }
+        Ok((revision, health))
     }
 
     /// As [`patient`], which the compiler cannot tell to be fit for another thread.

@@ -38,11 +38,11 @@ use mirror::{Event, Mirror};
 
 /// How long a node's state outlives its agent.
 const LEASE_SECONDS: i64 = 10;
-const LEASE_RENEWAL: Duration = Duration::from_secs(3);
+pub(super) const LEASE_RENEWAL: Duration = Duration::from_secs(3);
 /// How long to wait after a failed connection, at first and at most.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+pub(super) const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 /// How often the member is asked how far it is, and how long it may say nothing.
-const PROGRESS: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(15));
+pub(super) const PROGRESS: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(15));
 /// How often everything is compared with what etcd has, whatever was followed: about.
 const COMPARISON: Duration = Duration::from_secs(600);
 /// When a node tells that it has a change that is not for it, and for which nobody waits.
@@ -279,7 +279,7 @@ impl Follow {
         self.connected();
         self.assemble();
         self.tell_holders();
-        let mut lease = Lease::grant(&mut store).await?;
+        let mut lease = Lease::grant(&mut store, LEASE_SECONDS).await?;
         self.told = None;
         self.tell_at = Some(Instant::now());
         let mut renewal = tokio::time::interval(LEASE_RENEWAL);
@@ -585,7 +585,7 @@ async fn until(at: Option<Instant>) {
 }
 
 /// From 0 to 1: another number each time, and other ones on other nodes.
-fn jitter(node: &str) -> f64 {
+pub(super) fn jitter(node: &str) -> f64 {
     use std::hash::{BuildHasher as _, RandomState};
     let hash = RandomState::new().hash_one(node);
     (hash >> 11) as f64 / (1_u64 << 53) as f64
@@ -596,21 +596,25 @@ fn now() -> u64 {
 }
 
 /// What ends with the agent.
-struct Lease {
+pub(super) struct Lease {
     id: i64,
     keeper: LeaseKeeper,
     stream: LeaseKeepAliveStream,
 }
 
 impl Lease {
-    async fn grant(store: &mut Store) -> Result<Self> {
+    pub(super) async fn grant(store: &mut Store, seconds: i64) -> Result<Self> {
         let context = "cannot get a lease from etcd";
-        let id = bounded(store.client().lease_grant(LEASE_SECONDS, None)).await.context(context)?.id();
+        let id = bounded(store.client().lease_grant(seconds, None)).await.context(context)?.id();
         let (keeper, stream) = bounded(store.client().lease_keep_alive(id)).await.context(context)?;
         Ok(Self { id, keeper, stream })
     }
 
-    async fn renew(&mut self) -> Result<()> {
+    pub(super) fn id(&self) -> i64 {
+        self.id
+    }
+
+    pub(super) async fn renew(&mut self) -> Result<()> {
         let context = "cannot renew the lease";
         bounded(self.keeper.keep_alive()).await.context(context)?;
         match bounded(self.stream.message()).await.context(context)? {

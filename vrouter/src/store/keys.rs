@@ -7,9 +7,12 @@
 //! config/bindings/<node>/<port>        a port that a node has plugged
 //! config/blocks/<router>/<block>       who has a block of ports of a router's address
 //! state/<node>                         how a node is; gone when its agent is
+//! health/<node>/words                  which of the members it checks are down
+//! health/<node>/alive                  gone when its agent is
 //! ```
 //!
-//! Agents read `config/` and write their own node's keys under `config/bindings/` and `state/`, and `config/blocks/`.
+//! Agents read `config/` and write their own node's keys under `config/bindings/`, `state/` and `health/`, and
+//! `config/blocks/`.
 
 use std::fmt;
 
@@ -46,18 +49,30 @@ pub enum Key {
     Block { router: String, block: u32 },
 }
 
+/// What a key of a node under `health/` is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HealthKey {
+    Words,
+    Alive,
+}
+
 /// Makes and reads keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Keys {
     config: String,
     state: String,
+    health: String,
 }
 
 impl Keys {
     /// Below a prefix, with or without a slash at its end.
     pub fn new(prefix: &str) -> Self {
         let prefix = prefix.trim_end_matches('/');
-        Self { config: format!("{prefix}/config/"), state: format!("{prefix}/state/") }
+        Self {
+            config: format!("{prefix}/config/"),
+            state: format!("{prefix}/state/"),
+            health: format!("{prefix}/health/"),
+        }
     }
 
     /// What all keys that agents follow begin with.
@@ -111,6 +126,31 @@ impl Keys {
     /// The key of a node's state.
     pub fn state(&self, node: &str) -> String {
         format!("{}{node}", self.state)
+    }
+
+    /// What the keys of members' health begin with.
+    pub fn healths(&self) -> &str {
+        &self.health
+    }
+
+    /// A node's key of the health of members.
+    pub fn health(&self, node: &str, key: HealthKey) -> String {
+        let last = match key {
+            HealthKey::Words => "words",
+            HealthKey::Alive => "alive",
+        };
+        format!("{}{node}/{last}", self.health)
+    }
+
+    /// Reads a key of the health of members.
+    pub fn read_health(&self, key: &[u8]) -> Option<(String, HealthKey)> {
+        let (node, last) = std::str::from_utf8(key).ok()?.strip_prefix(&self.health)?.split_once('/')?;
+        let key = match last {
+            "words" => HealthKey::Words,
+            "alive" => HealthKey::Alive,
+            _ => return None,
+        };
+        (!node.is_empty()).then(|| (node.to_owned(), key))
     }
 
     /// Reads a key under `config/`.

@@ -6,6 +6,7 @@
 
 mod balancer;
 mod dhcp;
+mod health;
 mod network;
 mod port;
 mod router;

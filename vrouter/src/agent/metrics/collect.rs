@@ -6,14 +6,16 @@ use std::{collections::BTreeMap, fs};
 use serde_json::Value;
 use vrouter_common::{
     reason::{DropReason, Event},
-    tables::{Commit, NAT_TRIES_BUCKETS},
+    tables::{Commit, LISTENERS_MAX, NAME_LISTENER, NAT_TRIES_BUCKETS, Name, NameKey},
 };
 
 use super::interface_counters;
 use crate::{
-    agent::status::AgentStatus,
-    counters::Counters,
+    agent::{services::metadata::counts::Tally, status::AgentStatus},
+    compile::MemberHealth,
+    counters::{Balanced, Counters},
     data_path::{self, Pins},
+    identities::name_to_string,
     kernel::{Map, PerCpu},
 };
 
@@ -73,11 +75,14 @@ pub fn families(status: &AgentStatus, pins: &Pins, instance: &str) -> Vec<Family
         row([("version", status.version), ("node", &status.node), ("vrouter_instance", instance)], 1.0);
     out.add(Kind::Gauge, "vrouter_agent_info", "Version, node and instance of the agent", vec![info]);
     pinned(&mut out, status, pins);
+    balanced(&mut out, pins);
     topology(&mut out, status);
     flows(&mut out, status);
     interfaces(&mut out, status);
     edge(&mut out, status);
     outside(&mut out, status);
+    metadata(&mut out, status);
+    health(&mut out, status);
     out.0
 }
 
@@ -221,6 +226,21 @@ fn flows(out: &mut Families, status: &AgentStatus) {
     out.gauge("vrouter_flow_pass_seconds", "How long the last pass through the flow tables took", pass);
 }
 
+/// Requests of workloads for metadata, if this node has a server to put them to.
+fn metadata(out: &mut Families, status: &AgentStatus) {
+    let Some(metadata) = status.metadata.as_ref().map(Tally::status) else { return };
+    let answered = metadata.answered.iter().map(|(status, count)| row([("status", status)], *count as f64));
+    let help = "Requests of workloads that the metadata server answered, by its status";
+    out.add(Kind::Counter, "vrouter_metadata_answered", help, answered.collect());
+    let refused = metadata.refused.iter().map(|(reason, count)| row([("reason", reason)], *count as f64));
+    let help = "Requests, connections and segments to the metadata service that were refused here, by reason";
+    out.add(Kind::Counter, "vrouter_metadata_refused", help, refused.collect());
+    let help = "Bytes sent to workloads by the metadata service";
+    out.counter("vrouter_metadata_sent_bytes", help, metadata.bytes as f64);
+    let help = "Connections of workloads to the metadata service";
+    out.gauge("vrouter_metadata_connections", help, metadata.connections as f64);
+}
+
 fn interfaces(out: &mut Families, status: &AgentStatus) {
     let ports = STATES.iter().map(|state| {
         let count = status.ports.iter().filter(|port| port.state == *state).count();
@@ -344,6 +364,60 @@ fn edge(out: &mut Families, status: &AgentStatus) {
         let announced = status.bgp.announced.len() as f64;
         out.gauge("vrouter_bgp_addresses_announced", "Addresses announced", announced);
     }
+}
+
+/// New connections of load balancers.
+fn balanced(out: &mut Families, pins: &Pins) {
+    /// Numbers are given out from the lowest: after so many that nobody has, there are no more.
+    const GAP: u32 = 256;
+    let maps = pins.maps();
+    let (Ok(counts), Ok(names)) = (Balanced::open(&maps), Map::<NameKey, Name>::open(&maps, "NAMES")) else {
+        return;
+    };
+    let mut rows = Vec::new();
+    let (mut number, mut last) = (1, 0);
+    while number < LISTENERS_MAX && number - last <= GAP {
+        if let Ok(Some(name)) = names.lookup(&NameKey { kind: NAME_LISTENER, id: number })
+            && let Ok(count) = counts.listeners.lookup(&number)
+        {
+            last = number;
+            let name = name_to_string(&name);
+            rows.push(row([("listener", &*name)], count.unwrap_or_default() as f64));
+        }
+        number += 1;
+    }
+    let help = "New connections to listeners of load balancers, of this node's clients and, from outside, its members";
+    out.add(Kind::Counter, "vrouter_lb_connections", help, rows);
+}
+
+fn health(out: &mut Families, status: &AgentStatus) {
+    let members = || status.health.members.iter();
+    let label = |it: &crate::agent::health::MemberStatus, value| {
+        row([("pool", &*it.pool), ("member", &*it.member)], value)
+    };
+    let up = members().map(|it| label(it, is(it.state != "down")));
+    let help = "Whether a member of a pool that this node checks is used";
+    out.add(Kind::Gauge, "vrouter_member_up", help, up.collect());
+    type Of = fn(&crate::agent::health::MemberStatus) -> u64;
+    let results: [(&str, Of); 3] = [("good", |it| it.good), ("bad", |it| it.bad), ("void", |it| it.void)];
+    let checks = members().flat_map(|it| {
+        results.map(|(result, of)| {
+            row([("pool", &*it.pool), ("member", &*it.member), ("result", result)], of(it) as f64)
+        })
+    });
+    let help = "Checks of members, by result (void: could not be made)";
+    out.add(Kind::Counter, "vrouter_member_checks", help, checks.collect());
+    let others = [("down", MemberHealth::Down), ("lost", MemberHealth::Lost)].map(|(state, which)| {
+        let count = status.health.others.iter().filter(|it| it.state == which).count();
+        row([("state", state)], count as f64)
+    });
+    let help = "Members that other nodes check and that are not up (lost: the node is silent)";
+    out.add(Kind::Gauge, "vrouter_members_elsewhere", help, others.to_vec());
+    out.counter(
+        "vrouter_member_frames_unsent",
+        "Frames of checks that could not be sent",
+        status.health.unsent as f64,
+    );
 }
 
 fn outside(out: &mut Families, status: &AgentStatus) {

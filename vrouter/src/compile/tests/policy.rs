@@ -12,8 +12,7 @@ use vrouter_common::addr::Be16;
 
 use super::*;
 use crate::topology::model::{
-    AddressGroup, AllowedAddressPair, Direction, EtherFamily, LEASE_TIME, Mac, Node, Remote, Rule,
-    SecurityGroup, Subnet,
+    AddressGroup, AllowedAddressPair, Direction, EtherFamily, Mac, Node, Remote, Rule, SecurityGroup, Subnet,
 };
 
 /// A packet as rules see it: from (ingress) or to (egress) the other end.
@@ -316,7 +315,7 @@ impl Random {
             gateway: None,
             dns: Vec::new(),
             dhcp: true,
-            lease_time: LEASE_TIME,
+            lease_time: crate::topology::model::LEASE_TIME,
             host_routes: Vec::new(),
             dhcp_options: Vec::new(),
             ipv6_mode: None,

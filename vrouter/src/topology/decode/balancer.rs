@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use super::health;
 use crate::topology::model::{Listener, LoadBalancer, Member, Pool};
 use crate::topology::object::Object;
 use crate::topology::scalar::{self, Fault, quote};
@@ -98,7 +99,8 @@ pub fn pool(object: &mut Object<'_, '_>) -> Option<Pool> {
             "give one a weight of 1 or more; to refuse everybody, write `admin_state_up: false` for the listener",
         );
     }
-    Some(Pool { name: name?, source_ip, members, health_monitor: None, line: object.node.line })
+    let health_monitor = object.child("health_monitor", health::FIELDS, health::health_monitor);
+    Some(Pool { name: name?, source_ip, members, health_monitor, line: object.node.line })
 }
 
 fn member(object: &mut Object<'_, '_>) -> Option<Member> {

@@ -1,0 +1,291 @@
+//! The health of members of pools: this node checks those behind its own ports, and hears of the others by etcd.
+//!
+//! A thread of its own, so that checks begin and end in time whatever else the agent does. It is told which members are
+//! this node's ([`Health::follow`]) and given what they answer ([`Health::ear`]); it tells what is down. There is no
+//! leader: whoever hosts a member knows first, and nobody else can tell a dead workload from a broken way to it.
+//!
+//! | module | does |
+//! |---|---|
+//! | [`machine`] | a member's state: rise and fall, when it is checked |
+//! | [`probe`] | one check: what is sent, what an answer means |
+//! | [`checker`] | all members: whose turn it is, whose answer a frame is |
+//! | [`service`] | hands over what members answer |
+//! | [`shared`] | what is known of all members, from what the nodes say |
+//! | [`memory`] | what was known last, for the next agent |
+
+pub mod checker;
+pub mod machine;
+pub mod memory;
+pub mod probe;
+pub mod service;
+pub mod shared;
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, anyhow};
+use serde::Serialize;
+use tokio::{
+    sync::{mpsc, watch},
+    time::sleep_until,
+};
+
+use checker::Checker;
+pub use checker::MemberStatus;
+use memory::Memory;
+use shared::Index;
+
+use super::services::FrameSender;
+use crate::{
+    compile::{MemberHealth, MonitoredMember},
+    config::AgentConfig,
+    store::{
+        StoreConfig,
+        health::{self, Words},
+    },
+    topology::model::Topology,
+};
+
+/// Frames that wait for the thread. What does not fit is repeated by whoever sent it.
+const WAITING: usize = 4096;
+/// How often the status is renewed.
+const STATUS_INTERVAL: Duration = Duration::from_millis(250);
+
+/// How it goes.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct HealthStatus {
+    /// The members this node checks.
+    pub members: Vec<MemberStatus>,
+    /// Members of other nodes that are not up, as their nodes say.
+    pub others: Vec<OtherStatus>,
+    /// Frames that could not be sent.
+    pub unsent: u64,
+}
+
+/// A member that another node checks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct OtherStatus {
+    pub pool: String,
+    pub member: String,
+    pub node: String,
+    /// `down`, or `lost`: its node is silent.
+    pub state: MemberHealth,
+    pub reason: Option<String>,
+}
+
+/// Who is told how it goes.
+pub type Tell = Arc<dyn Fn(Vec<MemberStatus>, u64) + Send + Sync>;
+
+/// A frame that a port sent to a service of this node: the interface's number, and the frame.
+pub type Frame = (u32, Vec<u8>);
+
+/// The thread, from outside.
+pub struct Health {
+    node: String,
+    store: Option<StoreConfig>,
+    memory: Memory,
+    /// `None`: not known yet.
+    wanted: watch::Sender<Option<Arc<Vec<MonitoredMember>>>>,
+    frames: mpsc::Sender<Frame>,
+    words: watch::Receiver<Words>,
+    others: watch::Receiver<Arc<health::Health>>,
+    /// For the thread that shares, as long as it was not needed.
+    tell_others: Option<watch::Sender<Arc<health::Health>>>,
+    index: Index,
+    not_up: BTreeMap<shared::MemberName, MemberHealth>,
+}
+
+impl Health {
+    /// Starts to check. `memory`: the file where what is known is kept for the next agent.
+    pub fn start(config: &AgentConfig, memory: PathBuf, tell: Tell) -> Result<Self> {
+        let memory = Memory::new(memory);
+        let mut known = memory.load();
+        let own = known.remove(&config.node).and_then(|it| it.words).unwrap_or_default();
+        let (tell_words, words) = watch::channel(own.clone());
+        let (tell_others, others) = watch::channel(Arc::new(known));
+        let (wanted, wants) = watch::channel(None);
+        let (frames, ear) = mpsc::channel(WAITING);
+        let socket = FrameSender::open()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("tokio")?;
+        // It inherits the network namespace.
+        std::thread::Builder::new()
+            .name("vr-health".to_owned())
+            .spawn(move || runtime.block_on(run(Checker::new(own), socket, wants, ear, tell_words, tell)))
+            .map_err(|error| anyhow!("cannot start a thread: {error}"))?;
+        Ok(Self {
+            node: config.node.clone(),
+            store: config.store.clone(),
+            memory,
+            wanted,
+            frames,
+            words,
+            others,
+            tell_others: Some(tell_others),
+            index: Index::default(),
+            not_up: BTreeMap::new(),
+        })
+    }
+
+    /// Where to put what ports send to a router's address: TCP, and answers to pings.
+    pub fn ear(&self) -> mpsc::Sender<Frame> {
+        self.frames.clone()
+    }
+
+    /// Another topology is wanted.
+    pub fn topology(&mut self, topology: &Topology) {
+        self.index = Index::of(topology);
+        if let (false, Some(store)) = (self.index.is_empty(), &self.store)
+            && let Some(tell) = self.tell_others.take()
+            && let Err(error) = health::start(store.clone(), self.node.clone(), self.words.clone(), tell)
+        {
+            tracing::error!("{error:#}");
+        }
+    }
+
+    /// What is in force: these members are this node's to check.
+    pub fn follow(&self, monitored: &[MonitoredMember]) {
+        self.wanted.send_if_modified(|wanted| {
+            let differs = wanted.as_ref().is_none_or(|wanted| wanted[..] != *monitored);
+            if differs {
+                *wanted = Some(Arc::new(monitored.to_vec()));
+            }
+            differs
+        });
+    }
+
+    /// Tells when there is something new for [`not_up`](Self::not_up).
+    pub fn changes(&self) -> Changes {
+        Changes { words: self.words.clone(), others: self.others.clone() }
+    }
+
+    /// Members that are not up.
+    pub fn not_up(&mut self) -> BTreeMap<shared::MemberName, MemberHealth> {
+        let (own, others) = (self.words.borrow().clone(), self.others.borrow().clone());
+        let not_up = self.index.not_up(&self.node, &own, &others);
+        if not_up != self.not_up {
+            self.log(&not_up);
+            self.not_up.clone_from(&not_up);
+            let mut known = health::Health::clone(&others);
+            known.insert(self.node.clone(), health::NodeHealth { words: Some(own), alive: true });
+            self.memory.save(&known);
+        }
+        not_up
+    }
+
+    /// Other nodes' members that are not up.
+    pub fn others(&self) -> Vec<OtherStatus> {
+        let others = self.others.borrow().clone();
+        let of = |((pool, member), state): (&shared::MemberName, &MemberHealth)| {
+            let node = self.index.checker(&(pool.clone(), member.clone()))?;
+            let words = others.get(node).and_then(|it| it.words.as_ref());
+            let reason = words.and_then(|words| words.down.get(pool)?.get(member)).cloned();
+            let (pool, member, node) = (pool.clone(), member.clone(), node.to_owned());
+            (node != self.node).then_some(OtherStatus { pool, member, node, state: *state, reason })
+        };
+        self.not_up.iter().filter_map(of).collect()
+    }
+
+    /// What others say that is new; this node's own members are told of where they are checked.
+    fn log(&self, now: &BTreeMap<shared::MemberName, MemberHealth>) {
+        /// A node that dies has many members.
+        const LINES: usize = 10;
+        let state = |of: &BTreeMap<shared::MemberName, MemberHealth>, name: &shared::MemberName| {
+            of.get(name).copied().unwrap_or_default()
+        };
+        let names: std::collections::BTreeSet<_> = self.not_up.keys().chain(now.keys()).collect();
+        let news = names.into_iter().filter(|name| state(&self.not_up, name) != state(now, name));
+        let news: Vec<_> = news
+            .filter_map(|name| Some((name, self.index.checker(name)?)))
+            .filter(|(_, node)| *node != self.node)
+            .collect();
+        for (name, node) in news.iter().take(LINES) {
+            let (pool, member) = name;
+            let what = match state(now, name) {
+                MemberHealth::Up => "up",
+                MemberHealth::Down => "down",
+                MemberHealth::Lost => "lost: its node is silent",
+            };
+            tracing::info!(%pool, %member, %node, "{node} says: pool {pool} member {member}: {what}");
+        }
+        if news.len() > LINES {
+            tracing::info!("and of {} more members of other nodes", news.len() - LINES);
+        }
+    }
+}
+
+/// See [`Health::changes`].
+pub struct Changes {
+    words: watch::Receiver<Words>,
+    others: watch::Receiver<Arc<health::Health>>,
+}
+
+impl Changes {
+    /// Waits for something new.
+    pub async fn next(&mut self) {
+        let ended = tokio::select! {
+            changed = self.words.changed() => changed.is_err(),
+            changed = self.others.changed() => changed.is_err(),
+        };
+        if ended {
+            std::future::pending().await
+        }
+    }
+}
+
+/// The thread: until the agent ends.
+async fn run(
+    mut checker: Checker,
+    socket: FrameSender,
+    mut wanted: watch::Receiver<Option<Arc<Vec<MonitoredMember>>>>,
+    mut frames: mpsc::Receiver<Frame>,
+    words: watch::Sender<Words>,
+    tell: Tell,
+) {
+    let (mut out, mut unsent) = (Vec::new(), 0_u64);
+    let (mut told, mut known) = (Instant::now(), false);
+    loop {
+        let wake = checker.due().unwrap_or_else(|| Instant::now() + Duration::from_secs(60));
+        let mut differs = false;
+        tokio::select! {
+            changed = wanted.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                let now = wanted.borrow_and_update().clone();
+                if let Some(now) = now {
+                    differs |= checker.follow(&now, Instant::now());
+                    known = true;
+                    told = Instant::now() - STATUS_INTERVAL;
+                }
+            }
+            Some((ifindex, frame)) = frames.recv() => {
+                let now = Instant::now();
+                differs |= checker.hear(ifindex, &frame, now, &mut out);
+            }
+            () = sleep_until(wake.into()) => {}
+        }
+        let now = Instant::now();
+        differs |= checker.tick(now, &mut out);
+        for (ifindex, frame) in out.drain(..) {
+            // What cannot be sent is not answered, which is what counts.
+            let sent = socket.send(ifindex, &frame);
+            unsent += u64::from(sent.is_err());
+        }
+        if differs && known {
+            words.send_if_modified(|said| {
+                let now = checker.words();
+                let differs = *said != now;
+                *said = now;
+                differs
+            });
+        }
+        if differs || now.saturating_duration_since(told) >= STATUS_INTERVAL {
+            told = now;
+            tell(checker.status(), unsent);
+        }
+    }
+}

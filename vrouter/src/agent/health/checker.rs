@@ -1,0 +1,310 @@
+//! All members this node checks: whose turn it is, which frame is whose answer, what to say. Without clock or sockets.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use serde::Serialize;
+
+use super::{
+    machine::{Machine, Outcome, State},
+    probe::{Heard, Probe, Reach},
+    shared::MemberName,
+};
+use crate::{compile::MonitoredMember, store::health::Words};
+
+/// Ports and identifiers of checks, as RFC 6335 has them for what comes and goes.
+const NUMBERS: std::ops::RangeInclusive<u16> = 49152..=65535;
+
+/// A frame to be sent by an interface.
+pub type Sent = (u32, Vec<u8>);
+
+/// A member, as this node's agent tells of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct MemberStatus {
+    pub pool: String,
+    pub member: String,
+    pub address: String,
+    /// `up`, `down`, or `unknown`: not checked often enough yet, and used.
+    pub state: &'static str,
+    /// Why it is down.
+    pub reason: Option<String>,
+    /// Seconds since 1970 when it became so.
+    pub since: u64,
+    /// Checks by result.
+    pub good: u64,
+    pub bad: u64,
+    /// Those that could not be made.
+    pub void: u64,
+}
+
+struct Entry {
+    target: MonitoredMember,
+    machine: Machine,
+    probe: Option<(Probe, u16)>,
+    /// When the check in progress has failed.
+    deadline: Instant,
+    /// Where it is in [`Checker::timers`].
+    timer: Option<Instant>,
+    since: u64,
+    counts: [u64; 3],
+}
+
+/// See the module.
+#[derive(Default)]
+pub struct Checker {
+    members: BTreeMap<MemberName, Entry>,
+    timers: BTreeSet<(Instant, MemberName)>,
+    /// Whose check has which number on an interface.
+    asked: HashMap<(u32, u16), MemberName>,
+    next_number: u16,
+    /// What is down, if it is known from an earlier agent.
+    remembered: Words,
+}
+
+impl Checker {
+    /// What is remembered holds until it is found to be otherwise.
+    pub fn new(remembered: Words) -> Self {
+        Self { remembered, next_number: *NUMBERS.start(), ..Self::default() }
+    }
+
+    /// From now on these; whether there is something else to say.
+    pub fn follow(&mut self, wanted: &[MonitoredMember], now: Instant) -> bool {
+        let names: BTreeSet<MemberName> =
+            wanted.iter().map(|target| (target.pool.clone(), target.member.clone())).collect();
+        let gone: Vec<MemberName> =
+            self.members.keys().filter(|name| !names.contains(*name)).cloned().collect();
+        let mut differs = !gone.is_empty();
+        for name in gone {
+            self.forget(&name);
+        }
+        for target in wanted {
+            let name = (target.pool.clone(), target.member.clone());
+            if self.members.get(&name).is_some_and(|entry| entry.target == *target) {
+                continue;
+            }
+            let before = self.forget(&name);
+            let state = match before {
+                // Asked in another way, it is as it was found before.
+                Some(entry) if entry.target.address == target.address => entry.machine.state().clone(),
+                Some(_) => State::Unknown,
+                None => self.recall(&name),
+            };
+            let mut machine = Machine::new(&target.monitor, state, phase(&name), now);
+            let missing = target.ifindex.is_none().then_some(target.interface.as_str());
+            if machine.plug(missing, now) {
+                tell(&name, &machine);
+            }
+            let entry = Entry {
+                target: target.clone(),
+                machine,
+                probe: None,
+                deadline: now,
+                timer: None,
+                since: seconds(),
+                counts: [0; 3],
+            };
+            self.members.insert(name.clone(), entry);
+            self.schedule(&name);
+            differs = true;
+        }
+        self.remembered = Words::default();
+        differs
+    }
+
+    fn recall(&self, (pool, member): &MemberName) -> State {
+        match self.remembered.down.get(pool).and_then(|down| down.get(member)) {
+            Some(why) => State::Down(why.clone()),
+            None => State::Unknown,
+        }
+    }
+
+    fn forget(&mut self, name: &MemberName) -> Option<Entry> {
+        let entry = self.members.remove(name)?;
+        if let Some(at) = entry.timer {
+            self.timers.remove(&(at, name.clone()));
+        }
+        if let (Some((_, number)), Some(ifindex)) = (&entry.probe, entry.target.ifindex) {
+            self.asked.remove(&(ifindex, *number));
+        }
+        Some(entry)
+    }
+
+    /// When there is something to be done.
+    pub fn due(&self) -> Option<Instant> {
+        self.timers.first().map(|(at, _)| *at)
+    }
+
+    /// Begins checks, repeats questions, gives up; whether there is something else to say.
+    pub fn tick(&mut self, now: Instant, out: &mut Vec<Sent>) -> bool {
+        let mut differs = false;
+        while let Some((at, name)) = self.timers.first().cloned() {
+            if at > now {
+                break;
+            }
+            self.timers.pop_first();
+            if let Some(entry) = self.members.get_mut(&name) {
+                entry.timer = None;
+            }
+            differs |= self.turn(&name, now, out);
+            self.schedule(&name);
+        }
+        differs
+    }
+
+    fn turn(&mut self, name: &MemberName, now: Instant, out: &mut Vec<Sent>) -> bool {
+        let Some(entry) = self.members.get_mut(name) else { return false };
+        let Some(ifindex) = entry.target.ifindex else { return false };
+        if let Some((probe, _)) = &mut entry.probe {
+            if now < entry.deadline {
+                out.extend(probe.tick(now).into_iter().map(|frame| (ifindex, frame)));
+                return false;
+            }
+            let why = probe.silence();
+            return self.end(name, Outcome::Bad(why), out);
+        }
+        if entry.machine.due().is_none_or(|due| due > now) {
+            return false;
+        }
+        let Some(number) = self.number(ifindex) else {
+            return self.end(name, Outcome::Void, out);
+        };
+        let Some(entry) = self.members.get_mut(name) else { return false };
+        entry.machine.begin(now);
+        let target = &entry.target;
+        let reach = Reach {
+            source: target.source,
+            source_mac: target.source_mac,
+            address: target.address,
+            mac: target.mac,
+            number,
+        };
+        let (probe, frames) = Probe::start(reach, target.protocol_port, &target.monitor, now);
+        out.extend(frames.into_iter().map(|frame| (ifindex, frame)));
+        entry.deadline = now + Duration::from_millis(target.monitor.timeout_ms.into());
+        entry.probe = Some((probe, number));
+        self.asked.insert((ifindex, number), name.clone());
+        false
+    }
+
+    /// A free number on an interface: for a while nobody gets one that was used.
+    fn number(&mut self, ifindex: u32) -> Option<u16> {
+        for _ in NUMBERS {
+            let number = self.next_number;
+            self.next_number = if number == *NUMBERS.end() { *NUMBERS.start() } else { number + 1 };
+            if !self.asked.contains_key(&(ifindex, number)) {
+                return Some(number);
+            }
+        }
+        None
+    }
+
+    /// A frame came from a port; whether there is something else to say.
+    pub fn hear(&mut self, ifindex: u32, frame: &[u8], now: Instant, out: &mut Vec<Sent>) -> bool {
+        let Some(heard) = Heard::read(frame) else { return false };
+        let Some(name) = self.asked.get(&(ifindex, heard.number)).cloned() else { return false };
+        let Some(entry) = self.members.get_mut(&name) else { return false };
+        let Some((probe, _)) = &mut entry.probe else { return false };
+        let (frames, outcome) = probe.hear(&heard, now);
+        out.extend(frames.into_iter().map(|frame| (ifindex, frame)));
+        let differs = outcome.is_some_and(|outcome| self.end(&name, outcome, out));
+        self.schedule(&name);
+        differs
+    }
+
+    /// A check ended; whether there is something else to say.
+    fn end(&mut self, name: &MemberName, outcome: Outcome, out: &mut Vec<Sent>) -> bool {
+        let Some(entry) = self.members.get_mut(name) else { return false };
+        if let (Some((mut probe, number)), Some(ifindex)) = (entry.probe.take(), entry.target.ifindex) {
+            out.extend(probe.leave().into_iter().map(|frame| (ifindex, frame)));
+            self.asked.remove(&(ifindex, number));
+        }
+        entry.counts[match outcome {
+            Outcome::Good => 0,
+            Outcome::Bad(_) => 1,
+            Outcome::Void => 2,
+        }] += 1;
+        if let Outcome::Bad(why) = &outcome {
+            tracing::debug!(pool = name.0, member = name.1, "a check is bad: {why}");
+        }
+        let was_down = matches!(entry.machine.state(), State::Down(_));
+        if !entry.machine.end(outcome) {
+            return false;
+        }
+        entry.since = seconds();
+        tell(name, &entry.machine);
+        was_down != matches!(entry.machine.state(), State::Down(_))
+    }
+
+    /// Puts a member where its next moment is.
+    fn schedule(&mut self, name: &MemberName) {
+        let Some(entry) = self.members.get_mut(name) else { return };
+        let at = match &entry.probe {
+            Some((probe, _)) => Some(probe.due().map_or(entry.deadline, |due| due.min(entry.deadline))),
+            None => entry.machine.due(),
+        };
+        if at == entry.timer {
+            return;
+        }
+        if let Some(before) = std::mem::replace(&mut entry.timer, at) {
+            self.timers.remove(&(before, name.clone()));
+        }
+        self.timers.extend(at.map(|at| (at, name.clone())));
+    }
+
+    /// What is to be said of them.
+    pub fn words(&self) -> Words {
+        let mut words = Words::default();
+        for ((pool, member), entry) in &self.members {
+            if let State::Down(why) = entry.machine.state() {
+                words.down.entry(pool.clone()).or_default().insert(member.clone(), why.clone());
+            }
+        }
+        words
+    }
+
+    /// How they are.
+    pub fn status(&self) -> Vec<MemberStatus> {
+        let of = |((pool, member), entry): (&MemberName, &Entry)| {
+            let (state, reason) = match entry.machine.state() {
+                State::Unknown => ("unknown", None),
+                State::Up => ("up", None),
+                State::Down(why) => ("down", Some(why.clone())),
+            };
+            let [good, bad, void] = entry.counts;
+            MemberStatus {
+                pool: pool.clone(),
+                member: member.clone(),
+                address: entry.target.address.to_string(),
+                state,
+                reason,
+                since: entry.since,
+                good,
+                bad,
+                void,
+            }
+        };
+        self.members.iter().map(of).collect()
+    }
+}
+
+fn tell((pool, member): &MemberName, machine: &Machine) {
+    match machine.state() {
+        State::Down(why) => tracing::warn!(%pool, %member, "pool {pool} member {member}: down: {why}"),
+        State::Up => tracing::info!(%pool, %member, "pool {pool} member {member}: up"),
+        State::Unknown => {}
+    }
+}
+
+/// A member's own moment in each period, from 0 to 1.
+fn phase((pool, member): &MemberName) -> f64 {
+    let mut hasher = DefaultHasher::new();
+    (pool, member).hash(&mut hasher);
+    (hasher.finish() >> 11) as f64 / (1_u64 << 53) as f64
+}
+
+fn seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

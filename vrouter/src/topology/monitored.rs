@@ -1,0 +1,108 @@
+//! Which port is behind a member that is monitored. Every node must give the same answer, so it depends on nothing but
+//! the document's content.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+
+use super::Balancers;
+use super::model::{HealthMonitor, Member, Pool, Port, Router, Topology};
+
+/// A member of a pool with a health monitor that a listener uses.
+#[derive(Clone, Copy, Debug)]
+pub struct Monitored<'t> {
+    pub pool: &'t Pool,
+    pub member: &'t Member,
+    pub monitor: &'t HealthMonitor,
+    /// The router that balances to it, from whose leg on `port`'s network it is asked.
+    pub router: &'t Router,
+    pub port: &'t Port,
+}
+
+/// All whose address is a fixed IP of a port; nobody can ask the others.
+pub fn monitored(topology: &Topology) -> Vec<Monitored<'_>> {
+    let mut of_pool: BTreeMap<&str, Vec<&Router>> = BTreeMap::new();
+    let monitors = topology.pools.iter().filter_map(|pool| Some((pool, pool.health_monitor.as_ref()?)));
+    let monitors: Vec<(&Pool, &HealthMonitor)> = monitors.collect();
+    if monitors.is_empty() {
+        return Vec::new();
+    }
+    let balancers = Balancers::of(topology);
+    let is_monitored: std::collections::HashSet<&str> =
+        monitors.iter().map(|(pool, _)| pool.name.as_str()).collect();
+    for balancer in &topology.load_balancers {
+        for listener in &balancer.listeners {
+            if !is_monitored.contains(listener.default_pool.as_str()) {
+                continue;
+            }
+            let routers = of_pool.entry(&listener.default_pool).or_default();
+            for &vip in &balancer.vip_addresses {
+                routers.extend(balancers.router(&balancer.network, vip));
+            }
+        }
+    }
+    for routers in of_pool.values_mut() {
+        // Of several, whichever comes first by name.
+        routers.sort_by_key(|router| router.name.as_str());
+        routers.dedup_by_key(|router| router.name.as_str());
+    }
+    let mut ports: HashMap<(&str, IpAddr), &Port> = HashMap::new();
+    for port in &topology.ports {
+        ports.extend(port.fixed_ips.iter().map(|ip| ((port.network.as_str(), *ip), port)));
+    }
+    let mut found = Vec::new();
+    for (pool, monitor) in monitors {
+        let Some(routers) = of_pool.get(pool.name.as_str()) else { continue };
+        for member in &pool.members {
+            let behind = routers.iter().find_map(|&router| {
+                let network = balancers.network_of(router, member.address)?;
+                Some((router, *ports.get(&(network.name.as_str(), member.address))?))
+            });
+            if let Some((router, port)) = behind {
+                found.push(Monitored { pool, member, monitor, router, port });
+            }
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DOCUMENT: &str = r#"
+networks:
+  - { name: web, subnets: [{ name: web4, cidr: 10.0.1.0/24, gateway: 10.0.1.1 }] }
+  - { name: db, subnets: [{ name: db4, cidr: 10.0.2.0/24, gateway: 10.0.2.1 }] }
+routers:
+  - { name: r1, interfaces: [web4, db4] }
+ports:
+  - { name: vm1, network: web, mac: "02:00:00:00:01:01", fixed_ips: [10.0.1.11], node: a, interface: tap1 }
+  - { name: vm2, network: db, mac: "02:00:00:00:01:02", fixed_ips: [10.0.2.12] }
+load_balancers:
+  - { name: lb, network: web, vip_addresses: [10.0.1.200], listeners: [
+      { name: l1, protocol: tcp, protocol_port: 80, default_pool: asked },
+      { name: l2, protocol: tcp, protocol_port: 81, default_pool: trusted }] }
+pools:
+  - name: asked
+    health_monitor: { type: ping, delay: 1, timeout: 1 }
+    members:
+      - { name: m1, address: 10.0.1.11, protocol_port: 80 }
+      - { name: m2, address: 10.0.2.12, protocol_port: 80 }
+      - { name: m3, address: 10.0.2.13, protocol_port: 80 }
+  - { name: trusted, members: [{ name: m1, address: 10.0.1.11, protocol_port: 80 }] }
+  - name: idle
+    health_monitor: { type: ping, delay: 1, timeout: 1 }
+    members: [{ name: m1, address: 10.0.1.11, protocol_port: 80 }]
+nodes: [{ name: a, vtep: 192.0.2.1 }]
+"#;
+
+    #[test]
+    fn members_of_pools_in_use_are_found_by_their_ports() {
+        let topology = crate::topology::parse("test", DOCUMENT).expect("a topology in order");
+        let found: Vec<_> = monitored(&topology)
+            .iter()
+            .map(|it| (&*it.pool.name, &*it.member.name, &*it.port.name, &*it.router.name))
+            .collect();
+        assert_eq!(found, [("asked", "m1", "vm1", "r1"), ("asked", "m2", "vm2", "r1")]);
+    }
+}
