@@ -21,7 +21,11 @@ const NOT_PROVOKED: [DropReason; 4] =
     [DropReason::NoRoom, DropReason::Internal, DropReason::FlowReused, DropReason::HopTableFull];
 
 /// It takes more than one packet: see `connections`.
-const BY_SEVERAL: [DropReason; 7] = [
+const BY_SEVERAL: [DropReason; 10] = [
+    // See `services`.
+    DropReason::ServiceBusy,
+    DropReason::ServiceTooLong,
+    DropReason::ServiceUnknown,
     DropReason::FlowTableFull,
     DropReason::SnatExhausted,
     DropReason::NatClash,

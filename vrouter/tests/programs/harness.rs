@@ -437,6 +437,11 @@ impl World {
         RingBuf::try_from(self.aya_map("UPCALLS", AyaMap::RingBuf)).expect("UPCALLS")
     }
 
+    /// What it hands to the agent's services.
+    pub fn services(&self) -> RingBuf<MapData> {
+        RingBuf::try_from(self.aya_map("SERVICES", AyaMap::RingBuf)).expect("SERVICES")
+    }
+
     pub fn pins(&self) -> &Pins {
         &self.pins.0
     }

@@ -9,6 +9,7 @@
 //! | [`drops`] | every reason to drop, counted exactly once |
 //! | [`connections`] | translation, waiting for next hops, expiry, byte for byte |
 //! | [`reservation`] | two CPUs never hand out one tuple |
+//! | [`services`] | what is handed to the agent to be answered |
 //! | [`commits`] | what an apply, a restart and a foreign pin do |
 //! | [`differential`] | random frames through the kernel's programs and through user space's |
 //! | [`expiry`] | connections in the tables: walked, expired, deleted |
@@ -32,5 +33,6 @@ mod generator;
 mod harness;
 mod next_hops;
 mod reservation;
+mod services;
 mod topology;
 mod verifier;

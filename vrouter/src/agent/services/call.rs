@@ -129,7 +129,7 @@ mod tests {
 
     #[test]
     fn whatever_the_bytes_nothing_is_read_past_their_end() {
-        let mut frame = vec![0_u8; 120];
+        let mut frame = [0_u8; 120];
         for ethertype in [[8, 0], [0x86, 0xdd], [8, 6]] {
             frame[12..14].copy_from_slice(&ethertype);
             for first in 0..=255 {

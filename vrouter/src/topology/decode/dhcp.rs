@@ -80,7 +80,7 @@ pub fn subnet(object: &mut Object<'_, '_>, cidr: IpNet) -> Fields {
     let host_routes = object.children("host_routes", HOST_ROUTE_FIELDS, host_route);
     let ipv6_mode = object.optional("ipv6_mode", ipv6_mode);
     let dhcp_options = options(object, Some(ipv6));
-    if ipv6 && host_routes.first().is_some() {
+    if ipv6 && !host_routes.is_empty() {
         object.about("host_routes", |object| {
             let remedy = "leave them out: over IPv6 routers are advertised, and DHCP tells no routes";
             object.problem(object.line("host_routes"), "host_routes are told over IPv4 alone", remedy);

@@ -21,6 +21,73 @@ fn yaml() {
 }
 
 #[test]
+fn dhcp() {
+    const WEB4: &str = "dns: [10.0.1.2]";
+    const WEB6: &str = "gateway: \"fd00:1::1\"";
+    check(&[
+        (WEB4, "lease_time: §5", "subnet web4", &["lease_time", "5", "60"]),
+        (WEB4, "dhcp: §maybe", "subnet web4", &["neither true nor false"]),
+        (WEB4, "ipv6_mode: §slaac", "subnet web4", &["10.0.1.0/24 is IPv4"]),
+        (WEB6, "gateway: \"fd00:1::1\", ipv6_mode: §ra", "subnet web6", &["no such mode", "slaac"]),
+        (WEB6, "gateway: \"fd00:1::1\", dhcp: §true", "subnet web6", &["does not say how", "ipv6_mode"]),
+        (
+            WEB6,
+            "gateway: \"fd00:1::1\", host_routes: §[{ destination: 10.9.0.0/16, nexthop: 10.0.1.9 }]",
+            "subnet web6",
+            &["IPv4 alone"],
+        ),
+        (
+            WEB4,
+            "host_routes: [§{ destination: 10.9.0.0/16, nexthop: 10.0.2.9 }]",
+            "subnet web4",
+            &["10.0.2.9", "outside 10.0.1.0/24"],
+        ),
+        (
+            WEB4,
+            "host_routes: [§{ destination: 0.0.0.0/0, nexthop: 10.0.1.9 }]",
+            "subnet web4 host_routes[0]",
+            &["default route", "`gateway`"],
+        ),
+        (
+            "gateway: 203.0.113.1 ",
+            "gateway: 203.0.113.1, lease_time: §600 ",
+            "subnet public4",
+            &["external network", "leave it out"],
+        ),
+        (
+            WEB4,
+            "dhcp_options: [§{ name: ntp, value: 10.0.1.3 }]",
+            "subnet web4 dhcp_options[0]",
+            &["\"ntp\"", "ntp-server"],
+        ),
+        (
+            WEB4,
+            "dhcp_options: [§{ code: 3, value: 10.0.1.9 }]",
+            "subnet web4 dhcp_options[0]",
+            &["the server's own", "`gateway`"],
+        ),
+        (
+            WEB4,
+            "dhcp_options: [{ code: 200, value: §abc }]",
+            "subnet web4 dhcp_options[0]",
+            &["unknown form", "hex:"],
+        ),
+        (
+            WEB4,
+            "dhcp_options: [{ name: ntp-server, value: §\"fd00::1\" }]",
+            "subnet web4 dhcp_options[0]",
+            &["not an IPv4 address"],
+        ),
+        (
+            WEB4,
+            "dhcp_options: [{ code: 200, value: §\"hex:0ab\" }]",
+            "subnet web4 dhcp_options[0]",
+            &["hexadecimal"],
+        ),
+    ]);
+}
+
+#[test]
 fn shapes() {
     check(&[
         (
