@@ -10,11 +10,18 @@
 //! |---|---|
 //! | [`call`] | reads what the data path hands over, and tells which service it is for |
 //! | [`service`] | what a service is |
+//! | [`dhcp`], [`dhcpv6`], [`router`] | DHCP over either family, router advertisements |
 //! | [`sender`] | sends frames to ports |
 //! | [`tally`] | counts |
 //! | [`worker`] | the thread's loop |
 
 pub mod call;
+mod datagram;
+pub mod dhcp;
+pub mod dhcpv6;
+#[cfg(test)]
+mod fixture;
+pub mod router;
 pub mod sender;
 pub mod service;
 pub mod tally;
@@ -95,7 +102,12 @@ impl Services {
 
     /// What is served.
     fn services(&self, _sender: &FrameSender) -> Vec<Box<dyn Service>> {
-        vec![Box::new(health::service::Answers(self.answers.clone()))]
+        vec![
+            Box::new(dhcp::Dhcp),
+            Box::new(dhcpv6::Dhcpv6),
+            Box::<router::Router>::default(),
+            Box::new(health::service::Answers(self.answers.clone())),
+        ]
     }
 }
 

@@ -155,18 +155,22 @@ impl<'a> Compiler<'a> {
         served
     }
 
-    /// The addresses of the metadata service, on every network that has ports here.
+    /// The addresses of services, on every network that has ports here.
     pub(super) fn services(&mut self) -> Result<()> {
-        if !self.around.metadata {
-            return Ok(());
-        }
         let networks: Vec<_> = self.served_networks.values().cloned().collect();
         for network in networks {
             let id = self.id(NAME_NETWORK, &network.name)?;
+            // A client renews where it was given its address.
+            let v4 = self.around.metadata || network.has_dhcp();
+            let v6 = self.around.metadata;
+            if !v4 && !v6 {
+                continue;
+            }
             let mac = network.service_mac;
             let station = Station { mac, kind: STATION_SERVICE, place: PLACE_EVERYWHERE, at: 0, owner: 0 };
             self.out.image.fdb.insert(FdbKey::new(0, id, mac), station);
-            for ip in [service::METADATA_IP_V4, service::METADATA_IP_V6] {
+            let addresses = [(v4, service::METADATA_IP_V4), (v6, service::METADATA_IP_V6)];
+            for (_, ip) in addresses.into_iter().filter(|(is, _)| *is) {
                 self.out.image.addresses.insert(AddressKey::new(0, id, ip), station);
             }
         }

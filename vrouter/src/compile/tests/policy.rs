@@ -181,8 +181,8 @@ fn ports_are_in_the_groups_they_say() {
     // No group: nothing. No port security: no policy to ask.
     assert_eq!(policies.allows(4, &tcp(false, "10.0.1.18", 80)), None);
     let binding = |ifindex| policies.tables.image.bindings[&BindingKey { ifindex: Scoped::new(0, ifindex) }];
-    assert_eq!((binding(4).policy, binding(4).flags), (0, 0));
-    assert_eq!((binding(5).policy, binding(5).flags), (0, BINDING_NO_SECURITY));
+    assert_eq!((binding(4).policy, binding(4).flags), (0, BINDING_DHCP));
+    assert_eq!((binding(5).policy, binding(5).flags), (0, BINDING_NO_SECURITY | BINDING_DHCP));
     assert_eq!(policies.ids.name(NAME_POLICY, binding(1).policy), Some("web-sg"));
     assert_eq!(policies.ids.name(NAME_POLICY, binding(2).policy), Some("fast+web-sg"));
     let found = policies.found(1, &tcp(true, "198.51.100.1", 80));

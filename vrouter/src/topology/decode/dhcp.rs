@@ -93,6 +93,13 @@ pub fn subnet(object: &mut Object<'_, '_>, cidr: IpNet) -> Fields {
             object.problem(object.line("host_routes"), message, remedy);
         });
     }
+    for route in host_routes.iter().filter(|route| !ipv6 && !cidr.contains(&IpAddr::V4(route.nexthop))) {
+        object.about("host_routes", |object| {
+            let message =
+                format!("the next hop {} of {} is outside {cidr}", route.nexthop, route.destination);
+            object.problem(route.line, message, "use an address that workloads reach on the subnet itself");
+        });
+    }
     if !ipv6 && ipv6_mode.is_some() {
         object.about("ipv6_mode", |object| {
             let message = format!("ipv6_mode is given, and {cidr} is IPv4");

@@ -2,11 +2,13 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
+
+use ipnet::IpNet;
 
 use super::Check;
 use crate::topology::decode::{Kind, label_of};
-use crate::topology::model::{Mac, Port};
+use crate::topology::model::{Ipv6Mode, Mac, Port};
 use crate::topology::ranges::edge;
 use crate::topology::yaml::Step;
 
@@ -110,6 +112,19 @@ impl<'a> Check<'a, '_> {
             return Some(self.outside(address, network));
         };
         let subnet = self.subnet(place);
+        if let (Some(Ipv6Mode::Slaac | Ipv6Mode::Stateless), IpAddr::V6(given)) = (subnet.ipv6_mode, address)
+        {
+            let made = interface_address(subnet.cidr, self.topology.ports[index].mac);
+            if made != Some(given) {
+                let message =
+                    format!("{given} is not the address that subnet {} and the MAC make", subnet.name);
+                let remedy = match made {
+                    Some(made) => format!("write {made}, or `ipv6_mode: dhcpv6-stateful` to the subnet"),
+                    None => "write `ipv6_mode: dhcpv6-stateful` to the subnet".to_owned(),
+                };
+                return Some((message, remedy));
+            }
+        }
         let what = if subnet.gateway == Some(address) { Some("gateway") } else { edge(subnet.cidr, address) };
         what.map(|what| {
             let message = format!("{address} is the {what} of subnet {}", subnet.name);
@@ -137,4 +152,12 @@ impl<'a> Check<'a, '_> {
             }
         }
     }
+}
+
+/// The address a host makes of a prefix and its MAC (RFC 4862 with RFC 2464). `None`: the prefix is no /64.
+fn interface_address(cidr: IpNet, mac: Mac) -> Option<Ipv6Addr> {
+    let IpNet::V6(cidr) = cidr else { return None };
+    let [a, b, c, d, e, f] = mac.0;
+    let interface = u64::from_be_bytes([a ^ 2, b, c, 0xff, 0xfe, d, e, f]);
+    (cidr.prefix_len() == 64).then(|| Ipv6Addr::from_bits(cidr.network().to_bits() | u128::from(interface)))
 }

@@ -1,0 +1,80 @@
+//! DHCP over IPv4 (RFC 2131), answered from the topology.
+//!
+//! There is no lease to keep: a port's address is what the topology says, as long as it says so. So an answer is a
+//! function of the port and the message ([`answer::answer`]), the same whichever agent gives it.
+
+pub mod answer;
+pub mod message;
+
+use std::{net::Ipv4Addr, time::Instant};
+
+use super::{
+    call,
+    datagram::{self, Ends},
+    sender::FrameSender,
+    service::{Asker, Kind, Refused, Service},
+};
+use answer::Reply;
+use message::Message;
+
+/// See the module.
+pub struct Dhcp;
+
+impl Service for Dhcp {
+    fn kinds(&self) -> &'static [Kind] {
+        &[Kind::Dhcp]
+    }
+
+    fn answer(
+        &mut self,
+        asker: &Asker<'_>,
+        frame: &[u8],
+        sender: &FrameSender,
+        _now: Instant,
+    ) -> Result<&'static str, Refused> {
+        let message = read(frame)?;
+        let Some(reply) = answer::answer(asker.port, &message)? else {
+            if message.kind == message::DECLINE {
+                tracing::warn!(
+                    port = %asker.port.name,
+                    "the workload declines its address {}: somebody else on network {} answers for it",
+                    message.requested.unwrap_or(Ipv4Addr::UNSPECIFIED),
+                    asker.port.network.name
+                );
+                return Ok("declined");
+            }
+            return Ok("released");
+        };
+        let frame = frame_of(&message, &reply);
+        sender.send(asker.ifindex, &frame).map_err(|_| Refused::NOT_SENT)?;
+        Ok(reply.name())
+    }
+}
+
+/// The message in a frame.
+pub fn read(frame: &[u8]) -> Result<Message, Refused> {
+    let transport = call::transport(frame).ok_or(Refused::MALFORMED)?;
+    if transport.fragment {
+        return Err(Refused::FRAGMENT);
+    }
+    let len = transport.bytes.get(4..6).ok_or(Refused::MALFORMED)?;
+    let len = usize::from(u16::from_be_bytes([len[0], len[1]]));
+    let payload = transport.bytes.get(8..len).ok_or(Refused::MALFORMED)?;
+    Message::read(payload)
+}
+
+/// The frame of an answer: to whom it goes is RFC 2131, 4.1.
+pub fn frame_of(message: &Message, reply: &Reply) -> Vec<u8> {
+    let everybody = ([0xff; 6], Ipv4Addr::BROADCAST);
+    let (dst_mac, dst) = if reply.kind == message::NAK {
+        everybody
+    } else if !message.client.is_unspecified() {
+        (message.mac, message.client)
+    } else if message.broadcast {
+        everybody
+    } else {
+        (message.mac, reply.address)
+    };
+    let ends = Ends { src_mac: reply.server_mac, dst_mac, src: reply.server, dst };
+    datagram::udp_v4(&ends, 67, 68, &reply.write(message))
+}

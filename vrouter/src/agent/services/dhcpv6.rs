@@ -1,0 +1,77 @@
+//! DHCP over IPv6 (RFC 8415), answered from the topology: addresses where a subnet is `dhcpv6-stateful`, and what
+//! else there is to know where it is that or `dhcpv6-stateless`.
+
+pub mod answer;
+pub mod message;
+
+use std::{net::Ipv6Addr, time::Instant};
+
+use vrouter_common::wire::ETH_LEN;
+
+use super::{
+    call,
+    datagram::{self, Ends},
+    sender::FrameSender,
+    service::{Asker, Kind, Refused, Service},
+};
+use crate::compile::served::{ServedPort, link_local_of};
+use message::Message;
+
+/// See the module.
+pub struct Dhcpv6;
+
+impl Service for Dhcpv6 {
+    fn kinds(&self) -> &'static [Kind] {
+        &[Kind::Dhcpv6]
+    }
+
+    fn answer(
+        &mut self,
+        asker: &Asker<'_>,
+        frame: &[u8],
+        sender: &FrameSender,
+        _now: Instant,
+    ) -> Result<&'static str, Refused> {
+        let (name, frame) = answer_frame(asker.port, frame)?;
+        sender.send(asker.ifindex, &frame).map_err(|_| Refused::NOT_SENT)?;
+        Ok(name)
+    }
+}
+
+/// The answer to a frame, and its name.
+pub fn answer_frame(port: &ServedPort, frame: &[u8]) -> Result<(&'static str, Vec<u8>), Refused> {
+    let (source, mac) = sender_of(frame).ok_or(Refused::MALFORMED)?;
+    if !source.is_unicast_link_local() {
+        return Err(Refused("not_link_local"));
+    }
+    let transport = call::transport(frame).ok_or(Refused::MALFORMED)?;
+    if transport.fragment {
+        return Err(Refused::FRAGMENT);
+    }
+    let len = transport.bytes.get(4..6).ok_or(Refused::MALFORMED)?;
+    let len = usize::from(u16::from_be_bytes([len[0], len[1]]));
+    let asked = Message::read(transport.bytes.get(8..len).ok_or(Refused::MALFORMED)?)?;
+    let reply = answer::answer(port, &asked)?;
+    if asked.kind == message::DECLINE {
+        tracing::warn!(
+            port = %port.name,
+            "the workload declines an address: somebody else on network {} answers for it",
+            port.network.name
+        );
+    }
+    let subnet = port.network.subnets.iter().find(|subnet| subnet.ipv6_mode.is_some());
+    let router = subnet.and_then(|subnet| port.network.router_of(subnet));
+    let (src_mac, src) = match router {
+        Some(router) => (router.mac, router.link_local),
+        None => (port.network.service_mac, link_local_of(port.network.service_mac)),
+    };
+    let ends = Ends { src_mac, dst_mac: mac, src, dst: source };
+    Ok((reply.name(), datagram::udp_v6(&ends, 547, 546, &reply.bytes)))
+}
+
+/// The addresses an IPv6 frame came from.
+pub fn sender_of(frame: &[u8]) -> Option<(Ipv6Addr, [u8; 6])> {
+    let mac = frame.get(6..12)?.try_into().ok()?;
+    let source: [u8; 16] = frame.get(ETH_LEN + 8..ETH_LEN + 24)?.try_into().ok()?;
+    Some((source.into(), mac))
+}

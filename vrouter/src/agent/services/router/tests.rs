@@ -1,0 +1,136 @@
+use std::net::Ipv6Addr;
+
+use proptest::prelude::*;
+
+use super::{
+    advert::{adverts, check_solicitation},
+    *,
+};
+use crate::agent::services::{
+    datagram::{self, Ends},
+    fixture::{DOCUMENT, damaged, served},
+};
+
+fn solicitation(source: &str, options: &[u8]) -> Vec<u8> {
+    let routers: Ipv6Addr = "ff02::2".parse().unwrap();
+    let ends = Ends {
+        src_mac: [2, 0, 0, 0, 1, 0xb],
+        dst_mac: datagram::multicast_mac(routers),
+        src: source.parse().unwrap(),
+        dst: routers,
+    };
+    datagram::nd(&ends, &[&[133, 0, 0, 0, 0, 0, 0, 0][..], options].concat())
+}
+
+#[test]
+fn each_mode_is_advertised_as_it_is() {
+    let served = served(DOCUMENT, false);
+    let one = |port: u32| {
+        let mut adverts = adverts(&served[&port]);
+        assert_eq!(adverts.len(), 1);
+        adverts.remove(0)
+    };
+    let (stateful, slaac, stateless) = (one(11), one(13), one(14));
+    assert_eq!((stateful.managed, stateful.other, stateful.prefixes[0].autonomous), (true, true, false));
+    assert_eq!((slaac.managed, slaac.other, slaac.prefixes[0].autonomous), (false, false, true));
+    assert_eq!((stateless.managed, stateless.other, stateless.prefixes[0].autonomous), (false, true, true));
+    assert_eq!((stateful.lifetime, slaac.lifetime, stateless.lifetime), (LIFETIME, 0, LIFETIME));
+    assert_eq!(stateful.mtu, 1400);
+    let router = &served[&11].network.routers[0];
+    assert_eq!((stateful.source, stateful.mac), (router.link_local, router.mac));
+    assert_eq!(slaac.mac, served[&13].network.service_mac, "where there is no router");
+}
+
+/// RFC 4861, 4.2 and 4.6; RFC 8106, 5.1.
+#[test]
+fn the_bytes_are_where_they_belong() {
+    let served = served(DOCUMENT, false);
+    let frame = adverts(&served[&14])[0].frame(None);
+    let router = &served[&14].network.routers[0];
+    assert_eq!(frame[..6], [0x33, 0x33, 0, 0, 0, 1]);
+    assert_eq!(frame[21], 255, "hop limit");
+    let message = &frame[54..];
+    assert_eq!((message[0], message[1], message[4], message[5]), (134, 0, 64, 0x40));
+    assert_eq!(message[6..8], LIFETIME.to_be_bytes());
+    assert_eq!(message[16..24], [&[1, 1][..], &router.mac].concat());
+    assert_eq!(message[24..32], [&[5, 1, 0, 0][..], &1450_u32.to_be_bytes()].concat());
+    let day = 86_400_u32.to_be_bytes();
+    let net: Ipv6Addr = "fd00:3::".parse().unwrap();
+    assert_eq!(message[32..64], [&[3, 4, 64, 0xc0][..], &day, &day, &[0; 4], &net.octets()].concat());
+    let dns: Ipv6Addr = "fd00:3::2".parse().unwrap();
+    assert_eq!(message[64..], [&[25, 3, 0, 0][..], &1800_u32.to_be_bytes(), &dns.octets()].concat());
+}
+
+#[test]
+fn advertisements_come_soon_then_now_and_then_and_are_taken_back() {
+    let sender = FrameSender::open().unwrap();
+    let (mut router, start) = (Router::default(), Instant::now());
+    let all = Arc::new(served(DOCUMENT, false));
+    router.follow(&all, start);
+    // vm2 is on the same network: all four ports.
+    assert_eq!((router.told.len(), router.queue.len()), (4, 4));
+    let first = router.next_due().unwrap();
+    assert!(first > start && first < start + SOON.1);
+    let mut now = start;
+    let mut times: BTreeMap<u32, Vec<Duration>> = BTreeMap::new();
+    while now < start + Duration::from_secs(3600) {
+        now = router.next_due().unwrap();
+        let before: Vec<_> = router.queue.iter().filter(|(due, _)| *due <= now).copied().collect();
+        router.work(&sender, now);
+        for (due, port) in before {
+            times.entry(port).or_default().push(due - start);
+        }
+    }
+    for times in times.values() {
+        let gaps: Vec<_> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        assert!(gaps[..3].iter().all(|gap| *gap >= INITIAL.0 && *gap <= INITIAL.1), "{gaps:?}");
+        assert!(gaps[3..].iter().all(|gap| *gap >= INTERVAL.0 && *gap <= INTERVAL.1), "{gaps:?}");
+    }
+    // The same again is no news.
+    let due = router.next_due();
+    router.follow(&Arc::new(served(DOCUMENT, false)), now);
+    assert_eq!(router.next_due(), due);
+    // The router leaves one network, and another is not advertised any more.
+    let changed = DOCUMENT.replace(", cache6]", "]").replace(", ipv6_mode: slaac", "");
+    router.follow(&Arc::new(served(&changed, false)), now);
+    let told = &router.told[&14];
+    assert_eq!((told.gone.len(), told.gone[0].lifetime, told.adverts[0].lifetime), (1, 0, 0));
+    assert_ne!(told.gone[0].source, told.adverts[0].source);
+    assert_eq!(router.told[&13].gone.len(), 1);
+    router.work(&sender, now + SOON.1);
+    assert!(!router.told.contains_key(&13) && router.told[&14].gone.is_empty());
+    router.follow(&Arc::new(Served::new()), now);
+    assert!(router.told.is_empty() && router.queue.is_empty());
+}
+
+#[test]
+fn solicitations_against_the_rules_are_refused() {
+    const SOURCE: [u8; 8] = [1, 1, 2, 0, 0, 0, 1, 0xb];
+    assert_eq!(check_solicitation(&solicitation("fe80::1", &SOURCE)), Ok(()));
+    assert_eq!(check_solicitation(&solicitation("::", &[])), Ok(()));
+    let mut far = solicitation("fe80::1", &[]);
+    far[21] = 254;
+    let mut code = solicitation("fe80::1", &[]);
+    code[55] = 1;
+    for (frame, reason) in [
+        (solicitation("::", &SOURCE), "options_malformed"),
+        (solicitation("fe80::1", &[1, 0, 0, 0, 0, 0, 0, 0]), "options_malformed"),
+        (solicitation("fe80::1", &[1, 2, 0, 0, 0, 0, 0, 0]), "options_truncated"),
+        (solicitation("fe80::1", &[1]), "options_truncated"),
+        (far, "not_from_the_link"),
+        (code, "malformed"),
+    ] {
+        assert_eq!(check_solicitation(&frame), Err(Refused(reason)));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_comes_it_is_refused_or_taken(
+        frame in damaged(solicitation("fe80::1", &[1, 1, 2, 0, 0, 0, 1, 0xb, 14, 1, 0, 0, 0, 0, 0, 0]))
+    ) {
+        let _ = check_solicitation(&frame);
+    }
+}
