@@ -81,6 +81,7 @@ fn served(system: &System, from: &str, to: &str, count: usize) -> BTreeMap<Strin
 fn b1_a_vip_from_everywhere() {
     let mut system = System::start(&balanced(&MEMBERS.map(|name| (name, 1)), "")).unwrap();
     let _servers = servers(&system, &MEMBERS);
+    system.outside().route_inside("fd00::/16", "2001:db8:ff::10").unwrap();
     let everybody = BTreeSet::from(MEMBERS.map(str::to_owned));
     for (from, to) in [
         ("vm1", VIP),
@@ -103,6 +104,7 @@ fn b1_a_vip_from_everywhere() {
         ("vm5", FLOATING),
         ("vm4", FLOATING),
         // Routed as it is.
+        ("outside1", VIP6),
         ("server1", VIP6),
     ] {
         let counts = served(&system, from, to, 20);
@@ -125,6 +127,8 @@ fn b1_a_vip_from_everywhere() {
 
     // On the wire: valid, one router on the way, and the member's router as the sender.
     for (from, to) in [("vm1", VIP), ("outside1", FLOATING)] {
+        // As on a wire, with checksums.
+        system.host(from).offloads_off().unwrap();
         let sniffer = system.host("vm4").sniff().unwrap();
         let is_first =
             |bytes: &[u8]| bytes.get(23) == Some(&TCP) && bytes.get(47).is_some_and(|flags| flags & 2 != 0);
@@ -142,6 +146,16 @@ fn b1_a_vip_from_everywhere() {
     for (from, to) in [("vm1", VIP), ("vm5", VIP6), ("outside1", FLOATING)] {
         let took = tcp_refused(system.host(from), at(to, 81)).unwrap();
         assert!(took < AT_ONCE, "{from} to {to}: {took:?}");
+    }
+
+    // What a trace says of it.
+    let traced = system
+        .agent("node-a")
+        .vrouter(&["trace", "--port", "vm1", "tcp 10.0.1.11:40000 > 10.0.1.200:80"])
+        .unwrap();
+    let text = String::from_utf8(traced.stdout).unwrap();
+    for words in ["a VIP, balanced by router r1", "listener lb1/http: pool pool1", "member pool1/vm"] {
+        assert!(text.contains(words), "no {words:?} in\n{text}");
     }
 
     // `show lb` says what was done. vm5 has asked on node-b alone.

@@ -49,11 +49,11 @@ pub fn recall<P: Packet, T: Tables>(
     plan.answer.hops = 0;
     plan.moved = 0;
     plan.block = false;
+    plan.service = false;
     plan.asked = false;
     plan.entered_network = 0;
     plan.named = 0;
     plan.listener = 0;
-    plan.service = false;
     track::recall(tables, ingress, headers, quoted, plan);
     if ingress.from != FROM_PORT {
         return Ok(());

@@ -176,6 +176,7 @@ counted! {
         ServiceTooLong = 145 => "service_too_long",
         /// For the address of the node's services, where nothing listens.
         ServiceUnknown = 146 => "service_unknown",
+
         /// No member of the pool takes connections at the moment.
         PoolEmpty = 152 => "pool_empty",
         /// The listener, or its load balancer, is administratively down.

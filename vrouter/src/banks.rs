@@ -11,6 +11,7 @@
 //! they are decided again under whichever topology is in force. The writes grow with the change.
 
 use std::{
+    cmp::Ordering,
     collections::{BTreeMap, BTreeSet},
     path::Path,
     time::{SystemTime, UNIX_EPOCH},
@@ -166,15 +167,14 @@ impl Maps {
             new: &BTreeMap<K, V>,
         ) -> Result<usize> {
             let mut writes = 0;
-            for key in old.keys().filter(|key| !new.contains_key(key)) {
+            // First what goes: there may be no room for more.
+            for (key, ..) in differences(old, new).filter(|(_, _, new)| new.is_none()) {
                 map.remove(&key.in_bank(bank))?;
                 writes += 1;
             }
-            for (key, value) in new {
-                if old.get(key) != Some(value) {
-                    map.set(&key.in_bank(bank), value)?;
-                    writes += 1;
-                }
+            for (key, value) in differences(old, new).filter_map(|(key, _, new)| Some((key, new?))) {
+                map.set(&key.in_bank(bank), value)?;
+                writes += 1;
             }
             Ok(writes)
         }
@@ -433,8 +433,36 @@ fn changed<'a, K: Ord, V: PartialEq>(
     old: &'a BTreeMap<K, V>,
     new: &'a BTreeMap<K, V>,
 ) -> impl Iterator<Item = (&'a K, &'a V)> {
-    let gone = old.iter().filter(|(key, value)| new.get(key) != Some(value));
-    gone.chain(new.iter().filter(|(key, value)| old.get(key) != Some(value)))
+    differences(old, new)
+        .flat_map(|(key, old, new)| old.into_iter().chain(new).map(move |value| (key, value)))
+}
+
+/// The keys at which two tables differ, in order, and what each has there.
+fn differences<'a, K: Ord, V: PartialEq>(
+    old: &'a BTreeMap<K, V>,
+    new: &'a BTreeMap<K, V>,
+) -> impl Iterator<Item = (&'a K, Option<&'a V>, Option<&'a V>)> {
+    let (mut old, mut new) = (old.iter().peekable(), new.iter().peekable());
+    std::iter::from_fn(move || {
+        loop {
+            let order = match (old.peek(), new.peek()) {
+                (Some((old, _)), Some((new, _))) => old.cmp(new),
+                (Some(_), None) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
+                (None, None) => return None,
+            };
+            match order {
+                Ordering::Less => return old.next().map(|(key, value)| (key, Some(value), None)),
+                Ordering::Greater => return new.next().map(|(key, value)| (key, None, Some(value))),
+                Ordering::Equal => {
+                    let ((key, before), (_, after)) = (old.next()?, new.next()?);
+                    if before != after {
+                        return Some((key, Some(before), Some(after)));
+                    }
+                }
+            }
+        }
+    })
 }
 
 /// The policies of which a rule changed, or that have rules for a class that an address got or lost.

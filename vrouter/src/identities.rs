@@ -4,7 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Result, bail};
-use vrouter_common::tables::{NAME_NETWORK, NAME_NODE, NETWORKS_MAX, NODES_MAX, Name, NameKey, Scoped};
+use vrouter_common::tables::{
+    LISTENERS_MAX, NAME_LISTENER, NAME_MEMBER, NAME_NETWORK, NAME_NODE, NAME_POOL, NETWORKS_MAX, NODES_MAX,
+    Name, NameKey, POOL_MEMBERS_MAX, Scoped,
+};
 
 use crate::kernel::Map;
 
@@ -47,6 +50,9 @@ impl Identities {
         let (limit, what) = match kind {
             NAME_NETWORK => (NETWORKS_MAX, "networks"),
             NAME_NODE => (NODES_MAX, "nodes"),
+            NAME_LISTENER => (LISTENERS_MAX, "listeners"),
+            NAME_POOL => (LISTENERS_MAX, "pools"),
+            NAME_MEMBER => (POOL_MEMBERS_MAX, "members of pools"),
             _ => (Scoped::ID_LIMIT - 1, "objects"),
         };
         if id >= limit {

@@ -2,6 +2,7 @@
 
 mod edge;
 mod many;
+mod services;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -23,6 +24,9 @@ pub struct Args {
     /// The edge instead: gateways that carry for nodes without an interface outside, one of which dies under load.
     #[arg(long, conflicts_with = "etcd")]
     edge: bool,
+    /// What tenants need instead: DHCP, a load balancer, and a member of it that dies under load.
+    #[arg(long, conflicts_with_all = ["etcd", "edge"])]
+    services: bool,
     /// Remove every trace of a lab that was kept, and do nothing else.
     #[arg(long, conflicts_with = "keep")]
     clean: bool,
@@ -52,6 +56,9 @@ pub fn run(args: Args) -> Result<()> {
     }
     if args.edge {
         return edge::run(&vrouter, args.keep);
+    }
+    if args.services {
+        return services::run(&vrouter, args.keep);
     }
     let lab = build_lab(&vrouter)?;
     let mut agents = start_agents(&lab)?;

@@ -341,9 +341,9 @@ impl View {
         match station.kind {
             STATION_ROUTER => format!("router {}", self.name(NAME_ROUTER, station.owner)),
             STATION_FLOATING => format!("floating IP of router {}", self.name(NAME_ROUTER, station.owner)),
+            STATION_SERVICE => "services of the node".to_owned(),
             STATION_VIP => format!("VIP of router {}", self.name(NAME_ROUTER, station.owner)),
             STATION_MEMBER => format!("pool member of router {}", self.name(NAME_ROUTER, station.owner)),
-            STATION_SERVICE => "services of the node".to_owned(),
             _ => format!("port {}", self.name(NAME_PORT, station.owner)),
         }
     }

@@ -1,6 +1,9 @@
 //! Load balancers: listeners, pools, and which member has which slots.
 
-use std::collections::HashMap;
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, LazyLock, Mutex, PoisonError},
+};
 
 use anyhow::{Context, Result};
 use vrouter_common::{
@@ -36,6 +39,7 @@ impl<'a> Compiler<'a> {
         let balancers = Balancers::of(topology);
         let pools: HashMap<&str, &Pool> =
             topology.pools.iter().map(|pool| (pool.name.as_str(), pool)).collect();
+        DEALT.lock().unwrap_or_else(PoisonError::into_inner).turn();
         let mut done = HashMap::new();
         for balancer in &topology.load_balancers {
             let Some(&network) = self.networks.get(balancer.network.as_str()) else { continue };
@@ -108,10 +112,12 @@ impl<'a> Compiler<'a> {
             Some(network) => Some((network, self.id(NAME_NETWORK, &network.name)?)),
             None => None,
         };
-        let around = self.around;
+        let said = &self.around.liveness.members;
         let health = |member: &str| {
-            let key = (pool.name.clone(), member.to_owned());
-            around.liveness.members.get(&key).copied().unwrap_or(MemberHealth::Up)
+            // Most pools have no monitor.
+            let is_asked = pool.health_monitor.is_some() && !said.is_empty();
+            let health = is_asked.then(|| said.get(&(pool.name.clone(), member.to_owned()))).flatten();
+            health.copied().unwrap_or(MemberHealth::Up)
         };
         let members: Vec<_> = pool.members.iter().filter(|it| it.address.is_ipv6() == ipv6).collect();
         // Of members nobody speaks for any more, some may serve: better those than none.
@@ -119,6 +125,8 @@ impl<'a> Compiler<'a> {
             .iter()
             .any(|it| it.weight > 0 && it.admin_state_up && health(&it.name) == MemberHealth::Up);
         let mut candidates = Vec::new();
+        // The network of the member before.
+        let mut on: Option<(&str, u32)> = None;
         for (index, member) in members.iter().enumerate() {
             let health = health(&member.name);
             let usable = health == MemberHealth::Up || health == MemberHealth::Lost && !any_up;
@@ -132,7 +140,10 @@ impl<'a> Compiler<'a> {
                 });
             }
             let Some(network) = balancers.network_of(router, member.address) else { continue };
-            let network_id = self.id(NAME_NETWORK, &network.name)?;
+            if on.is_none_or(|(name, _)| name != network.name) {
+                on = Some((network.name.as_str(), self.id(NAME_NETWORK, &network.name)?));
+            }
+            let Some((_, network_id)) = on else { continue };
             let up = member.admin_state_up && member.weight > 0 && usable;
             let mac = external.map_or([0; 6], |(network, _)| {
                 derive_external_mac(&format!("pool {}", pool.name), &network.name, &member.name).0
@@ -170,7 +181,7 @@ impl<'a> Compiler<'a> {
                 }
             }
         }
-        let slots = slots(&candidates);
+        let slots = DEALT.lock().unwrap_or_else(PoisonError::into_inner).slots(candidates);
         for (chunk, slots) in slots.as_chunks().0.iter().enumerate() {
             let key = PoolSlotsKey { pool: Scoped::new(0, id), chunk: chunk as u32 };
             self.out.image.pool_slots.insert(key, PoolSlots(*slots));
@@ -221,7 +232,7 @@ impl<'a> Compiler<'a> {
 }
 
 /// A member that may have slots.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Candidate {
     index: u16,
     hash: u64,
@@ -230,70 +241,89 @@ struct Candidate {
     leaves: bool,
 }
 
+/// Slots that were dealt out before: of most pools nothing changes, and they take by far the most time. What two
+/// compilations in a row did not ask for is forgotten.
+#[derive(Default)]
+struct Dealt {
+    now: HashMap<Vec<Candidate>, Arc<[Slot]>>,
+    before: HashMap<Vec<Candidate>, Arc<[Slot]>>,
+}
+
+static DEALT: LazyLock<Mutex<Dealt>> = LazyLock::new(Mutex::default);
+
+impl Dealt {
+    /// Another compilation begins.
+    fn turn(&mut self) {
+        self.before = std::mem::take(&mut self.now);
+    }
+
+    fn slots(&mut self, candidates: Vec<Candidate>) -> Arc<[Slot]> {
+        let slots = match self.now.get(&candidates) {
+            Some(slots) => return Arc::clone(slots),
+            None => self.before.remove(&candidates).unwrap_or_else(|| slots(&candidates).into()),
+        };
+        self.now.insert(candidates, Arc::clone(&slots));
+        slots
+    }
+}
+
 /// Deals slots out: each goes to the candidate that is the first in the slot's own order of them. No slots: nobody takes
 /// anything new.
 ///
 /// A candidate's place in a slot's order is its rank of the slot, divided by its weight: each ranks all slots, in an
 /// order of its own. So a candidate that comes or goes changes nothing between two others. Ranks stand for
 /// exponentially distributed numbers, of which the least of several is each one's with a probability in proportion
-/// to its weight.
+/// to its weight. Of equal places the lighter comes first, then the first in the document.
 fn slots(candidates: &[Candidate]) -> Vec<Slot> {
-    if candidates.iter().all(|candidate| candidate.leaves) {
+    let takers = candidates.iter().filter(|candidate| !candidate.leaves).count();
+    if takers == 0 {
         return Vec::new();
     }
     let count = (candidates.len() * SLOTS_PER_MEMBER).next_power_of_two().clamp(SLOTS_MIN, SLOTS_MAX);
     let costs = costs(count);
-    let empty = Place { cost: f32::INFINITY, index: SLOT_NOBODY };
-    let mut owners = vec![(empty, empty, empty); count];
+    // Those of one weight come to their ranks at the same time.
+    let mut groups: BTreeMap<u16, (usize, Vec<(Candidate, Permutation)>)> = BTreeMap::new();
     for candidate in candidates {
-        let Candidate { index, hash, weight, leaves } = *candidate;
-        let share = 1.0 / f32::from(weight);
-        let rank = Permutation::of(hash, count);
-        for (slot, (first, second, leaving)) in owners.iter_mut().enumerate() {
-            let place = Place { cost: costs[rank.at(slot)] * share, index };
-            if leaves {
-                leaving.lower(place);
-            } else if place.is_before(*first) {
-                *second = std::mem::replace(first, place);
-            } else {
-                second.lower(place);
+        let rank = Permutation::of(candidate.hash, count);
+        groups.entry(candidate.weight).or_default().1.push((*candidate, rank));
+    }
+    let empty = Slot { member: SLOT_NOBODY, other: SLOT_NOBODY };
+    let mut dealt = vec![empty; count];
+    // Slots without an owner, or without another candidate, who is there if more than one takes.
+    let mut open = count * takers.min(2);
+    let cost = |weight: u16, rank: usize| costs[rank] / f64::from(weight);
+    while open > 0 {
+        let next = groups.iter_mut().filter(|(_, (rank, _))| *rank < count);
+        let next = next.min_by(|(a, (i, _)), (b, (j, _))| cost(**a, *i).total_cmp(&cost(**b, *j)));
+        let Some((_, (rank, group))) = next else { break };
+        for (candidate, order) in group.iter() {
+            let slot = &mut dealt[order.slot(*rank)];
+            let (has_owner, has_other) = (slot.member != SLOT_NOBODY, slot.other != SLOT_NOBODY);
+            if candidate.leaves {
+                if !has_owner && !has_other {
+                    slot.other = candidate.index | SLOT_LEAVES;
+                    open -= usize::from(takers > 1);
+                }
+            } else if !has_owner {
+                slot.member = candidate.index;
+                open -= 1;
+            } else if !has_other {
+                slot.other = candidate.index;
+                open -= 1;
             }
         }
+        *rank += 1;
     }
-    let slot = |&(first, second, leaving): &(Place, Place, Place)| Slot {
-        member: first.index,
-        other: if leaving.is_before(first) { leaving.index | SLOT_LEAVES } else { second.index },
-    };
-    owners.iter().map(slot).collect()
-}
-
-/// Who comes where in a slot's order.
-#[derive(Clone, Copy)]
-struct Place {
-    cost: f32,
-    index: u16,
-}
-
-impl Place {
-    /// Of equal ones the first in the document: every node reads the same.
-    fn is_before(self, other: Self) -> bool {
-        self.cost < other.cost || self.cost == other.cost && self.index < other.index
-    }
-
-    fn lower(&mut self, other: Self) {
-        if other.is_before(*self) {
-            *self = other;
-        }
-    }
+    dealt
 }
 
 /// The expected values of the smallest, second smallest, ... of `count` exponentially distributed numbers: sums of
 /// quotients, so that every machine comes to the same.
-fn costs(count: usize) -> Vec<f32> {
-    let mut sum = 0.0_f64;
+fn costs(count: usize) -> Vec<f64> {
+    let mut sum = 0.0;
     let next = |rank: usize| {
         sum += 1.0 / (count - rank) as f64;
-        sum as f32
+        sum
     };
     (0..count).map(next).collect()
 }
@@ -304,26 +334,27 @@ struct Permutation {
     mask: u32,
     half: u32,
     add: u32,
-    factors: [u32; 2],
+    factors: [u32; 3],
 }
 
 impl Permutation {
     fn of(hash: u64, count: usize) -> Self {
         let [a, b] = [hash as u32, (hash >> 32) as u32];
-        let half = (count.trailing_zeros() / 2).max(1);
-        // Odd numbers have inverses; so does every step below.
-        let factors = [a | 1, b.rotate_left(9) | 1];
+        let half = count.trailing_zeros().div_ceil(2);
+        // Odd numbers have inverses modulo a power of two; so does every step below.
+        let factors = [a | 1, b.rotate_left(9) | 1, (a ^ 0x9e37_79b8) | 1];
         Self { mask: count as u32 - 1, half, add: b ^ a.rotate_left(16), factors }
     }
 
-    fn at(self, slot: usize) -> usize {
+    /// The slot that comes at a place.
+    fn slot(self, place: usize) -> usize {
         let Self { mask, half, add, factors } = self;
-        let mut x = (slot as u32).wrapping_add(add) & mask;
+        let mut x = (place as u32).wrapping_add(add) & mask;
         for factor in factors {
             x = x.wrapping_mul(factor) & mask;
             x ^= x >> half;
         }
-        (x.wrapping_mul(factors[0] ^ 0x9e37_79b8) & mask) as usize
+        x as usize
     }
 }
 
@@ -354,7 +385,7 @@ mod tests {
         for count in [256, 512, 4096] {
             for seed in 0..50 {
                 let order = Permutation::of(fnv1a_of(&[&seed.to_string()]), count);
-                let all: BTreeSet<usize> = (0..count).map(|slot| order.at(slot)).collect();
+                let all: BTreeSet<usize> = (0..count).map(|place| order.slot(place)).collect();
                 assert_eq!((all.len(), all.last()), (count, Some(&(count - 1))), "seed {seed}");
             }
         }

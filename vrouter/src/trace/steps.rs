@@ -319,6 +319,7 @@ impl Speaker<'_> {
                 let router = self.object(NAME_ROUTER, station.owner);
                 (format!("a floating IP of router {}", router.name), Some(router))
             }
+            STATION_SERVICE => ("the services of this node".to_owned(), None),
             STATION_VIP => {
                 let router = self.object(NAME_ROUTER, station.owner);
                 (format!("a VIP, balanced by router {}", router.name), Some(router))
@@ -327,7 +328,6 @@ impl Speaker<'_> {
                 let router = self.object(NAME_ROUTER, station.owner);
                 (format!("a pool's member, behind router {}", router.name), Some(router))
             }
-            STATION_SERVICE => ("the services of this node".to_owned(), None),
             _ => {
                 let port = self.object(NAME_PORT, station.owner);
                 (format!("port {}", port.name), Some(port))

@@ -26,9 +26,9 @@ pub fn entries(view: &View, name: &str, tell: Tell) -> Result<()> {
         let (kind, owner) = match station.kind {
             STATION_ROUTER => ("router", router(station.owner)),
             STATION_FLOATING => ("floating_ip_of_router", router(station.owner)),
+            STATION_SERVICE => ("services", "of every node".to_owned()),
             STATION_VIP => ("vip_of_router", router(station.owner)),
             STATION_MEMBER => ("pool_member_of_router", router(station.owner)),
-            STATION_SERVICE => ("services", "of every node".to_owned()),
             _ => ("port", port(station.owner)),
         };
         fields![kind: kind, owner: owner, mac: Mac(station.mac), at: view.place(station)]
