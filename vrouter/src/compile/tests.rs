@@ -58,7 +58,6 @@ fn around(interfaces: &[(&str, u32)]) -> Surroundings {
         liveness: Default::default(),
         shares: None,
         learned: Default::default(),
-        metadata: false,
     }
 }
 

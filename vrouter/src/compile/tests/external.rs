@@ -86,7 +86,6 @@ impl Node {
             liveness,
             shares: None,
             learned: Default::default(),
-            metadata: false,
         };
         let mut ids = Identities::default();
         // Numbers are each node's own: start elsewhere on each.

@@ -12,8 +12,7 @@ use vrouter_common::addr::Be16;
 
 use super::*;
 use crate::topology::model::{
-    AddressGroup, AllowedAddressPair, Direction, EtherFamily, LEASE_TIME, Mac, Node, Remote, Rule,
-    SecurityGroup, Subnet,
+    AddressGroup, AllowedAddressPair, Direction, EtherFamily, Mac, Node, Remote, Rule, SecurityGroup, Subnet,
 };
 
 /// A packet as rules see it: from (ingress) or to (egress) the other end.
@@ -44,7 +43,6 @@ impl Policies {
             liveness: Default::default(),
             shares: None,
             learned: Default::default(),
-            metadata: false,
         };
         let mut ids = Identities::default();
         let mut tables = MemoryTables::default();

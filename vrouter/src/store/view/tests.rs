@@ -87,7 +87,6 @@ fn around(node: &str, externals: &[&str]) -> Surroundings {
         liveness: compile::Liveness::default(),
         shares: None,
         learned: Default::default(),
-        metadata: false,
     }
 }
 
