@@ -257,7 +257,13 @@ impl Agent {
             (health.members, health.unsent) = (members, unsent);
         });
         let health = Health::start(&config, config.run_dir().join("health.json"), tell)?;
-        let services = Services::start(&pins, status::lock(&status).services.clone(), health.ear())?;
+        let (tally, counts) = {
+            let status = status::lock(&status);
+            (status.services.clone(), status.metadata.clone())
+        };
+        let metadata = config.metadata.clone().zip(counts);
+        let metadata = metadata.map(|(config, tally)| services::metadata::Setup { config, tally });
+        let services = Services::start(&pins, tally, health.ear(), metadata)?;
         let commit = banks.commit();
         tracing::info!(
             node = %config.node, instance = %config.instance, epoch = commit.epoch, pins = %pins.root().display(),
@@ -514,7 +520,7 @@ impl Agent {
             liveness: self.liveness.clone(),
             shares: self.ports.as_ref().map(Ports::shares),
             learned: self.learned_routes.clone(),
-            metadata: false,
+            metadata: self.config.metadata.is_some(),
         };
         let (compiled, identities) = loop {
             let mut identities = self.identities.clone();

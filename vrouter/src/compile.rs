@@ -232,8 +232,8 @@ pub fn compile(topology: &Topology, around: &Surroundings, ids: &mut Identities)
     for port in &topology.ports {
         compiler.port(port)?;
     }
-    compiler.services()?;
     compiler.balancers()?;
+    compiler.services()?;
     compiler.hear_claims()?;
     compiler.floods();
     compiler.rules()?;

@@ -13,7 +13,11 @@ use serde::Deserialize;
 use vrouter_common::tables::EXTERNALS_MAX;
 
 use crate::{
-    agent::{self, records::Target},
+    agent::{
+        self,
+        records::Target,
+        services::metadata::config::{MetadataArgs, MetadataConfig, MetadataTable},
+    },
     connections::{Timeout, Timeouts, timeouts::parse_assignment},
     store::{StoreArgs, StoreConfig, config::StoreTable},
 };
@@ -135,6 +139,8 @@ pub struct AgentArgs {
     /// Where a JSON line goes for each connection that ended: a file's absolute path, or udp:ADDRESS:PORT
     #[arg(long, value_name = "TARGET")]
     pub flow_records: Option<Target>,
+    #[command(flatten)]
+    pub metadata: MetadataArgs,
     /// Log what the programs decide about first packets, for developers
     #[arg(long, value_enum)]
     pub data_path_log: Option<DataPathLog>,
@@ -164,6 +170,7 @@ struct File {
     frr_sockets: Option<PathBuf>,
     metrics: Option<Metrics>,
     flow_records: Option<Target>,
+    metadata: Option<MetadataTable>,
 }
 
 /// Where metrics are served.
@@ -234,6 +241,8 @@ pub struct AgentConfig {
     pub metrics: Option<SocketAddr>,
     /// `None`: connections that ended are forgotten.
     pub flow_records: Option<Target>,
+    /// `None`: no metadata is served.
+    pub metadata: Option<MetadataConfig>,
     pub data_path_log: Option<DataPathLog>,
     pub discard_state: bool,
 }
@@ -299,6 +308,7 @@ impl AgentConfig {
                 Metrics::At(address) => Some(address),
             },
             flow_records: args.flow_records.or(file.flow_records),
+            metadata: MetadataConfig::new(args.metadata, file.metadata.unwrap_or_default())?,
             data_path_log: args.data_path_log,
             discard_state: args.discard_state,
         })

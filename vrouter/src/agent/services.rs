@@ -11,6 +11,9 @@
 //! | [`call`] | reads what the data path hands over, and tells which service it is for |
 //! | [`service`] | what a service is |
 //! | [`dhcp`], [`dhcpv6`], [`router`] | DHCP over either family, router advertisements |
+//! | [`metadata`] | requests of workloads to the metadata server |
+//! | [`probes`] | questions to members of pools |
+//! | [`stack`], [`frame`] | TCP/IP in user space |
 //! | [`sender`] | sends frames to ports |
 //! | [`tally`] | counts |
 //! | [`worker`] | the thread's loop |
@@ -21,9 +24,13 @@ pub mod dhcp;
 pub mod dhcpv6;
 #[cfg(test)]
 mod fixture;
+pub mod frame;
+pub mod metadata;
+pub mod probes;
 pub mod router;
 pub mod sender;
 pub mod service;
+pub mod stack;
 pub mod tally;
 pub mod worker;
 
@@ -51,16 +58,22 @@ pub struct Services {
     served: watch::Sender<Arc<Served>>,
     tally: Tally,
     answers: mpsc::Sender<health::Frame>,
+    metadata: Option<metadata::Setup>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Services {
     /// Starts it, in the network namespace of the calling thread. It serves nobody until it is told whom.
     ///
-    /// `answers`: where to put what members of pools answer.
-    pub fn start(pins: &Pins, tally: Tally, answers: mpsc::Sender<health::Frame>) -> Result<Self> {
+    /// `answers`: where to put what members of pools answer. `metadata`: the server that requests for it go to.
+    pub fn start(
+        pins: &Pins,
+        tally: Tally,
+        answers: mpsc::Sender<health::Frame>,
+        metadata: Option<metadata::Setup>,
+    ) -> Result<Self> {
         let served = watch::Sender::new(Arc::new(Served::new()));
-        let mut services = Self { pins: pins.clone(), served, tally, answers, thread: None };
+        let mut services = Self { pins: pins.clone(), served, tally, answers, metadata, thread: None };
         services.spawn()?;
         Ok(services)
     }
@@ -87,7 +100,7 @@ impl Services {
         let map = MapData::from_pin(&path).with_context(|| format!("cannot open {}", path.display()))?;
         let ring = RingBuf::try_from(aya::maps::Map::RingBuf(map)).context("SERVICES")?;
         let sender = FrameSender::open()?;
-        let services = self.services(&sender);
+        let services = self.services(&sender)?;
         let mut served = self.served.subscribe();
         served.mark_changed();
         let worker = Worker::new(services, sender, self.tally.clone());
@@ -101,13 +114,17 @@ impl Services {
     }
 
     /// What is served.
-    fn services(&self, _sender: &FrameSender) -> Vec<Box<dyn Service>> {
-        vec![
+    fn services(&self, sender: &FrameSender) -> Result<Vec<Box<dyn Service>>> {
+        let mut services: Vec<Box<dyn Service>> = vec![
+            Box::new(health::service::Answers(self.answers.clone())),
             Box::new(dhcp::Dhcp),
             Box::new(dhcpv6::Dhcpv6),
             Box::<router::Router>::default(),
-            Box::new(health::service::Answers(self.answers.clone())),
-        ]
+        ];
+        if let Some(setup) = &self.metadata {
+            services.push(Box::new(metadata::MetadataService::start(setup, sender)?));
+        }
+        Ok(services)
     }
 }
 

@@ -5,8 +5,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde::{Serialize, Serializer};
 
 use super::{
-    bgp::BgpStatus, edge::EdgeStatus, external::NextHopsStatus, flows::FlowsStatus, health::HealthStatus,
-    records::RecordsStatus, services::Tally,
+    bgp::BgpStatus,
+    edge::EdgeStatus,
+    external::NextHopsStatus,
+    flows::FlowsStatus,
+    health::HealthStatus,
+    records::RecordsStatus,
+    services::{Tally, metadata},
 };
 use crate::{
     compile::LocalPort, config::AgentConfig, connections::Timeouts, netlink, store::follow::Link,
@@ -41,6 +46,8 @@ pub struct AgentStatus {
     pub health: HealthStatus,
     /// What workloads asked this node's services, and what came of it.
     pub services: Tally,
+    /// Requests for metadata, if this node has a server to put them to.
+    pub metadata: Option<metadata::counts::Tally>,
     /// How long silent connections are kept, and remembered decisions.
     pub timeouts: Timeouts,
     pub flow_idle_seconds: u32,
@@ -122,6 +129,7 @@ impl AgentStatus {
             next_hops: NextHopsStatus::default(),
             health: HealthStatus::default(),
             services: Tally::default(),
+            metadata: config.metadata.as_ref().map(metadata::counts::Tally::of),
             timeouts: config.timeouts.clone(),
             flow_idle_seconds: config.flow_idle_seconds,
             flows: None,

@@ -46,6 +46,8 @@ struct Counts {
     address_groups: usize,
     ports: usize,
     floating_ips: usize,
+    load_balancers: usize,
+    pools: usize,
     nodes: usize,
 }
 
@@ -95,6 +97,8 @@ impl Counts {
             address_groups: topology.address_groups.len(),
             ports: topology.ports.len(),
             floating_ips: topology.floating_ips.len(),
+            load_balancers: topology.load_balancers.len(),
+            pools: topology.pools.len(),
             nodes: topology.nodes.len(),
         }
     }
@@ -110,6 +114,8 @@ impl fmt::Display for Counts {
             (self.address_groups, "address group"),
             (self.ports, "port"),
             (self.floating_ips, "floating ip"),
+            (self.load_balancers, "load balancer"),
+            (self.pools, "pool"),
             (self.nodes, "node"),
         ];
         let mut words = Vec::new();
