@@ -1,8 +1,8 @@
-//! A real guest: Debian's kernel in qemu at a tap, which leases its address, hears router advertisements, pings and
-//! fetches a page over the overlay.
+//! A real guest: Debian's kernel in qemu at a tap, which leases its address, hears router advertisements, pings,
+//! fetches a page over the overlay, and its metadata.
 
-use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::time::Duration;
 
 use vrouter_tests::topology::standard;
@@ -24,7 +24,7 @@ const NETWORK: &str = r#"networks:
       - { name: guests6, cidr: "fd00:5::/64", gateway: "fd00:5::1", ipv6_mode: slaac }
 "#;
 const PORT: &str = r#"ports:
-  - { name: guest, network: guests, mac: "02:00:00:00:05:4d", fixed_ips: [10.0.5.77, "fd00:5::ff:fe00:54d"],
+  - { name: guest, network: guests, device_id: instance-7, mac: "02:00:00:00:05:4d", fixed_ips: [10.0.5.77, "fd00:5::ff:fe00:54d"],
       security_groups: [open], node: node-a, interface: tap-guest }
 "#;
 
@@ -43,6 +43,7 @@ echo "== ping"
 for address in 10.0.5.1 10.0.2.15 fd00:5::1 fd00:2::f; do
     ping -c 3 -W 5 $address | grep -q ' 0% packet loss' && echo "$address answers"
 done
+echo "== metadata"; timeout 30 wget -q -O - http://169.254.169.254/latest/meta-data/instance-id
 echo "== fetch"
 timeout 30 wget -q -O /page http://10.0.2.15:8000/ && wc -c < /page && md5sum < /page
 timeout 30 wget -q -O - http://[fd00:2::f]:8000/ | md5sum
@@ -64,6 +65,28 @@ fn serve(host: &Host, page: Vec<u8>) -> std::thread::JoinHandle<Vec<IpAddr>> {
     })
 }
 
+/// Tells one client of a metadata server whom the node says it is.
+fn serve_metadata(node: &Host) -> std::thread::JoinHandle<()> {
+    let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8775));
+    let listener = node.netns().enter(|| TcpListener::bind(any)).unwrap().unwrap();
+    std::thread::spawn(move || {
+        let (client, _) = listener.accept().unwrap();
+        let (mut instance, mut reader) = (String::new(), BufReader::new(client));
+        loop {
+            let mut line = String::new();
+            if reader.read_line(&mut line).unwrap() <= 2 {
+                break;
+            }
+            let (name, value) = line.trim().split_once(": ").unwrap_or_default();
+            if name.eq_ignore_ascii_case("X-Instance-ID") {
+                value.clone_into(&mut instance);
+            }
+        }
+        let body = format!("you are {instance}\n");
+        write!(reader.get_mut(), "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
+    })
+}
+
 /// What the script printed after a heading.
 fn section<'c>(console: &'c str, heading: &str) -> &'c str {
     let (_, rest) = console
@@ -82,8 +105,13 @@ fn a_guest_leases_its_address_pings_and_fetches() {
         .replacen("ports:\n", PORT, 1)
         .replacen("web6, db4, db6]", "web6, db4, db6, guests4, guests6]", 1);
     lab.write_topology(&document).unwrap();
-    let mut agents =
-        ["node-a", "node-b"].map(|node| lab.start_agent(node, &AgentOptions::default()).unwrap());
+    let secret = lab.directory().join("secret");
+    std::fs::write(&secret, "of the lab\n").unwrap();
+    let extra = ["--metadata-server", "http://192.0.2.1:8775", "--metadata-secret-file"].map(str::to_owned);
+    let extra = [&extra[..], &[secret.display().to_string()]].concat();
+    let options = AgentOptions { extra, ..AgentOptions::default() };
+    let metadata = serve_metadata(lab.node("node-a"));
+    let mut agents = ["node-a", "node-b"].map(|node| lab.start_agent(node, &options).unwrap());
     agents.iter_mut().for_each(|agent| agent.wait_ready(START).unwrap());
     let page: Vec<u8> = (0..300_000_u32).map(|at| b'a' + (at % 23) as u8).collect();
     std::fs::write(lab.directory().join("page"), &page).unwrap();
@@ -108,7 +136,9 @@ fn a_guest_leases_its_address_pings_and_fetches() {
     has("v6", &[&format!("inet6 {V6}/64"), "default via fe80::"]);
     let answers = ["10.0.5.1", "10.0.2.15", "fd00:5::1", "fd00:2::f"].map(|it| format!("{it} answers"));
     has("ping", &answers.iter().map(String::as_str).collect::<Vec<_>>());
+    has("metadata", &["you are instance-7"]);
     has("fetch", &["300000", sum]);
     assert_eq!(section(&console, "fetch").matches(sum).count(), 2, "over IPv6, too:\n{console}");
+    metadata.join().unwrap();
     assert_eq!(server.join().unwrap(), ["10.0.5.77", V6].map(|it| it.parse::<IpAddr>().unwrap()));
 }
