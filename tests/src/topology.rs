@@ -51,6 +51,8 @@ pub struct Subnet {
     pub cidr: String,
     /// The router's address in it, if there is a router.
     pub gateway: Option<String>,
+    /// Further fields, whole: `ipv6_mode: slaac`.
+    pub extra: Vec<String>,
 }
 
 /// A router.
@@ -349,6 +351,7 @@ impl Network {
             name: name.to_owned(),
             cidr: cidr.to_owned(),
             gateway: (!gateway.is_empty()).then(|| gateway.to_owned()),
+            extra: Vec::new(),
         });
         Self {
             name: name.to_owned(),
@@ -479,11 +482,12 @@ impl fmt::Display for Network {
             writeln!(f, "    routed: true")?;
         }
         writeln!(f, "    subnets:")?;
-        for Subnet { name, cidr, gateway } in &self.subnets {
+        for Subnet { name, cidr, gateway, extra } in &self.subnets {
             write!(f, "      - {{ name: {name}, cidr: \"{cidr}\"")?;
             if let Some(gateway) = gateway {
                 write!(f, ", gateway: \"{gateway}\"")?;
             }
+            extra.iter().try_for_each(|field| write!(f, ", {field}"))?;
             writeln!(f, " }}")?;
         }
         Ok(())

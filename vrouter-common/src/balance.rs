@@ -15,7 +15,7 @@
 
 use crate::{
     addr::{Be16, Ip},
-    flow::{ROLE_ORIGINAL, Tuple, tuple_hash},
+    flow::{EXIT_TUNNEL, Flow, ROLE_ORIGINAL, Tuple, tuple_hash},
     parse::Headers,
     plan::{KNOWN_NOWHERE, Plan},
     reason::DropReason,
@@ -45,6 +45,7 @@ pub fn balance<T: Tables>(
     headers: &Headers,
     plan: &mut Plan,
 ) -> Balanced {
+    plan.way_node = 0;
     let Some(listener) = listener(tables, plan.bank, network, &plan.tuple) else { return Balanced::Closed };
     if listener.flags & LISTENER_DOWN != 0 {
         return Balanced::Nobody(DropReason::ListenerDown);
@@ -56,9 +57,12 @@ pub fn balance<T: Tables>(
             return Balanced::Nobody(DropReason::PoolEmpty);
         };
         index = choose(tables, listener, slot, headers, plan);
-        if plan.way_node != 0 {
-            return Balanced::There;
-        }
+    } else if plan.entered_network != 0 {
+        // It may have moved to another node since.
+        pass_to(tables, listener.pool, kept, plan);
+    }
+    if plan.way_node != 0 {
+        return Balanced::There;
     }
     let Some(member) = member(tables, plan.bank, listener.pool, index) else {
         return Balanced::Nobody(DropReason::PoolEmpty);
@@ -94,16 +98,21 @@ fn kept<T: Tables>(tables: &T, listener: &Listener, plan: &Plan) -> u32 {
     let key = PoolMemberAt::new(plan.bank, listener.pool, plan.known.dst, plan.known.dport);
     let Some(index) = tables.pool_member_at(&key) else { return NO_MEMBER };
     match member(tables, plan.bank, listener.pool, index) {
-        Some(member) if plan.tuple.proto == PROTO_TCP || member.flags & MEMBER_DOWN == 0 => index,
+        Some(member) if may_stay(member, plan.tuple.proto) => index,
         _ => NO_MEMBER,
     }
+}
+
+/// Whether a member goes on with what it has.
+#[inline(always)]
+fn may_stay(member: &PoolMember, proto: u8) -> bool {
+    proto == PROTO_TCP || member.flags & MEMBER_DOWN == 0
 }
 
 /// The member for a packet of no known connection. [`Plan::way_node`]: it is on another node, where a packet from
 /// outside is passed on to.
 #[inline(always)]
 fn choose<T: Tables>(tables: &T, listener: &Listener, slot: Slot, headers: &Headers, plan: &mut Plan) -> u32 {
-    plan.way_node = 0;
     let owner = slot.member as u32;
     if plan.entered_network == 0 {
         return owner;
@@ -120,14 +129,15 @@ fn choose<T: Tables>(tables: &T, listener: &Listener, slot: Slot, headers: &Head
         }
     }
     let other = (slot.other & !SLOT_LEAVES) as u32;
-    let may_be_known_there = plan.known_in == KNOWN_NOWHERE
+    let is_later = match plan.tuple.proto {
+        PROTO_TCP => headers.tcp_flags & (TCP_SYN | TCP_ACK) != TCP_SYN,
+        _ => slot.other & SLOT_LEAVES != 0,
+    };
+    let may_be_known_there = is_later
+        && plan.known_in == KNOWN_NOWHERE
         && !plan.asked
         && index == owner
-        && slot.other != SLOT_NOBODY
-        && match plan.tuple.proto {
-            PROTO_TCP => headers.tcp_flags & (TCP_SYN | TCP_ACK) != TCP_SYN,
-            _ => slot.other & SLOT_LEAVES != 0,
-        };
+        && slot.other != SLOT_NOBODY;
     let here = pass_to(tables, pool, index, plan);
     if here && may_be_known_there && !pass_to(tables, pool, other, plan) {
         plan.asked = true;
@@ -149,6 +159,34 @@ fn pass_to<T: Tables>(tables: &T, pool: u32, index: u32, plan: &mut Plan) -> boo
     }
 }
 
+/// Where the member of a known connection, which leads to a floating IP of a VIP, is now, if it still serves it: its
+/// node and hardware address, or `None` inside if it is here.
+#[inline(always)]
+pub fn known_there<T: Tables>(
+    tables: &T,
+    bank: u32,
+    network: u32,
+    vip: Ip,
+    sent: &Tuple,
+    known: &Flow,
+) -> Option<Option<SnatOwner>> {
+    let listener = listener(tables, bank, network, &Tuple { dst: vip, ..*sent })?;
+    let pool = listener.pool;
+    let key = if known.exit == EXIT_TUNNEL && known.dst == sent.dst {
+        PoolMemberAt::mac(bank, pool, known.out_macs.dst())
+    } else {
+        PoolMemberAt::new(bank, pool, known.dst, known.dport)
+    };
+    let member = member(tables, bank, pool, tables.pool_member_at(&key)?)?;
+    if listener.flags & LISTENER_DOWN != 0 || !may_stay(member, sent.proto) {
+        return None;
+    }
+    Some(match node_of(tables, bank, member) {
+        0 => None,
+        node => Some(SnatOwner { node, mac: member.mac, zero: 0 }),
+    })
+}
+
 /// The node and the hardware address of the member that a packet from elsewhere goes to, if it is not here. `sent`:
 /// as the client sent it; `vip`: where it leads.
 #[inline(always)]
@@ -163,35 +201,6 @@ pub fn there<T: Tables>(tables: &T, bank: u32, network: u32, vip: Ip, sent: &Tup
         0 => None,
         node => Some(SnatOwner { node, mac: member.mac, zero: 0 }),
     }
-}
-
-/// Whether a member of the pool that serves what was sent is passed on to with a hardware address.
-#[inline(always)]
-pub fn is_passed_to<T: Tables>(
-    tables: &T,
-    bank: u32,
-    network: u32,
-    vip: Ip,
-    sent: &Tuple,
-    mac: [u8; 6],
-) -> bool {
-    let Some(listener) = listener(tables, bank, network, &Tuple { dst: vip, ..*sent }) else { return false };
-    tables.pool_member_at(&PoolMemberAt::mac(bank, listener.pool, mac)).is_some()
-}
-
-/// Whether a member of that pool is at an address and port.
-#[inline(always)]
-pub fn is_member<T: Tables>(
-    tables: &T,
-    bank: u32,
-    network: u32,
-    vip: Ip,
-    sent: &Tuple,
-    ip: Ip,
-    port: Be16,
-) -> bool {
-    let Some(listener) = listener(tables, bank, network, &Tuple { dst: vip, ..*sent }) else { return false };
-    tables.pool_member_at(&PoolMemberAt::new(bank, listener.pool, ip, port)).is_some()
 }
 
 /// The node that a member is on; 0: this one, or nobody knows.

@@ -13,7 +13,7 @@ use crate::{
     answer::{self, Refusal},
     balance,
     deliver::tunnel_to,
-    flow::{EXIT_EXTERNAL, EXIT_TUNNEL, FLOW_BLOCK, FLOW_FRAMES, ROLE_NONE, Tuple},
+    flow::{EXIT_EXTERNAL, FLOW_BLOCK, FLOW_FRAMES, ROLE_NONE, Tuple},
     nat,
     packet::{Packet, View},
     parse::{Headers, Quoted},
@@ -93,6 +93,13 @@ pub fn enter<P: Packet, T: Tables>(
     } else if headers.is_icmp_error() {
         // About a connection of another node, or of nobody.
         let about = if quoted.known { quoted.tuple.reversed() } else { headers.tuple() };
+        plan.about = about;
+        if let Some(nat) = nat::inside(tables, bank, network, &about)
+            && nat.node == NODE_BALANCED
+        {
+            plan.entered_router = nat.router;
+            return about_member(packet, tables, headers, nat.inside_network, nat.inside, plan);
+        }
         if let Some(way) = elsewhere(tables, bank, network, &about) {
             return pass_on(packet, tables, headers, way, plan);
         }
@@ -131,9 +138,6 @@ fn remember_block(headers: &Headers, ingress: &Ingress, decision: Decision, plan
 #[inline(always)]
 fn elsewhere<T: Tables>(tables: &T, bank: u32, network: u32, outside: &Tuple) -> Option<SnatOwner> {
     match nat::inside(tables, bank, network, outside) {
-        Some(nat) if nat.node == NODE_BALANCED => {
-            balance::there(tables, bank, nat.inside_network, nat.inside, outside)
-        }
         Some(nat) => {
             let node = holder(tables, nat);
             if node != 0 { Some(SnatOwner { node, mac: nat.mac, zero: 0 }) } else { None }
@@ -235,12 +239,33 @@ pub fn pass_to_member<P: Packet, T: Tables>(
     // As it came in.
     plan.tuple = headers.tuple();
     pass(packet, tables, headers, way, plan)?;
-    if plan.mute || plan.asked {
+    if plan.asked || plan.named != 0 {
         // Who gets it is to know that it was asked about elsewhere.
         plan.flow.out_macs = Macs::new(way.mac, way.mac);
         return Ok(Decision::ForwardOnce);
     }
     Ok(plan::remember(headers))
+}
+
+/// Passes an ICMP error about a connection to a VIP on, to the node of the member that such a connection has.
+#[inline(always)]
+pub fn about_member<P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
+    headers: &Headers,
+    network: u32,
+    vip: Ip,
+    plan: &mut Plan,
+) -> Result<Decision, DropReason> {
+    match balance::there(tables, plan.bank, network, vip, &plan.about) {
+        Some(there) if plan.named == 0 => {
+            plan.way_node = there.node;
+            plan.way_mac = there.mac;
+            pass_to_member(packet, tables, headers, plan)
+        }
+        // Nobody knows of it.
+        _ => Err(DropReason::IcmpUnrelated),
+    }
 }
 
 #[inline(always)]
@@ -344,7 +369,7 @@ pub fn way<T: Tables>(
         match nat::inside(tables, plan.bank, network, &outside) {
             Some(nat) => {
                 if nat.node == NODE_BALANCED
-                    && let Some(there) = member_there(tables, nat, leg, plan)
+                    && let Some(there) = member_there(tables, nat, plan)
                 {
                     plan.at_router = nat.router;
                     plan.way_node = there.node;
@@ -384,19 +409,13 @@ pub fn way<T: Tables>(
 /// The node that hosts the member which a packet to a VIP's floating IP goes to, if it is another. A connection that is
 /// known stays where it went.
 #[inline(always)]
-fn member_there<T: Tables>(tables: &T, nat: &Nat, leg: &RouterLeg, plan: &Plan) -> Option<SnatOwner> {
+fn member_there<T: Tables>(tables: &T, nat: &Nat, plan: &Plan) -> Option<SnatOwner> {
     let (bank, network, vip) = (plan.bank, nat.inside_network, nat.inside);
     let sent = plan.known_key.tuple();
-    if plan.known_in != KNOWN_NOWHERE {
-        let known = &plan.known;
-        if known.exit == EXIT_TUNNEL && known.vni == leg.vni {
-            let mac = known.out_macs.dst();
-            if plan.follows() || balance::is_passed_to(tables, bank, network, vip, &sent, mac) {
-                return Some(SnatOwner { node: known.target, mac, zero: 0 });
-            }
-        } else if balance::is_member(tables, bank, network, vip, &sent, known.dst, known.dport) {
-            return None;
-        }
+    if plan.known_in != KNOWN_NOWHERE
+        && let Some(there) = balance::known_there(tables, bank, network, vip, &sent, &plan.known)
+    {
+        return there;
     }
     // The source may be another by now, and its port is not chosen.
     balance::there(tables, bank, network, vip, &sent)

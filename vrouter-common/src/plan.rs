@@ -140,6 +140,8 @@ pub struct Plan {
     pub entered_vni: u32,
     /// The router it entered.
     pub entered_router: u32,
+    /// What an ICMP error from outside is about: a packet of the direction that the error travels in.
+    pub about: Tuple,
     /// The member of a pool it was passed on to: its index and one more; 0: none.
     pub named: u32,
     /// Number of the listener it was balanced by; 0: none.

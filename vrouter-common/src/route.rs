@@ -172,6 +172,9 @@ fn vip<P: Packet, T: Tables>(
             return refused_at(headers, DropReason::VipClosed, plan);
         }
         turn(plan);
+    } else if headers.is_icmp_error() && plan.entered_network != 0 {
+        let vip = plan.tuple.dst;
+        return external::about_member(packet, tables, headers, network, vip, plan);
     } else {
         match balance::balance(tables, network, owner, headers, plan) {
             Balanced::Here => {}

@@ -674,7 +674,7 @@ const _: () = assert!(size_of::<ListenerKey>() == 24);
 pub struct Listener {
     /// Number of the pool.
     pub pool: u32,
-    /// Slots of the pool, a power of two; 0: no member takes new connections.
+    /// Slots of the pool, a power of two; 0: it has no member.
     pub slots: u32,
     /// `LISTENER_*`.
     pub flags: u32,
@@ -687,6 +687,8 @@ const _: () = assert!(size_of::<Listener>() == 20);
 
 /// Refuses everybody: it, or its load balancer, is down by `admin_state_up`.
 pub const LISTENER_DOWN: u32 = 1;
+/// No member takes new connections.
+pub const LISTENER_EMPTY: u32 = 4;
 /// All connections of a client's address go to one member.
 pub const LISTENER_SOURCE_IP: u32 = 2;
 
@@ -702,7 +704,7 @@ pub struct PoolSlotsKey {
 const _: () = assert!(size_of::<PoolSlotsKey>() == 8);
 
 /// Slots in one entry.
-pub const SLOTS_IN_CHUNK: u32 = 64;
+pub const SLOTS_IN_CHUNK: u32 = 256;
 
 /// Who has some of a pool's slots. New connections are dealt out to slots by their hash. Each slot has an order of
 /// the members of its own, the first that may serve has it, so one that comes or goes takes or leaves its share of
@@ -710,13 +712,13 @@ pub const SLOTS_IN_CHUNK: u32 = 64;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PoolSlots(pub [Slot; SLOTS_IN_CHUNK as usize]);
-const _: () = assert!(size_of::<PoolSlots>() == 256);
+const _: () = assert!(size_of::<PoolSlots>() == 1024);
 
 /// A slot.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slot {
-    /// Index of the member that has it.
+    /// Index of the member that has it; [`SLOT_NOBODY`]: none takes new connections.
     pub member: u16,
     /// Index of the member that has the slot's earlier connections, if the one that has it does not know them: one that
     /// is leaving, with [`SLOT_LEAVES`], or the next in the slot's order, who had it if the first is new.
@@ -727,7 +729,7 @@ const _: () = assert!(size_of::<Slot>() == 4);
 
 /// [`Slot::other`] takes no new connections any more.
 pub const SLOT_LEAVES: u16 = 1 << 15;
-/// [`Slot::other`]: none.
+/// Nobody.
 pub const SLOT_NOBODY: u16 = u16::MAX;
 
 /// Key of [`PoolMember`].
@@ -796,8 +798,12 @@ impl PoolMemberAt {
     }
 }
 
-/// Listeners, and pools, an instance can know.
+/// Listeners an instance can know.
 pub const LISTENERS_MAX: u32 = 1 << 16;
+/// Pools an instance can know: of each router that balances to them, and each family.
+pub const POOLS_MAX: u32 = 1 << 14;
+/// Slots of a pool. More members, or fewer, do not change it: every slot's order would be another.
+pub const POOL_SLOTS_MAX: u32 = 4096;
 /// Members of pools an instance can know.
 pub const POOL_MEMBERS_MAX: u32 = 1 << 18;
 

@@ -37,6 +37,7 @@ pub fn recall<T: Tables>(tables: &T, ingress: &Ingress, headers: &Headers, quote
     plan.role = ROLE_NONE;
     plan.known_in = KNOWN_NOWHERE;
     plan.tuple = headers.tuple();
+    plan.known_key = plan.tuple.key(ingress.from, ingress.zone);
     if headers.arp {
         return;
     }
@@ -51,7 +52,6 @@ pub fn recall<T: Tables>(tables: &T, ingress: &Ingress, headers: &Headers, quote
         }
         return;
     }
-    plan.known_key = plan.tuple.key(ingress.from, ingress.zone);
     if plan.unknown {
         return;
     }
@@ -198,9 +198,6 @@ pub fn settle<T: Tables>(
     flow.packets = counted as u64;
     flow.bytes = if counted { headers.frame_len() } else { 0 };
     flow.tcp_flags = headers.tcp_flags & (TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK);
-    if counted && plan.listener != 0 && plan.known_in == KNOWN_NOWHERE {
-        tables.count_balanced(plan.listener, plan.member);
-    }
     if plan.known_in != KNOWN_NOWHERE {
         flow.created = plan.known.created;
         flow.packets += plan.known.packets;
@@ -380,6 +377,9 @@ fn original<T: Tables>(tables: &T, headers: &Headers, plan: &mut Plan) -> Result
 #[inline(always)]
 pub fn finish<T: Tables>(tables: &T, headers: &Headers, plan: &mut Plan) {
     translate_to(&mut plan.flow, &headers.tuple(), &plan.tuple);
+    if plan.listener != 0 && plan.known_in == KNOWN_NOWHERE && plan.flow.packets != 0 {
+        tables.count_balanced(plan.listener, plan.member);
+    }
     if plan.known_in == KNOWN_ANSWERED {
         return store(tables, plan);
     }

@@ -17,6 +17,7 @@ use vrouter_common::{
 
 const NO_PREALLOC: usize = 1;
 const STATIONS: usize = 1 << 20;
+const CHUNKS: usize = (2 * POOLS_MAX * (POOL_SLOTS_MAX / SLOTS_IN_CHUNK)) as usize;
 const SUMMED_LEN: usize = 3 * 512 + 8;
 const _: () = assert!(SUM_MAX + 4 <= SUMMED_LEN);
 
@@ -88,14 +89,14 @@ pub static GATEWAYS: HashMap<GatewayKey, u32, STATIONS, NO_PREALLOC> = HashMap::
 pub static MEMBERS: HashMap<MemberKey, Member, STATIONS, NO_PREALLOC> = HashMap::new();
 /// Ports of VIPs.
 #[btf_map]
-pub static LISTENERS: HashMap<ListenerKey, Listener, { 2 * LISTENERS_MAX as usize }, NO_PREALLOC> =
+pub static LISTENERS: HashMap<ListenerKey, Listener, { 4 * LISTENERS_MAX as usize }, NO_PREALLOC> =
     HashMap::new();
 /// Who has which slots of pools.
 #[btf_map]
-pub static POOL_SLOTS: HashMap<PoolSlotsKey, PoolSlots, { 4 * STATIONS }, NO_PREALLOC> = HashMap::new();
+pub static POOL_SLOTS: HashMap<PoolSlotsKey, PoolSlots, { CHUNKS }, NO_PREALLOC> = HashMap::new();
 /// Members of pools.
 #[btf_map]
-pub static POOL_MEMBERS: HashMap<PoolMemberKey, PoolMember, { 2 * POOL_MEMBERS_MAX as usize }, NO_PREALLOC> =
+pub static POOL_MEMBERS: HashMap<PoolMemberKey, PoolMember, { 4 * POOL_MEMBERS_MAX as usize }, NO_PREALLOC> =
     HashMap::new();
 /// Their indexes by where they are.
 #[btf_map]

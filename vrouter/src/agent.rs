@@ -50,6 +50,7 @@ pub use underlay::peer_status;
 use crate::{
     banks::{Banks, Published, Touch},
     compile::{self, Compiled, ExternalInterface, Liveness, LocalPort, Surroundings},
+    counters::Balanced,
     config::{AgentConfig, ExternalConfig, UplinkHook},
     data_path::{self, DataPath, Hook, Pins},
     identities::Identities,
@@ -104,7 +105,7 @@ pub async fn run(config: AgentConfig) -> Result<()> {
     let mut held = agent.ports.as_ref().map(Ports::holders);
     let mut health = agent.health.changes();
     let (mut found, mut failed) = (agent.edge.found(), agent.external.failed());
-    let mut requests = control::listen(&run_dir, agent.status.clone())?;
+    let mut requests = control::listen(&run_dir, agent.status.clone(), agent.services.served())?;
     let (mut terminated, mut interrupted) =
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut underlays = interval(UNDERLAY_INTERVAL);
@@ -189,6 +190,8 @@ struct Agent {
     banks: Banks,
     names: Map<NameKey, Name>,
     identities: Identities,
+    /// What load balancers have counted.
+    balanced: Balanced,
     underlays: Underlays,
     flows: flows::Sweeper,
     external: External,
@@ -238,6 +241,7 @@ impl Agent {
         let banks = Banks::open(&maps)?;
         let names = Map::open(&maps, "NAMES")?;
         let identities = Identities::read(&names)?;
+        let balanced = Balanced::open(&maps)?;
         let underlays = Underlays::open(&maps)?;
         let mut flows = flows::Sweeper::open(&pins, config.timeouts.clone(), config.flow_idle_seconds)?;
         if let Some(target) = config.flow_records.clone() {
@@ -276,6 +280,7 @@ impl Agent {
             banks,
             names,
             identities,
+            balanced,
             underlays,
             flows,
             external,
@@ -569,6 +574,7 @@ impl Agent {
     ) -> Result<()> {
         // Names first, so that whatever a bank mentions has one; what is gone is forgotten only when no
         // bank mentions it.
+        self.balanced.begin(identities.fresh(&self.identities))?;
         identities.write(&self.identities, &self.names)?;
         self.identities = identities.clone();
         let published = Published {

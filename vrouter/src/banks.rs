@@ -19,7 +19,11 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use aya::Pod;
-use vrouter_common::{addr::Be32, memory::Image, tables::*};
+use vrouter_common::{
+    addr::{Be32, Ip},
+    memory::Image,
+    tables::*,
+};
 
 use crate::kernel::{self, Map};
 
@@ -421,6 +425,17 @@ fn balancing(old: &Image, new: &Image) -> BTreeSet<u32> {
     let mut pools: BTreeSet<u32> =
         changed(&old.pool_slots, &new.pool_slots).map(|(key, _)| key.pool.id()).collect();
     pools.extend(changed(&old.pool_members, &new.pool_members).map(|(key, _)| key.pool.id()));
+    pools.extend(changed(&old.pool_members_at, &new.pool_members_at).map(|(key, _)| key.pool.id()));
+    // Whose member is on another node now: what is passed on to it leaves by the external network.
+    let moved: BTreeSet<(u32, Ip)> =
+        changed(&old.addresses, &new.addresses).map(|(key, _)| (key.network.id(), key.ip)).collect();
+    if !moved.is_empty() {
+        for image in [old, new] {
+            let members = image.pool_members.iter();
+            let there = members.filter(|(_, member)| moved.contains(&(member.network, member.ip)));
+            pools.extend(there.map(|(key, _)| key.pool.id()));
+        }
+    }
     for image in [old, new] {
         let listeners = image.listeners.values();
         routers.extend(listeners.filter(|it| pools.contains(&it.pool)).map(|listener| listener.router));

@@ -3,9 +3,12 @@
 use std::path::Path;
 
 use anyhow::Result;
-use vrouter_common::reason::{DropReason, Event};
+use vrouter_common::{
+    reason::{DropReason, Event},
+    tables::{NAME_LISTENER, NAME_MEMBER},
+};
 
-use crate::kernel::PerCpu;
+use crate::kernel::{Map, PerCpu};
 
 /// Packets and bytes, as the kernel keeps them per CPU.
 #[repr(C)]
@@ -49,5 +52,33 @@ impl Counters {
     /// How often something happened.
     pub fn event(&self, event: Event) -> Result<u64> {
         Ok(self.events.values(event as u32)?.iter().sum())
+    }
+}
+
+/// New connections of load balancers, by the numbers of listeners and of members.
+pub struct Balanced {
+    pub listeners: Map<u32, u64>,
+    pub members: Map<u32, u64>,
+}
+
+impl Balanced {
+    /// Opens the pins.
+    pub fn open(maps: &Path) -> Result<Self> {
+        Ok(Self { listeners: Map::open(maps, "LISTENER_COUNT")?, members: Map::open(maps, "MEMBER_COUNT")? })
+    }
+
+    /// Numbers (with their kinds) are given to others, who begin with nothing.
+    pub fn begin(&self, numbers: impl Iterator<Item = (u32, u32)>) -> Result<()> {
+        for (kind, number) in numbers {
+            let counts = match kind {
+                NAME_LISTENER => &self.listeners,
+                NAME_MEMBER => &self.members,
+                _ => continue,
+            };
+            if counts.lookup(&number)? != Some(0) {
+                counts.set(&number, &0)?;
+            }
+        }
+        Ok(())
     }
 }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Result, bail};
 use vrouter_common::tables::{
     LISTENERS_MAX, NAME_LISTENER, NAME_MEMBER, NAME_NETWORK, NAME_NODE, NAME_POOL, NETWORKS_MAX, NODES_MAX,
-    Name, NameKey, POOL_MEMBERS_MAX, Scoped,
+    Name, NameKey, POOL_MEMBERS_MAX, POOLS_MAX, Scoped,
 };
 
 use crate::kernel::Map;
@@ -51,7 +51,7 @@ impl Identities {
             NAME_NETWORK => (NETWORKS_MAX, "networks"),
             NAME_NODE => (NODES_MAX, "nodes"),
             NAME_LISTENER => (LISTENERS_MAX, "listeners"),
-            NAME_POOL => (LISTENERS_MAX, "pools"),
+            NAME_POOL => (POOLS_MAX, "pools"),
             NAME_MEMBER => (POOL_MEMBERS_MAX, "members of pools"),
             _ => (Scoped::ID_LIMIT - 1, "objects"),
         };
@@ -84,6 +84,12 @@ impl Identities {
         self.taken_below.clear();
         self.by_id.retain(|key, _| used.contains(key));
         self.by_name.retain(|(kind, _), id| used.contains(&(*kind, *id)));
+    }
+
+    /// Numbers (with their kinds) that stand for something else in `before`, or for nothing.
+    pub fn fresh<'a>(&'a self, before: &'a Self) -> impl Iterator<Item = (u32, u32)> + 'a {
+        let numbers = self.by_id.iter().filter(|(key, name)| before.by_id.get(key) != Some(name));
+        numbers.map(|(key, _)| *key)
     }
 
     /// Writes what `self` has and `before` has not; removes the opposite.

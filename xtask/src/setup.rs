@@ -74,6 +74,9 @@ const LAB_PACKAGES: &[Package] = &[
     // For promtool.
     package("prometheus", "promtool"),
     package("keepalived", "keepalived"),
+    package("isc-dhcp-client", "dhclient"),
+    package("udhcpc", "udhcpc"),
+    package("dhcpcd-base", "dhcpcd"),
     package("frr", "/usr/lib/frr/bgpd"),
     package("chromium", "chromium"),
     // A virtual machine, and what runs in it.

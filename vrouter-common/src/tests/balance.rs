@@ -380,6 +380,88 @@ fn b3_a_member_that_is_down_keeps_its_connections_and_gets_no_datagrams() {
     }
 }
 
+/// The last of them: who is served goes on, also where a gateway knows nothing of it; nobody else is.
+#[test]
+fn b4_a_pool_that_runs_empty_keeps_its_connections() {
+    for f in BOTH {
+        for client in [End::Inside(A1), End::Inside(C1), End::Outside] {
+            let to = if client == End::Outside { public(f, FLOATING) } else { vip(f) };
+            let mut world = world(RULE_STATEFUL);
+            let before: Vec<usize> =
+                (1500..1530).map(|sport| exchange(&world, f, PROTO_TCP, client, to, sport)).collect();
+            commit(&mut world, |tables| {
+                for index in 0..3 {
+                    flags(tables, index, 0);
+                }
+                listeners(tables, |listener| listener.flags = LISTENER_EMPTY);
+                deal(tables, |slot| Slot { member: SLOT_NOBODY, other: evenly(slot).member | SLOT_LEAVES });
+            });
+            for (sport, member) in (1500..1530).zip(before) {
+                let frame = question(f, PROTO_TCP, client, to, sport, TCP_ACK);
+                assert_eq!(served(world.send(client, &frame)).0, member, "{client} {sport}");
+                let frame = question(f, PROTO_TCP, client, to, sport + 1000, TCP_SYN);
+                let Arrived::Else(_, Verdict::Answered { refused, .. }) = world.send(client, &frame) else {
+                    panic!("{client}: not refused")
+                };
+                assert_eq!(refused, Some(DropReason::PoolEmpty));
+            }
+        }
+    }
+}
+
+/// A member's workload is migrated to the other node while it serves.
+#[test]
+fn c6_a_member_that_moves_is_followed() {
+    for f in BOTH {
+        for (client, to) in [
+            (End::Inside(A1), vip(f)),
+            (End::Inside(B1), public(f, FLOATING)),
+            (End::Inside(B2), public(f, FLOATING)),
+            (End::Outside, public(f, FLOATING)),
+        ] {
+            let mut world = world(RULE_STATEFUL);
+            let before: Vec<usize> =
+                (1500..1530).map(|sport| exchange(&world, f, PROTO_TCP, client, to, sport)).collect();
+            // Member 0, A2, goes from node 1 to node 2.
+            commit(&mut world, |_| {});
+            let [there, here] = [0, 1].map(|node| {
+                let tables = &mut world.nodes[node];
+                let station = Station {
+                    place: if node == 0 { PLACE_REMOTE } else { PLACE_LOCAL },
+                    at: if node == 0 { 2 } else { A4.ifindex },
+                    ..tables.image.addresses[&AddressKey::new(0, A, A2.ip(f).into())]
+                };
+                tables.image.addresses.insert(AddressKey::new(0, A, A2.ip(f).into()), station);
+                tables.image.fdb.insert(FdbKey::new(0, A, A2.mac()), station);
+                let key = FdbKey::new(0, PUBLIC, member_mac(0));
+                let named = Station {
+                    mac: member_mac(0),
+                    kind: STATION_MEMBER,
+                    place: PLACE_EVERYWHERE,
+                    at: 0,
+                    owner: RA,
+                };
+                if node == 0 {
+                    tables.image.fdb.remove(&key);
+                } else {
+                    tables.image.fdb.insert(key, named);
+                }
+                station.place
+            });
+            assert_eq!((there, here), (PLACE_REMOTE, PLACE_LOCAL));
+            for (sport, member) in (1500..1530).zip(before) {
+                let frame = question(f, PROTO_TCP, client, to, sport, TCP_ACK);
+                let arrived = world.send(client, &frame);
+                let Arrived::Port(host, frame) = arrived else { panic!("{client} {sport}: {arrived:?}") };
+                // The interface of A4 stands for the moved one's, too.
+                let expected = if member == 0 { A4 } else { MEMBERS[member] };
+                assert_eq!(host, expected, "{client} {sport}");
+                assert_eq!(read(&frame).dst, MEMBERS[member].ip(f), "{client} {sport}: translated");
+            }
+        }
+    }
+}
+
 /// A member that left the pool: its connections end, at another member, which resets them.
 #[test]
 fn b2_who_is_removed_keeps_nothing() {

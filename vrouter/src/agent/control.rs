@@ -15,9 +15,14 @@ use anyhow::{Context, Result};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt},
     net::UnixListener,
+    sync::watch,
 };
 
-use super::status::{self, AgentStatus};
+use super::{
+    services::told::told,
+    status::{self, AgentStatus},
+};
+use crate::compile::Served;
 
 const SOCKET: &str = "agent.sock";
 /// A request is a word; more is nobody we talk to.
@@ -28,7 +33,11 @@ const ACCEPT_AGAIN: Duration = Duration::from_millis(200);
 type Serving = Pin<Box<dyn Future<Output = Result<()>>>>;
 
 /// Listens; the returned future serves for ever.
-pub fn listen(run_dir: &Path, status: Arc<Mutex<AgentStatus>>) -> Result<Serving> {
+pub fn listen(
+    run_dir: &Path,
+    status: Arc<Mutex<AgentStatus>>,
+    served: watch::Receiver<Arc<Served>>,
+) -> Result<Serving> {
     let path = run_dir.join(SOCKET);
     fs::remove_file(&path).ok();
     let listener =
@@ -45,7 +54,7 @@ pub fn listen(run_dir: &Path, status: Arc<Mutex<AgentStatus>>) -> Result<Serving
                     continue;
                 }
             };
-            let status = status.clone();
+            let (status, served) = (status.clone(), served.clone());
             tokio::spawn(async move {
                 let (read, mut write) = stream.into_split();
                 let mut line = String::new();
@@ -56,6 +65,10 @@ pub fn listen(run_dir: &Path, status: Arc<Mutex<AgentStatus>>) -> Result<Serving
                 }
                 let answer = match line.trim() {
                     "status" => serde_json::to_string(&*status::lock(&status)).unwrap_or_default(),
+                    "dhcp" => {
+                        let served = served.borrow().clone();
+                        serde_json::to_string(&told(&served)).unwrap_or_default()
+                    }
                     _ => r#"{"error":"unknown request"}"#.to_owned(),
                 };
                 // An asker that went away is no concern of ours.

@@ -12,10 +12,10 @@
 //! | [`service`] | what a service is |
 //! | [`dhcp`], [`dhcpv6`], [`router`] | DHCP over either family, router advertisements |
 //! | [`metadata`] | requests of workloads to the metadata server |
-//! | [`probes`] | questions to members of pools |
 //! | [`stack`], [`frame`] | TCP/IP in user space |
 //! | [`sender`] | sends frames to ports |
 //! | [`tally`] | counts |
+//! | [`told`] | what each port is told, for people |
 //! | [`worker`] | the thread's loop |
 
 pub mod call;
@@ -26,12 +26,12 @@ pub mod dhcpv6;
 mod fixture;
 pub mod frame;
 pub mod metadata;
-pub mod probes;
 pub mod router;
 pub mod sender;
 pub mod service;
 pub mod stack;
 pub mod tally;
+pub mod told;
 pub mod worker;
 
 use std::{sync::Arc, thread::JoinHandle, time::Instant};
@@ -84,6 +84,11 @@ impl Services {
             return;
         }
         self.served.send_replace(Arc::new(served.clone()));
+    }
+
+    /// Which ports there are.
+    pub fn served(&self) -> watch::Receiver<Arc<Served>> {
+        self.served.subscribe()
     }
 
     /// Starts the thread again should it have ended, which is a defect.

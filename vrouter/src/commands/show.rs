@@ -1,6 +1,7 @@
 //! `vrouter show`: what this node compiled, in the topology's names, read from the pins.
 
 pub mod acl;
+pub mod dhcp;
 pub mod gateways;
 pub mod lb;
 pub mod nat;
@@ -52,6 +53,8 @@ pub enum What {
     Nat,
     /// Load balancers: listeners, members, and what they serve
     Lb,
+    /// What this node's ports are told by DHCP and router advertisements
+    Dhcp,
     /// Rules of this node's ports
     Acl,
     /// Who carries for which router outside, and by whom this node goes out
@@ -136,6 +139,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         }
         What::Nat => out.print(&nat::report(&view, &maps)?, nat::for_people),
         What::Lb => out.print(&lb::report(&view, &maps)?, lb::for_people),
+        What::Dhcp => {
+            let told = dhcp::told(&crate::agent::run_dir(&args.instance.instance))?;
+            out.print(&told, |told| dhcp::for_people(told))
+        }
         What::Acl => out.print(&acl::acl(&view, args.name.as_deref())?, |acls| acl::for_people(acls)),
         What::Hops => out.print(&hops(&view, &maps)?, |rows| {
             table(

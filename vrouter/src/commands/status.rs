@@ -241,6 +241,22 @@ fn text(value: &Value) -> &str {
     value.as_str().unwrap_or("?")
 }
 
+/// The metadata server, if there is one.
+fn metadata(told: &Value) -> Option<String> {
+    let server = told["server"].as_str()?;
+    let counts = |key: &str| told[key].as_object().cloned().unwrap_or_default();
+    let list = |key: &str| {
+        let parts = counts(key).into_iter().map(|(name, count)| format!("{name} {count}"));
+        parts.collect::<Vec<_>>().join(", ")
+    };
+    let signed = if told["signed"] == true { "" } else { ", not signed" };
+    let mut text = format!("{server}{signed}; {} connections", told["connections"]);
+    for key in ["answered", "refused"].into_iter().filter(|key| !counts(key).is_empty()) {
+        let _ = write!(text, "; {key}: {}", list(key));
+    }
+    Some(text)
+}
+
 /// Next hops on external networks, if there are any.
 /// Members of pools, in few words.
 fn members(told: &Value) -> Option<String> {
@@ -330,6 +346,9 @@ fn for_people(status: &Status) -> String {
     if let Some(ports) = status.agent["ports"].as_array() {
         let attached = ports.iter().filter(|port| !port["ifindex"].is_null()).count();
         line("ports", format!("{attached} of {} attached", ports.len()));
+    }
+    if let Some(metadata) = metadata(&status.agent["metadata"]) {
+        line("metadata", metadata);
     }
     if let Some(hops) = next_hops(&status.agent["next_hops"]) {
         line("next hops", hops);

@@ -13,20 +13,17 @@ use vrouter_common::{
 
 use super::{Compiler, MemberHealth};
 use crate::topology::{
-    Balancers, derive_external_mac, derive_router_mac, fnv1a_of,
+    Balancers, derive_external_mac, derive_router_mac, digest128, fnv1a_of,
     model::{FloatingIp, LoadBalancer, Network, Pool, Router},
 };
-
-/// Slots for each member: so many that shares come out about right.
-const SLOTS_PER_MEMBER: usize = 64;
-const SLOTS_MIN: usize = 256;
-const SLOTS_MAX: usize = 4096;
 
 /// A pool as it was compiled for a family.
 #[derive(Clone, Copy)]
 struct Compiled {
     id: u32,
     slots: u32,
+    /// Somebody takes new connections.
+    takes: bool,
 }
 
 impl<'a> Compiler<'a> {
@@ -58,7 +55,7 @@ impl<'a> Compiler<'a> {
                     let pool = pools
                         .get(listener.default_pool.as_str())
                         .with_context(|| format!("there is no pool {}", listener.default_pool))?;
-                    let name = format!("{}/{}", balancer.name, listener.name);
+                    let name = bounded(format!("{}/{}", balancer.name, listener.name));
                     let number = self.id(NAME_LISTENER, &name)?;
                     let key = (listener.default_pool.as_str(), vip.is_ipv6(), router_id);
                     let compiled = match done.get(&key) {
@@ -81,6 +78,7 @@ impl<'a> Compiler<'a> {
                         pool: compiled.id,
                         slots: compiled.slots,
                         flags: if down { LISTENER_DOWN } else { 0 }
+                            | if compiled.takes { 0 } else { LISTENER_EMPTY }
                             | if pool.source_ip { LISTENER_SOURCE_IP } else { 0 },
                         number,
                         router: router_id,
@@ -103,7 +101,7 @@ impl<'a> Compiler<'a> {
         balancers: &Balancers<'a>,
     ) -> Result<Compiled> {
         let family = if ipv6 { "ipv6" } else { "ipv4" };
-        let id = self.id(NAME_POOL, &format!("{} {family} {}", pool.name, router.name))?;
+        let id = self.id(NAME_POOL, &bounded(format!("{} {family} {}", pool.name, router.name)))?;
         let external = match &router.gateway {
             Some(gateway) => self.networks.get(gateway.network.as_str()).copied(),
             None => None,
@@ -112,6 +110,8 @@ impl<'a> Compiler<'a> {
             Some(network) => Some((network, self.id(NAME_NETWORK, &network.name)?)),
             None => None,
         };
+        // What passes packets on to a member names the router that translates for it, too.
+        let behind = format!("pool {} {}", pool.name, router.name);
         let said = &self.around.liveness.members;
         let health = |member: &str| {
             // Most pools have no monitor.
@@ -130,7 +130,7 @@ impl<'a> Compiler<'a> {
         for (index, member) in members.iter().enumerate() {
             let health = health(&member.name);
             let usable = health == MemberHealth::Up || health == MemberHealth::Lost && !any_up;
-            let name = format!("{}/{}", pool.name, member.name);
+            let name = bounded(format!("{}/{}", pool.name, member.name));
             if member.admin_state_up {
                 candidates.push(Candidate {
                     index: index as u16,
@@ -145,9 +145,8 @@ impl<'a> Compiler<'a> {
             }
             let Some((_, network_id)) = on else { continue };
             let up = member.admin_state_up && member.weight > 0 && usable;
-            let mac = external.map_or([0; 6], |(network, _)| {
-                derive_external_mac(&format!("pool {}", pool.name), &network.name, &member.name).0
-            });
+            let mac = external
+                .map_or([0; 6], |(network, _)| derive_external_mac(&behind, &network.name, &member.name).0);
             let value = PoolMember {
                 ip: Ip::from(member.address),
                 network: network_id,
@@ -186,7 +185,8 @@ impl<'a> Compiler<'a> {
             let key = PoolSlotsKey { pool: Scoped::new(0, id), chunk: chunk as u32 };
             self.out.image.pool_slots.insert(key, PoolSlots(*slots));
         }
-        Ok(Compiled { id, slots: slots.len() as u32 })
+        let takes = slots.first().is_some_and(|slot| slot.member != SLOT_NOBODY);
+        Ok(Compiled { id, slots: slots.len() as u32, takes })
     }
 
     /// A floating IP that leads to a VIP. Whichever gateway its packets come to passes them on to the nodes of members.
@@ -231,6 +231,21 @@ impl<'a> Compiler<'a> {
     }
 }
 
+/// A name made of names, which must fit a pin: the end of one that is too long is its digest.
+fn bounded(mut name: String) -> String {
+    const MOST: usize = 255;
+    if name.len() > MOST {
+        let digest = digest128([name.as_str()]);
+        let mut end = MOST - digest.len() - 1;
+        while !name.is_char_boundary(end) {
+            end -= 1;
+        }
+        name.truncate(end);
+        name = format!("{name}~{digest}");
+    }
+    name
+}
+
 /// A member that may have slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Candidate {
@@ -267,8 +282,8 @@ impl Dealt {
     }
 }
 
-/// Deals slots out: each goes to the candidate that is the first in the slot's own order of them. No slots: nobody takes
-/// anything new.
+/// Deals slots out: each goes to the candidate that is the first in the slot's own order of them, if any takes anything
+/// new. How many slots there are depends on nothing: in a table of another size everybody's ranks would be others.
 ///
 /// A candidate's place in a slot's order is its rank of the slot, divided by its weight: each ranks all slots, in an
 /// order of its own. So a candidate that comes or goes changes nothing between two others. Ranks stand for
@@ -276,11 +291,11 @@ impl Dealt {
 /// to its weight. Of equal places the lighter comes first, then the first in the document.
 fn slots(candidates: &[Candidate]) -> Vec<Slot> {
     let takers = candidates.iter().filter(|candidate| !candidate.leaves).count();
-    if takers == 0 {
+    if candidates.is_empty() {
         return Vec::new();
     }
-    let count = (candidates.len() * SLOTS_PER_MEMBER).next_power_of_two().clamp(SLOTS_MIN, SLOTS_MAX);
-    let costs = costs(count);
+    let count = POOL_SLOTS_MAX as usize;
+    let costs = &*COSTS;
     // Those of one weight come to their ranks at the same time.
     let mut groups: BTreeMap<u16, (usize, Vec<(Candidate, Permutation)>)> = BTreeMap::new();
     for candidate in candidates {
@@ -289,8 +304,8 @@ fn slots(candidates: &[Candidate]) -> Vec<Slot> {
     }
     let empty = Slot { member: SLOT_NOBODY, other: SLOT_NOBODY };
     let mut dealt = vec![empty; count];
-    // Slots without an owner, or without another candidate, who is there if more than one takes.
-    let mut open = count * takers.min(2);
+    // Places for an owner, if anybody takes, and for another candidate, if there is more than one of all.
+    let mut open = count * if takers == 0 { 1 } else { takers.min(2) };
     let cost = |weight: u16, rank: usize| costs[rank] / f64::from(weight);
     while open > 0 {
         let next = groups.iter_mut().filter(|(_, (rank, _))| *rank < count);
@@ -302,7 +317,7 @@ fn slots(candidates: &[Candidate]) -> Vec<Slot> {
             if candidate.leaves {
                 if !has_owner && !has_other {
                     slot.other = candidate.index | SLOT_LEAVES;
-                    open -= usize::from(takers > 1);
+                    open -= usize::from(takers != 1);
                 }
             } else if !has_owner {
                 slot.member = candidate.index;
@@ -319,6 +334,8 @@ fn slots(candidates: &[Candidate]) -> Vec<Slot> {
 
 /// The expected values of the smallest, second smallest, ... of `count` exponentially distributed numbers: sums of
 /// quotients, so that every machine comes to the same.
+static COSTS: LazyLock<Vec<f64>> = LazyLock::new(|| costs(POOL_SLOTS_MAX as usize));
+
 fn costs(count: usize) -> Vec<f64> {
     let mut sum = 0.0;
     let next = |rank: usize| {
@@ -382,7 +399,7 @@ mod tests {
 
     #[test]
     fn a_permutation_has_every_number_once() {
-        for count in [256, 512, 4096] {
+        for count in [256, 4096] {
             for seed in 0..50 {
                 let order = Permutation::of(fnv1a_of(&[&seed.to_string()]), count);
                 let all: BTreeSet<usize> = (0..count).map(|place| order.slot(place)).collect();
@@ -397,10 +414,8 @@ mod tests {
         for count in [2, 3, 10, 50] {
             let all = pool(count, |_, _| {});
             let with = slots(&all);
-            // The number of slots follows the number of members; compare where it is the same.
             let gone = pool(count, |index, it| it.leaves = index == 1);
             let without = slots(&gone);
-            assert_eq!(with.len(), without.len());
             for (before, after) in with.iter().zip(&without) {
                 if before.member == 1 {
                     assert_eq!(after.member, before.other, "the next in the slot's order gets it");
@@ -414,15 +429,14 @@ mod tests {
 
     #[test]
     fn who_comes_takes_from_those_who_are_asked() {
-        let few = pool(40, |_, _| {});
-        let more = pool(41, |_, _| {});
-        let (before, after) = (slots(&few), slots(&more));
-        assert_eq!(before.len(), after.len());
-        for (before, after) in before.iter().zip(&after) {
-            if after.member == 40 {
-                assert_eq!(after.other, before.member);
-            } else {
-                assert_eq!(after.member, before.member);
+        for count in [1, 2, 4, 8, 16, 32, 63] {
+            let (few, more) = (slots(&pool(count, |_, _| {})), slots(&pool(count + 1, |_, _| {})));
+            for (before, after) in few.iter().zip(&more) {
+                if after.member == count {
+                    assert_eq!(after.other, before.member);
+                } else {
+                    assert_eq!(after.member, before.member);
+                }
             }
         }
     }
@@ -452,11 +466,27 @@ mod tests {
         }
     }
 
+    /// Whoever leaves last has his connections, and nothing new.
     #[test]
-    fn nobody_has_slots_if_nobody_takes_new_connections() {
+    fn those_who_leave_are_asked_even_if_nobody_takes() {
         assert!(slots(&[]).is_empty());
-        assert!(slots(&pool(3, |_, it| it.leaves = true)).is_empty());
+        let all = slots(&pool(3, |_, _| {}));
+        let gone = slots(&pool(3, |_, it| it.leaves = true));
+        for (before, after) in all.iter().zip(&gone) {
+            assert_eq!(*after, Slot { member: SLOT_NOBODY, other: before.member | SLOT_LEAVES });
+        }
         let one = slots(&pool(1, |_, _| {}));
         assert!(one.iter().all(|slot| *slot == Slot { member: 0, other: SLOT_NOBODY }));
+        let one = slots(&pool(2, |index, it| it.leaves = index == 1));
+        assert!(
+            one.iter().all(|slot| slot.member == 0 && [1 | SLOT_LEAVES, SLOT_NOBODY].contains(&slot.other))
+        );
+    }
+
+    #[test]
+    fn long_names_stay_apart() {
+        let long = |end: &str| bounded(format!("{}{end}", "ä".repeat(200)));
+        assert!(long("a").len() <= 255 && long("a") != long("b"));
+        assert_eq!(bounded("a/b".to_owned()), "a/b");
     }
 }

@@ -523,7 +523,7 @@ impl Speaker<'_> {
             (self.object(NAME_LISTENER, listener.number), self.object(NAME_POOL, listener.pool));
         let how = match listener {
             Listener { flags, .. } if flags & LISTENER_DOWN != 0 => " is administratively down".to_owned(),
-            Listener { slots: 0, .. } => {
+            Listener { flags, .. } if flags & LISTENER_EMPTY != 0 => {
                 format!(": pool {}, of which no member takes connections", pool.name)
             }
             Listener { flags, .. } if flags & LISTENER_SOURCE_IP != 0 => {

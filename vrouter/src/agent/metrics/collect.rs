@@ -11,7 +11,7 @@ use vrouter_common::{
 
 use super::interface_counters;
 use crate::{
-    agent::status::AgentStatus,
+    agent::{services::metadata::counts::Tally, status::AgentStatus},
     compile::MemberHealth,
     counters::Counters,
     data_path::{self, Pins},
@@ -79,6 +79,7 @@ pub fn families(status: &AgentStatus, pins: &Pins, instance: &str) -> Vec<Family
     interfaces(&mut out, status);
     edge(&mut out, status);
     outside(&mut out, status);
+    metadata(&mut out, status);
     health(&mut out, status);
     out.0
 }
@@ -221,6 +222,21 @@ fn flows(out: &mut Families, status: &AgentStatus) {
     }
     let pass = flows.pass_milliseconds as f64 / 1000.0;
     out.gauge("vrouter_flow_pass_seconds", "How long the last pass through the flow tables took", pass);
+}
+
+/// Requests of workloads for metadata, if this node has a server to put them to.
+fn metadata(out: &mut Families, status: &AgentStatus) {
+    let Some(metadata) = status.metadata.as_ref().map(Tally::status) else { return };
+    let answered = metadata.answered.iter().map(|(status, count)| row([("status", status)], *count as f64));
+    let help = "Requests of workloads that the metadata server answered, by its status";
+    out.add(Kind::Counter, "vrouter_metadata_answered", help, answered.collect());
+    let refused = metadata.refused.iter().map(|(reason, count)| row([("reason", reason)], *count as f64));
+    let help = "Requests, connections and segments to the metadata service that were refused here, by reason";
+    out.add(Kind::Counter, "vrouter_metadata_refused", help, refused.collect());
+    let help = "Bytes sent to workloads by the metadata service";
+    out.counter("vrouter_metadata_sent_bytes", help, metadata.bytes as f64);
+    let help = "Connections of workloads to the metadata service";
+    out.gauge("vrouter_metadata_connections", help, metadata.connections as f64);
 }
 
 fn interfaces(out: &mut Families, status: &AgentStatus) {
@@ -389,6 +405,14 @@ fn outside(out: &mut Families, status: &AgentStatus) {
     let outcomes = outcomes.map(|(outcome, count)| row([("outcome", outcome)], count as f64));
     let help = "Packets that waited for a next hop, by what became of them";
     out.add(Kind::Counter, "vrouter_next_hop_packets", help, outcomes.to_vec());
+    let counts = status.services.counts();
+    let messages = counts.iter().flat_map(|(service, outcomes)| {
+        outcomes
+            .iter()
+            .map(|(outcome, count)| row([("service", *service), ("outcome", *outcome)], *count as f64))
+    });
+    let help = "What workloads asked this node's services (DHCP, router advertisements, metadata), by what came of it";
+    out.add(Kind::Counter, "vrouter_service_messages", help, messages.collect());
     let notes = count_notes(status);
     out.gauge("vrouter_complaints", "What does not work: vrouter status says it in words", notes as f64);
 }

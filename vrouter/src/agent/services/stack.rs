@@ -1,7 +1,7 @@
 //! TCP/IP of one end in user space: packets in, packets out, and a clock.
 //!
 //! The agent has no interface with an address in a tenant's network, and tenants' addresses overlap. So each port
-//! that needs one gets a stack of its own, as does each probe. It never sees hardware addresses: who owns it takes
+//! that needs one gets a stack of its own. It never sees hardware addresses: who owns it takes
 //! packets out of frames and puts them into frames ([`super::frame`]).
 
 use std::{
@@ -15,7 +15,7 @@ use smoltcp::{
     phy::{Checksum, Device, DeviceCapabilities, Medium, RxToken, TxToken},
     socket::tcp,
     time::Instant as Clock,
-    wire::{HardwareAddress, IpCidr, IpEndpoint, IpListenEndpoint},
+    wire::{HardwareAddress, IpCidr},
 };
 
 /// Bytes that a peer may send before it hears more: so that no frame of its is larger than what the data path hands
@@ -81,10 +81,13 @@ impl Stack {
     }
 
     /// Has a socket connect; whether it could be tried.
+    #[cfg(test)]
     pub fn connect(&mut self, handle: SocketHandle, from: (IpAddr, u16), to: (IpAddr, u16)) -> bool {
         let socket = self.sockets.get_mut::<tcp::Socket>(handle);
-        let local = IpListenEndpoint { addr: Some(from.0.into()), port: from.1 };
-        socket.connect(self.interface.context(), IpEndpoint::new(to.0.into(), to.1), local).is_ok()
+        let local = smoltcp::wire::IpListenEndpoint { addr: Some(from.0.into()), port: from.1 };
+        socket
+            .connect(self.interface.context(), smoltcp::wire::IpEndpoint::new(to.0.into(), to.1), local)
+            .is_ok()
     }
 
     /// A socket.

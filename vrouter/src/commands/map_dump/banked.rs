@@ -186,7 +186,7 @@ pub fn entries(view: &View, name: &str, tell: Tell) -> Result<()> {
             )
         }),
         "POOL_SLOTS" => image.pool_slots.iter().try_for_each(|(key, slots)| {
-            let member = |slot: &Slot| slot.member;
+            let member = |slot: &Slot| (slot.member != SLOT_NOBODY).then_some(slot.member);
             let other = |slot: &Slot| (slot.other != SLOT_NOBODY).then_some(slot.other & !SLOT_LEAVES);
             tell(
                 fields![

@@ -13,6 +13,7 @@ use vrouter_common::{addr::Ip, tables::*};
 use super::View;
 use crate::{
     connections::{FlowTables, row::protocol},
+    counters::Balanced,
     kernel::Map,
     output::table,
 };
@@ -83,17 +84,18 @@ type Served = (u32, Ip, u16, u8);
 pub fn report(view: &View, maps: &Path) -> Result<LbReport> {
     let image = &view.image;
     let mut floating: BTreeMap<(u32, Ip), Vec<Ip>> = BTreeMap::new();
-    let mut vip_of: HashMap<(u32, Ip), Ip> = HashMap::new();
+    // Of an address outside: the router that balances, which need not be the one that translates the client, and the VIP.
+    let mut vip_of: HashMap<Ip, (u32, Ip)> = HashMap::new();
     for (key, nat) in image.nat.iter().filter(|(_, nat)| nat.node == NODE_BALANCED) {
         floating.entry((nat.inside_network, nat.inside)).or_default().push(key.ip);
-        vip_of.insert((nat.router, key.ip), nat.inside);
+        vip_of.insert(key.ip, (nat.router, nat.inside));
     }
     let mut carried: HashMap<(Served, Ip, u16), Carried> = HashMap::new();
     if !image.listeners.is_empty() {
         FlowTables::open(maps)?.for_each(|flows| {
             let Some(leg) = flows.original().filter(|leg| leg.key.dst != leg.flow.dst) else { return Ok(()) };
-            let router = leg.flow.router;
-            let vip = vip_of.get(&(router, leg.key.dst)).copied().unwrap_or(leg.key.dst);
+            let to = vip_of.get(&leg.key.dst).copied();
+            let (router, vip) = to.unwrap_or((leg.flow.router, leg.key.dst));
             let served = (router, vip, leg.key.dport.get(), leg.key.proto);
             let carried = carried.entry((served, leg.flow.dst, leg.flow.dport.get())).or_default();
             carried.active += 1;
@@ -106,8 +108,7 @@ pub fn report(view: &View, maps: &Path) -> Result<LbReport> {
             Ok(())
         })?;
     }
-    let by_listener: Map<u32, u64> = Map::open(maps, "LISTENER_COUNT")?;
-    let by_member: Map<u32, u64> = Map::open(maps, "MEMBER_COUNT")?;
+    let Balanced { listeners: by_listener, members: by_member } = Balanced::open(maps)?;
     let listeners = image.listeners.iter().map(|(key, listener)| {
         let served = (listener.router, key.ip, key.port.get(), key.proto);
         let members = members(view, listener, &by_member, |ip, port| {
@@ -126,7 +127,7 @@ pub fn report(view: &View, maps: &Path) -> Result<LbReport> {
             router: view.name(NAME_ROUTER, listener.router),
             state: match listener {
                 Listener { flags, .. } if flags & LISTENER_DOWN != 0 => "down",
-                Listener { slots: 0, .. } => "no member",
+                Listener { flags, .. } if flags & LISTENER_EMPTY != 0 => "no member",
                 _ => "up",
             },
             session_persistence: (listener.flags & LISTENER_SOURCE_IP != 0).then_some("source_ip"),

@@ -120,12 +120,6 @@ fn each_fault_is_one_problem() {
             "pool pool2",
             &["every member has weight 0"],
         ),
-        (
-            "address: 10.0.1.11, protocol_port",
-            "address: §10.0.1.200, protocol_port",
-            "pool pool1",
-            &["is the VIP of load balancer lb1"],
-        ),
         ("load_balancer: lb1", "load_balancer: §lb2", "floating ip 203.0.113.53", &["no load balancer lb2"]),
         (
             "203.0.113.53, load_balancer: lb1",
@@ -145,6 +139,12 @@ fn each_fault_is_one_problem() {
 #[test]
 fn a_pool_fits_its_listeners() {
     let rows: &[Row] = &[
+        (
+            "address: 10.0.2.53",
+            "address: 10.0.1.200",
+            "load balancer lb1 listeners[1]",
+            &["10.0.1.200 is the VIP of load balancer lb1"],
+        ),
         (
             "address: 10.0.2.53",
             "address: 10.0.7.53",

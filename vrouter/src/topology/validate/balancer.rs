@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use super::{Check, Taken};
 use crate::topology::Balancers;
 use crate::topology::decode::{Kind, label_of};
-use crate::topology::model::{LoadBalancer, Pool};
+use crate::topology::model::LoadBalancer;
 use crate::topology::ranges::edge;
 use crate::topology::yaml::Step;
 
@@ -38,12 +38,10 @@ impl Check<'_, '_> {
                     }
                 }
             }
-            self.listeners(i, balancer, &balancers, &object);
         }
-        let at: HashMap<IpAddr, usize> = vips.iter().map(|((_, vip), balancer)| (*vip, *balancer)).collect();
-        for (i, pool) in self.topology.pools.iter().enumerate() {
-            if !self.is_twin(Kind::Pool, i) {
-                self.members(i, pool, &at);
+        for (i, balancer) in self.topology.load_balancers.iter().enumerate() {
+            if !self.is_twin(Kind::LoadBalancer, i) {
+                self.listeners(i, balancer, &balancers, &vips);
             }
         }
     }
@@ -85,7 +83,14 @@ impl Check<'_, '_> {
         })
     }
 
-    fn listeners(&mut self, index: usize, balancer: &LoadBalancer, balancers: &Balancers<'_>, object: &str) {
+    fn listeners(
+        &mut self,
+        index: usize,
+        balancer: &LoadBalancer,
+        balancers: &Balancers<'_>,
+        vips: &HashMap<(usize, IpAddr), usize>,
+    ) {
+        let object = label_of(Kind::LoadBalancer, &balancer.name);
         for (position, listener) in balancer.listeners.iter().enumerate() {
             let object = format!("{object} listeners[{position}]");
             let path = [Step::Field("listeners"), Step::Item(position), Step::Field("default_pool")];
@@ -128,30 +133,28 @@ impl Check<'_, '_> {
                         router.name
                     );
                     self.report(line, object.clone(), message, remedy);
+                    continue;
                 }
-            }
-        }
-    }
-
-    fn members(&mut self, index: usize, pool: &Pool, vips: &HashMap<IpAddr, usize>) {
-        for (position, member) in pool.members.iter().enumerate() {
-            let own = vips.get(&member.address).map(|balancer| &self.topology.load_balancers[*balancer]);
-            let own = own.filter(|balancer| {
-                balancer.listeners.iter().any(|listener| listener.default_pool == pool.name)
-            });
-            if let Some(balancer) = own {
-                let balancer = &balancer.name;
-                let path = [Step::Field("members"), Step::Item(position), Step::Field("address")];
-                let line = self.line(Kind::Pool, index, &path);
-                self.report(
-                    line,
-                    label_of(Kind::Pool, &pool.name),
-                    format!(
-                        "member {}: {} is the VIP of load balancer {balancer}",
-                        member.name, member.address
-                    ),
-                    "name the address of a workload: a VIP cannot be balanced to itself",
-                );
+                let network_of = |address| {
+                    let network = balancers.network_of(router, address)?;
+                    self.names[Kind::Network].get(network.name.as_str()).copied()
+                };
+                let of_family =
+                    pool.members.iter().filter(|member| member.address.is_ipv6() == vip.is_ipv6());
+                let own = of_family.clone().find_map(|member| {
+                    let network = network_of(member.address)?;
+                    Some((member, vips.get(&(network, member.address))?))
+                });
+                if let Some((member, other)) = own {
+                    let other = &self.topology.load_balancers[*other].name;
+                    let message = format!(
+                        "member {} of pool {}: {} is the VIP of load balancer {other}",
+                        member.name, pool.name, member.address
+                    );
+                    let remedy =
+                        "name the addresses of workloads: what is balanced once is not balanced again";
+                    self.report(line, object.clone(), message, remedy);
+                }
             }
         }
     }
