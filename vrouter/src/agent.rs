@@ -50,8 +50,8 @@ pub use underlay::peer_status;
 use crate::{
     banks::{Banks, Published, Touch},
     compile::{self, Compiled, ExternalInterface, Liveness, LocalPort, Surroundings},
-    counters::Balanced,
     config::{AgentConfig, ExternalConfig, UplinkHook},
+    counters::Balanced,
     data_path::{self, DataPath, Hook, Pins},
     identities::Identities,
     kernel::Map,

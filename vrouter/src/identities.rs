@@ -108,7 +108,8 @@ impl Identities {
     }
 }
 
-fn name_to_string(name: &Name) -> String {
+/// As text.
+pub fn name_to_string(name: &Name) -> String {
     let end = name.bytes.iter().position(|&byte| byte == 0).unwrap_or(name.bytes.len());
     String::from_utf8_lossy(&name.bytes[..end]).into_owned()
 }

@@ -6,15 +6,16 @@ use std::{collections::BTreeMap, fs};
 use serde_json::Value;
 use vrouter_common::{
     reason::{DropReason, Event},
-    tables::{Commit, NAT_TRIES_BUCKETS},
+    tables::{Commit, LISTENERS_MAX, NAME_LISTENER, NAT_TRIES_BUCKETS, Name, NameKey},
 };
 
 use super::interface_counters;
 use crate::{
     agent::{services::metadata::counts::Tally, status::AgentStatus},
     compile::MemberHealth,
-    counters::Counters,
+    counters::{Balanced, Counters},
     data_path::{self, Pins},
+    identities::name_to_string,
     kernel::{Map, PerCpu},
 };
 
@@ -74,6 +75,7 @@ pub fn families(status: &AgentStatus, pins: &Pins, instance: &str) -> Vec<Family
         row([("version", status.version), ("node", &status.node), ("vrouter_instance", instance)], 1.0);
     out.add(Kind::Gauge, "vrouter_agent_info", "Version, node and instance of the agent", vec![info]);
     pinned(&mut out, status, pins);
+    balanced(&mut out, pins);
     topology(&mut out, status);
     flows(&mut out, status);
     interfaces(&mut out, status);
@@ -362,6 +364,30 @@ fn edge(out: &mut Families, status: &AgentStatus) {
         let announced = status.bgp.announced.len() as f64;
         out.gauge("vrouter_bgp_addresses_announced", "Addresses announced", announced);
     }
+}
+
+/// New connections of load balancers.
+fn balanced(out: &mut Families, pins: &Pins) {
+    /// Numbers are given out from the lowest: after so many that nobody has, there are no more.
+    const GAP: u32 = 256;
+    let maps = pins.maps();
+    let (Ok(counts), Ok(names)) = (Balanced::open(&maps), Map::<NameKey, Name>::open(&maps, "NAMES")) else {
+        return;
+    };
+    let mut rows = Vec::new();
+    let (mut number, mut last) = (1, 0);
+    while number < LISTENERS_MAX && number - last <= GAP {
+        if let Ok(Some(name)) = names.lookup(&NameKey { kind: NAME_LISTENER, id: number })
+            && let Ok(count) = counts.listeners.lookup(&number)
+        {
+            last = number;
+            let name = name_to_string(&name);
+            rows.push(row([("listener", &*name)], count.unwrap_or_default() as f64));
+        }
+        number += 1;
+    }
+    let help = "New connections to listeners of load balancers, of this node's clients and, from outside, its members";
+    out.add(Kind::Counter, "vrouter_lb_connections", help, rows);
 }
 
 fn health(out: &mut Families, status: &AgentStatus) {
