@@ -224,7 +224,7 @@ fn listener<'a, T: Tables>(tables: &'a T, bank: u32, network: u32, to: &Tuple) -
 }
 
 #[inline(always)]
-fn member<'a, T: Tables>(tables: &'a T, bank: u32, pool: u32, index: u32) -> Option<&'a PoolMember> {
+fn member<T: Tables>(tables: &T, bank: u32, pool: u32, index: u32) -> Option<&PoolMember> {
     tables.pool_member(&PoolMemberKey { pool: Scoped::new(bank, pool), index })
 }
 

@@ -3,6 +3,7 @@
 mod bench;
 mod build_ebpf;
 mod demo;
+mod guest;
 mod report;
 mod repository;
 mod setup;

@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 use ebpf_build::{BPF_LINKER_VERSION, Toolchain};
 
-use crate::repository;
+use crate::{guest, repository};
 
 /// Install what building, testing and showing vrouter needs, if it is missing.
 #[derive(clap::Args)]
@@ -79,6 +79,9 @@ const LAB_PACKAGES: &[Package] = &[
     package("dhcpcd-base", "dhcpcd"),
     package("frr", "/usr/lib/frr/bgpd"),
     package("chromium", "chromium"),
+    // A virtual machine, and what runs in it.
+    package("qemu-system-x86", "qemu-system-x86_64"),
+    package("busybox-static", "/bin/busybox"),
 ];
 
 /// A compiler with `core` for BPF. Debian keeps it for Firefox.
@@ -104,6 +107,11 @@ pub fn ensure(needs: Needs) -> Result<()> {
     }
     let toolchain = ensure_bpf_compiler(&mut apt)?;
     ensure_bpf_linker()?;
+    if needs.labs && !guest::is_there()? {
+        apt.update();
+        say("the kernel of virtual machines in labs: apt-get download (27 MB)");
+        guest::fetch().context("cannot get a kernel for virtual machines")?;
+    }
     if needs.lints {
         ensure_rustup_component("rustfmt", "fmt")?;
         ensure_rustup_component("clippy", "clippy")?;
@@ -183,6 +191,16 @@ impl Apt {
         if !nix::unistd::Uid::effective().is_root() {
             bail!("packages are missing and this is not root; run as root, or {by_hand}");
         }
+        self.update();
+        say(&format!("apt-get install {names}"));
+        let install = ["install", "-y", "-q", "--no-install-recommends"];
+        let _quiet = NoServices::new();
+        repository::run(apt_get(&install).args(packages)).with_context(|| by_hand)
+    }
+}
+
+impl Apt {
+    fn update(&mut self) {
         if !self.is_updated {
             say("apt-get update");
             // A mirror that does not answer is no obstacle if the packages are cached.
@@ -190,10 +208,6 @@ impl Apt {
             updated.unwrap_or_else(|error| warn(&format!("{error:#}")));
             self.is_updated = true;
         }
-        say(&format!("apt-get install {names}"));
-        let install = ["install", "-y", "-q", "--no-install-recommends"];
-        let _quiet = NoServices::new();
-        repository::run(apt_get(&install).args(packages)).with_context(|| by_hand)
     }
 }
 

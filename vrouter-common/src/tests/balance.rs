@@ -488,7 +488,8 @@ fn b2_who_is_removed_keeps_nothing() {
 #[test]
 fn b4_nobody_there_is_said_at_once() {
     for f in BOTH {
-        let closed: [(fn(&mut Listener), DropReason); 2] = [
+        type Close = fn(&mut Listener);
+        let closed: [(Close, DropReason); 2] = [
             (|listener| listener.slots = 0, DropReason::PoolEmpty),
             (|listener| listener.flags = LISTENER_DOWN, DropReason::ListenerDown),
         ];

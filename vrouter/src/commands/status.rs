@@ -258,6 +258,22 @@ fn metadata(told: &Value) -> Option<String> {
 }
 
 /// Next hops on external networks, if there are any.
+/// Members of pools, in few words.
+fn members(told: &Value) -> Option<String> {
+    let count = |list: &str, state: &str| {
+        told[list].as_array().into_iter().flatten().filter(|it| it["state"] == state).count()
+    };
+    let [up, down, unknown] = ["up", "down", "unknown"].map(|state| count("members", state));
+    let elsewhere = ["down", "lost"].map(|state| count("others", state));
+    if up + down + unknown + elsewhere[0] + elsewhere[1] == 0 {
+        return None;
+    }
+    Some(format!(
+        "checked here: {up} up, {down} down, {unknown} not checked yet; on other nodes {} down, {} lost",
+        elsewhere[0], elsewhere[1]
+    ))
+}
+
 fn next_hops(told: &Value) -> Option<String> {
     let count = |part: &str, name: &str| told[part][name].as_u64().unwrap_or(0);
     let [resolved, waiting, failed] = ["resolved", "waiting", "failed"].map(|state| count("hops", state));
@@ -336,6 +352,9 @@ fn for_people(status: &Status) -> String {
     }
     if let Some(hops) = next_hops(&status.agent["next_hops"]) {
         line("next hops", hops);
+    }
+    if let Some(members) = members(&status.agent["health"]) {
+        line("members", members);
     }
     match &status.agent["flows"] {
         Value::Null => line("flows", format!("at most {}", status.flow_entries_max)),

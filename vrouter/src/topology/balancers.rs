@@ -49,7 +49,7 @@ impl<'t> Balancers<'t> {
                     *best = (rank, router);
                 }
             }
-            joined.insert(router.name.as_str(), RangeIndex::of(on.into_iter()));
+            joined.insert(router.name.as_str(), RangeIndex::of(on));
         }
         Self { subnets, ranges, joined, routers }
     }

@@ -138,7 +138,7 @@ fn what_is_lost_is_sent_again_ever_more_slowly() {
         at += Duration::from_millis(wait);
         assert_eq!(probe.due(), Some(at));
         assert!(probe.tick(at - Duration::from_millis(1)).is_empty());
-        assert_eq!(probe.tick(at), [syn.clone()]);
+        assert_eq!(probe.tick(at), std::slice::from_ref(&syn));
     }
     assert_eq!(probe.silence(), "no answer by TCP");
     let (request, _) = member.shake(&mut probe, &syn, at);
