@@ -70,7 +70,6 @@ const LAB_PACKAGES: &[Package] = &[
     package("etcd-client", "etcdctl"),
     package("openssl", "openssl"),
     package("curl", "curl"),
-    package("busybox", "busybox"),
     // For promtool.
     package("prometheus", "promtool"),
     package("keepalived", "keepalived"),
