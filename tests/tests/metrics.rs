@@ -129,10 +129,14 @@ fn metrics_say_what_happened_however_many_ask() {
         assert!(ok, "{said}");
     }
     let served = names(&format!("{after}{edge}"));
-    let elsewhere: BTreeSet<String> =
-        ["vrouter_etcd_connected", "vrouter_topology_revision_in_force", "vrouter_bgp_session_established"]
-            .map(str::to_owned)
-            .into();
+    let elsewhere: BTreeSet<String> = [
+        "vrouter_etcd_connected",
+        "vrouter_topology_revision_in_force",
+        "vrouter_bgp_session_established",
+        "vrouter_member_up",
+    ]
+    .map(str::to_owned)
+    .into();
     let rules = std::fs::read_to_string(packaging().join("prometheus/vrouter.rules.yml")).unwrap();
     let dashboard = std::fs::read_to_string(packaging().join("grafana/vrouter.json")).unwrap();
     let parsed: Value = serde_json::from_str(&dashboard).unwrap();
