@@ -161,7 +161,16 @@ impl Probe {
             sockaddr::set(&socket, level, hops, ttl.into())?;
         }
         let any: IpAddr = if is_v6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
-        sockaddr::bind(&socket, SocketAddr::new(any, self.source_port))?;
+        // The last probe's socket from this port may live on in a child of this process that is just being made: until
+        // it runs its program, it has a copy of everything that is open.
+        let mut tries = 0;
+        while let Err(error) = sockaddr::bind(&socket, SocketAddr::new(any, self.source_port)) {
+            tries += 1;
+            if error.kind() != std::io::ErrorKind::AddrInUse || tries > 100 {
+                return Err(error.into());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
         Ok(socket)
     }
 

@@ -694,15 +694,15 @@ fn the_control_socket_is_roots_and_bears_abuse() {
     drop(idle);
 
     // More than it may have open files: it must be back when they are gone.
-    let set = format!("prlimit --pid {} --nofile=128:128", agent.id().unwrap());
+    let set = format!("prlimit --pid {} --nofile=256:256", agent.id().unwrap());
     lab.node("node-a").run(&set).unwrap();
     let mut many: Vec<UnixStream> = Vec::new();
-    for _ in 0..200 {
+    for _ in 0..400 {
         many.push(UnixStream::connect(&path).unwrap());
     }
     wait::until("the agent has had enough", SOON, || {
         let open = fs::read_dir(format!("/proc/{}/fd", agent.id().unwrap()))?.count();
-        Ok(open >= 128)
+        Ok(open >= 256)
     })
     .unwrap();
     assert!(agent.is_running());
