@@ -167,7 +167,7 @@ impl Probe {
         while let Err(error) = sockaddr::bind(&socket, SocketAddr::new(any, self.source_port)) {
             tries += 1;
             if error.kind() != std::io::ErrorKind::AddrInUse || tries > 100 {
-                return Err(error.into());
+                return Err(error);
             }
             std::thread::sleep(Duration::from_millis(5));
         }
