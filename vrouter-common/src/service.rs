@@ -21,6 +21,9 @@ pub const METADATA_V4: [u8; 4] = [169, 254, 169, 254];
 pub const METADATA_IP_V4: Ip = Ip([0, 0, 0xffff_u32.to_be(), 0xa9fe_a9fe_u32.to_be()]);
 /// fe80::a9fe:a9fe
 pub const METADATA_IP_V6: Ip = Ip([0xfe80_0000_u32.to_be(), 0, 0, 0xa9fe_a9fe_u32.to_be()]);
+/// The lowest TCP port that a node asks a member for its health from (RFC 6335, 6: dynamic ports). Connections of a member to
+/// lower ports of its router are none of its answers.
+pub const PROBE_PORT_FIRST: u16 = 49152;
 /// The metadata service's TCP port.
 pub const METADATA_PORT: u16 = 80;
 
@@ -56,7 +59,7 @@ pub fn asked<T: Tables>(tables: &T, headers: &Headers, plan: &Plan) -> Asked {
             Asked::Always
         }
         PROTO_TCP if flags & BINDING_METADATA != 0 && is_metadata(headers) => Asked::ByRules,
-        PROTO_TCP if is_probed(tables, headers, plan) => Asked::Always,
+        PROTO_TCP if ports.1 >= PROBE_PORT_FIRST && is_probed(tables, headers, plan) => Asked::Always,
         PROTO_ICMP if !headers.v6 && icmp == ICMP_ECHO_REPLY && is_probed(tables, headers, plan) => {
             Asked::Always
         }

@@ -35,6 +35,11 @@ fn metadata(dport: u16) -> Packet {
     Packet::routed(11, Ipv4Addr::from(METADATA_V4)).transport(tcp)
 }
 
+fn to_router(dport: u16) -> Packet {
+    let tcp = Transport::Tcp { sport: 80, dport, seq: 1, ack: Some(2), syn: true, rst: false };
+    Packet::routed(11, v4(1, 1)).transport(tcp)
+}
+
 #[test]
 fn what_is_for_a_service_goes_to_the_agent_and_nowhere_else() {
     with_world(|world| {
@@ -53,6 +58,7 @@ fn what_is_for_a_service_goes_to_the_agent_and_nowhere_else() {
             ("a router solicitation", solicit),
             ("metadata, by the router", metadata(METADATA_PORT)),
             ("metadata", to_services),
+            ("what a member answers", to_router(PROBE_PORT_FIRST)),
         ] {
             let frame = packet.build();
             let (ran, counts) = world.run_counted(Via::Tc, "p11", &frame);
@@ -66,6 +72,13 @@ fn what_is_for_a_service_goes_to_the_agent_and_nowhere_else() {
             assert_eq!(ran.verdict, Via::Xdp.pass(), "{name}: XDP leaves it to TC");
             assert!(world.flow_entries().is_empty(), "{name}: nothing is remembered");
         }
+        // Whatever else a member sends to its router is refused as ever (R3).
+        let (_, counts) = world.run_counted(Via::Tc, "p11", &to_router(PROBE_PORT_FIRST - 1).build());
+        assert_eq!(
+            (counts.get("router_refused"), counts.get("service_queued")),
+            (Some(&1), None),
+            "{counts:?}"
+        );
         // Who is not served is flooded as ever.
         let mut other = dhcp().build();
         other[6..12].copy_from_slice(&port_mac(12));

@@ -7,6 +7,7 @@ use std::{
 };
 
 use serde::Serialize;
+use vrouter_common::service::PROBE_PORT_FIRST;
 
 use super::{
     machine::{Machine, Outcome, State},
@@ -16,7 +17,7 @@ use super::{
 use crate::{compile::MonitoredMember, store::health::Words};
 
 /// Ports and identifiers of checks, as RFC 6335 has them for what comes and goes.
-const NUMBERS: std::ops::RangeInclusive<u16> = 49152..=65535;
+const NUMBERS: std::ops::RangeInclusive<u16> = PROBE_PORT_FIRST..=u16::MAX;
 
 /// A frame to be sent by an interface.
 pub type Sent = (u32, Vec<u8>);
