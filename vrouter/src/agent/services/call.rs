@@ -12,7 +12,7 @@ use vrouter_common::{
     },
 };
 
-use super::service::Kind;
+use super::service::{Kind, Refused};
 
 /// Reads a record: the interface the frame came in by, and the frame. `None`: it is none of ours.
 pub fn read(record: &[u8]) -> Option<(u32, &[u8])> {
@@ -76,6 +76,17 @@ pub fn transport(frame: &[u8]) -> Option<Transport<'_>> {
         }
         _ => None,
     }
+}
+
+/// What a UDP datagram carries.
+pub fn datagram(frame: &[u8]) -> Result<&[u8], Refused> {
+    let transport = transport(frame).ok_or(Refused::MALFORMED)?;
+    if transport.fragment {
+        return Err(Refused::FRAGMENT);
+    }
+    let len = transport.bytes.get(4..6).ok_or(Refused::MALFORMED)?;
+    let len = usize::from(u16::from_be_bytes([len[0], len[1]]));
+    transport.bytes.get(8..len).ok_or(Refused::MALFORMED)
 }
 
 /// Which service a frame is for. `None`: for none there is.

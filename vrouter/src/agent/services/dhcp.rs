@@ -53,14 +53,7 @@ impl Service for Dhcp {
 
 /// The message in a frame.
 pub fn read(frame: &[u8]) -> Result<Message, Refused> {
-    let transport = call::transport(frame).ok_or(Refused::MALFORMED)?;
-    if transport.fragment {
-        return Err(Refused::FRAGMENT);
-    }
-    let len = transport.bytes.get(4..6).ok_or(Refused::MALFORMED)?;
-    let len = usize::from(u16::from_be_bytes([len[0], len[1]]));
-    let payload = transport.bytes.get(8..len).ok_or(Refused::MALFORMED)?;
-    Message::read(payload)
+    Message::read(call::datagram(frame)?)
 }
 
 /// The frame of an answer: to whom it goes is RFC 2131, 4.1.

@@ -44,13 +44,7 @@ pub fn answer_frame(port: &ServedPort, frame: &[u8]) -> Result<(&'static str, Ve
     if !source.is_unicast_link_local() {
         return Err(Refused("not_link_local"));
     }
-    let transport = call::transport(frame).ok_or(Refused::MALFORMED)?;
-    if transport.fragment {
-        return Err(Refused::FRAGMENT);
-    }
-    let len = transport.bytes.get(4..6).ok_or(Refused::MALFORMED)?;
-    let len = usize::from(u16::from_be_bytes([len[0], len[1]]));
-    let asked = Message::read(transport.bytes.get(8..len).ok_or(Refused::MALFORMED)?)?;
+    let asked = Message::read(call::datagram(frame)?)?;
     let reply = answer::answer(port, &asked)?;
     if asked.kind == message::DECLINE {
         tracing::warn!(
