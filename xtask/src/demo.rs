@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use vrouter_tests::{Agent, AgentOptions, Host, Lab, Ping, Workload, clean, require_root, tools, topology};
+use vrouter_tests::{
+    Agent, AgentOptions, Cluster, Host, Lab, Ping, Workload, clean, require_root, tools, topology,
+};
 
 use crate::{report, repository, setup};
 
@@ -494,6 +496,39 @@ fn explain(lab: &Lab, vrouter: &Path) {
 }
 
 /// How to end it.
+/// Ends a demo of another kind: with the agents' logs if not everything worked, and without a trace, unless the lab is
+/// to be `kept`, with a command to begin looking around with.
+fn end(
+    is_proved: bool,
+    kept: Option<&str>,
+    option: &str,
+    agents: Vec<Agent>,
+    cluster: Option<Cluster>,
+    lab: Lab,
+) -> Result<()> {
+    if !is_proved {
+        for agent in &agents {
+            println!("\nThe log of the agent of {}:\n{}", agent.node().name(), agent.log());
+        }
+    }
+    if let Some(look) = kept {
+        println!("\nThe lab stays up, with all that runs in it. To look around:\n\n    {look}");
+        explain_removal();
+        agents.into_iter().for_each(Agent::keep);
+        cluster.into_iter().for_each(Cluster::keep);
+        lab.keep();
+    } else {
+        drop((agents, cluster));
+        drop(lab);
+        clean::remove_shared_directories();
+        println!("\nThe lab is gone again. `cargo xtask demo {option} --keep` leaves it up.");
+    }
+    if !is_proved {
+        bail!("not everything worked; see the table");
+    }
+    Ok(())
+}
+
 fn explain_removal() {
     println!("    cargo xtask demo --clean        removes it all");
 }

@@ -6,10 +6,10 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
-use vrouter_tests::{Agent, AgentOptions, Lab, Probe, Report, Services, Sessions, clean, topology, wait};
+use anyhow::{Context as _, Result};
+use vrouter_tests::{Agent, AgentOptions, Lab, Probe, Report, Services, Sessions, topology, wait};
 
-use super::{Demo, Finding, PREFIX, explain_removal, say, type_in};
+use super::{Demo, Finding, PREFIX, end, say, type_in};
 use crate::repository;
 
 const NODES: [&str; 4] = ["node-a", "node-b", "gw-1", "gw-2"];
@@ -109,30 +109,11 @@ pub fn run(vrouter: &Path, keep: bool) -> Result<()> {
     demo.prove("gateways keep no connections", shown.kept());
 
     let is_proved = demo.sum_up(start.elapsed());
-    if !is_proved {
-        for agent in &shown.agents {
-            println!("\nThe log of the agent of {}:\n{}", agent.node().name(), agent.log());
-        }
-    }
-    if keep {
-        println!("\nThe lab stays up. To look around:\n");
-        println!(
-            "    nsenter --net=/run/netns/{PREFIX}-gw-1 {} show gateways --instance {PREFIX}-gw-1",
-            vrouter.display()
-        );
-        explain_removal();
-        shown.agents.into_iter().for_each(Agent::keep);
-        lab.keep();
-    } else {
-        drop(shown);
-        drop(lab);
-        clean::remove_shared_directories();
-        println!("\nThe lab is gone again. `cargo xtask demo --edge --keep` leaves it up.");
-    }
-    if !is_proved {
-        bail!("not everything worked; see the table");
-    }
-    Ok(())
+    let binary = vrouter.display();
+    let look =
+        format!("nsenter --net=/run/netns/{PREFIX}-gw-1 {binary} show gateways --instance {PREFIX}-gw-1");
+    let agents = shown.agents;
+    end(is_proved, keep.then_some(&*look), "--edge", agents, None, lab)
 }
 
 struct Shown<'a> {

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use vrouter_tests::{
-    Agent, Cluster, Lab, clean, etcd,
+    Agent, Cluster, Lab, etcd,
     topology::{self, NodeEntry, Topology},
 };
 
-use super::{Demo, Finding, PREFIX, evidence, explain_removal, join, ping, say, type_in};
+use super::{Demo, Finding, PREFIX, end, evidence, join, ping, say, type_in};
 use crate::report;
 
 const NODES: [&str; 3] = ["node-a", "node-b", "node-c"];
@@ -81,30 +81,10 @@ pub fn run(vrouter: &Path, keep: bool) -> Result<()> {
     demo.prove("a damaged value", nonsense);
 
     let is_proved = demo.sum_up(start.elapsed());
-    if !is_proved {
-        for agent in &shown.agents {
-            println!("\nThe log of the agent of {}:\n{}", agent.node().name(), agent.log());
-        }
-    }
-    if keep {
-        println!("\nThe lab stays up, agents and etcd included. To look around:\n");
-        let etcd = cluster.arguments(etcd::WRITER).join(" ");
-        println!("    nsenter --net=/run/netns/{PREFIX}-node-a {} get nodes {etcd}", vrouter.display());
-        explain_removal();
-        shown.agents.into_iter().for_each(Agent::keep);
-        cluster.keep();
-        lab.keep();
-    } else {
-        drop(shown);
-        drop(cluster);
-        drop(lab);
-        clean::remove_shared_directories();
-        println!("\nThe lab is gone again. `cargo xtask demo --etcd --keep` leaves it up.");
-    }
-    if !is_proved {
-        bail!("not everything worked; see the table");
-    }
-    Ok(())
+    let etcd = cluster.arguments(etcd::WRITER).join(" ");
+    let look = format!("nsenter --net=/run/netns/{PREFIX}-node-a {} get nodes {etcd}", vrouter.display());
+    let agents = shown.agents;
+    end(is_proved, keep.then_some(&*look), "--etcd", agents, Some(cluster), lab)
 }
 
 /// The standard lab with a third node, and a group for vm8.

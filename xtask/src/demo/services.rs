@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use vrouter_tests::{
-    Agent, Cluster, Host, Lab, Process, clean, etcd,
+    Agent, Cluster, Host, Lab, Process, etcd,
     topology::{self, Topology},
     wait,
 };
 
-use super::{Demo, Finding, PREFIX, explain_removal, say, type_in};
+use super::{Demo, Finding, PREFIX, end, say, type_in};
 use crate::report;
 
 const NODES: [&str; 2] = ["node-a", "node-b"];
@@ -100,32 +100,11 @@ pub fn run(vrouter: &Path, keep: bool) -> Result<()> {
     demo.prove("nobody there is said", shown.refused());
 
     let is_proved = demo.sum_up(start.elapsed());
-    if !is_proved {
-        for agent in &shown.agents {
-            println!("\nThe log of the agent of {}:\n{}", agent.node().name(), agent.log());
-        }
-    }
-    if keep {
-        println!("\nThe lab stays up, agents and etcd included. To look around:\n");
-        println!(
-            "    nsenter --net=/run/netns/{PREFIX}-node-a {} show lb --instance {PREFIX}-node-a",
-            vrouter.display()
-        );
-        explain_removal();
-        shown.agents.into_iter().for_each(Agent::keep);
-        cluster.keep();
-        lab.keep();
-    } else {
-        drop(shown);
-        drop(cluster);
-        drop(lab);
-        clean::remove_shared_directories();
-        println!("\nThe lab is gone again. `cargo xtask demo --services --keep` leaves it up.");
-    }
-    if !is_proved {
-        bail!("not everything worked; see the table");
-    }
-    Ok(())
+    let binary = vrouter.display();
+    let look =
+        format!("nsenter --net=/run/netns/{PREFIX}-node-a {binary} show lb --instance {PREFIX}-node-a");
+    let agents = shown.agents;
+    end(is_proved, keep.then_some(&*look), "--services", agents, Some(cluster), lab)
 }
 
 /// The standard lab, and the load balancer.
