@@ -85,7 +85,7 @@ pub fn balance<T: Tables>(
     Balanced::Here
 }
 
-/// [`PoolMemberAt`] of nobody.
+/// The index of nobody.
 const NO_MEMBER: u32 = u32::MAX;
 
 /// The member that a known connection has, if it may stay: nothing ends a stream of datagrams, so one to a member
