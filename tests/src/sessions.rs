@@ -16,8 +16,10 @@ use crate::service::RETURN;
 const INTERVAL: Duration = Duration::from_millis(40);
 /// How often all sessions are looked at.
 const TURN: Duration = Duration::from_millis(5);
-/// How long the last answers may take.
+/// How long the last answers may take; those of TCP come for certain.
 const DRAIN: Duration = Duration::from_secs(10);
+/// The same of datagrams: on a busy machine the last ones are still on their way when the sessions end.
+const DRAIN_UDP: Duration = Duration::from_secs(2);
 /// Width of a step of the timeline.
 const STEP: Duration = Duration::from_millis(50);
 const MESSAGE: usize = 16;
@@ -239,7 +241,8 @@ fn run(
             timeline[step] += count as u32;
         }
         let is_quiet = tcp.iter().all(|it| it.dead || it.sent == it.next);
-        if end.is_some_and(|end| is_quiet || now > end) {
+        let is_answered = udp.iter().all(|it| it.sent == it.answered);
+        if end.is_some_and(|end| now > end || is_quiet && (is_answered || now + DRAIN > end + DRAIN_UDP)) {
             break;
         }
         std::thread::sleep(TURN);

@@ -1,7 +1,7 @@
 //! The decision in user space: a packet in memory, tables in memory, and the same pipeline.
 
 use core::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
     addr::{Be16, Be32},
@@ -184,19 +184,44 @@ pub struct Image {
     pub members: BTreeMap<MemberKey, Member>,
     /// Ports of VIPs.
     pub listeners: BTreeMap<ListenerKey, Listener>,
-    /// Who has which slots of pools.
-    pub pool_slots: BTreeMap<PoolSlotsKey, PoolSlots>,
-    /// Members of pools.
-    pub pool_members: BTreeMap<PoolMemberKey, PoolMember>,
-    /// The same by where they are.
-    pub pool_members_at: BTreeMap<PoolMemberAt, u32>,
+    /// Pools, by number. Shared: of thousands few change, and what is the same is not looked into.
+    pub pools: BTreeMap<u32, Arc<PoolImage>>,
     /// Classes of remote addresses.
     pub classes: BTreeMap<ClassKey, u32>,
     /// Rules that allow.
     pub rules: BTreeMap<RuleKey, Rule>,
 }
 
+/// What there is of one pool.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PoolImage {
+    /// Who has which slots.
+    pub slots: BTreeMap<PoolSlotsKey, PoolSlots>,
+    /// Its members.
+    pub members: BTreeMap<PoolMemberKey, PoolMember>,
+    /// The same by where they are.
+    pub members_at: BTreeMap<PoolMemberAt, u32>,
+    /// Its members' stations on an external network: beside [`Image::fdb`], in the same table of the kernel.
+    pub stations: BTreeMap<FdbKey, Station>,
+}
+
 impl Image {
+    /// A pool, to be changed.
+    pub fn pool_mut(&mut self, pool: u32) -> &mut PoolImage {
+        Arc::make_mut(self.pools.entry(pool).or_default())
+    }
+
+    /// A station by its hardware address, of pools' members as well.
+    pub fn station(&self, key: &FdbKey) -> Option<&Station> {
+        let of_pools = || self.pools.values().find_map(|pool| pool.stations.get(key));
+        self.fdb.get(key).or_else(of_pools)
+    }
+
+    /// All stations by hardware address, those of pools' members as well, these last.
+    pub fn stations(&self) -> impl Iterator<Item = (&FdbKey, &Station)> {
+        self.fdb.iter().chain(self.pools.values().flat_map(|pool| &pool.stations))
+    }
+
     /// Adds rules that allow everything both ways to a policy, with or without replies.
     pub fn allow_all(&mut self, policy: u32, flags: u32) {
         for direction in 0..4 {
@@ -388,7 +413,7 @@ impl Tables for MemoryTables {
     }
 
     fn fdb(&self, key: &FdbKey) -> Option<&Station> {
-        self.image.fdb.get(key)
+        self.image.station(key)
     }
 
     fn address(&self, key: &AddressKey) -> Option<&Station> {
@@ -449,15 +474,15 @@ impl Tables for MemoryTables {
     }
 
     fn pool_slots(&self, key: &PoolSlotsKey) -> Option<&PoolSlots> {
-        self.image.pool_slots.get(key)
+        self.image.pools.get(&key.pool.id())?.slots.get(key)
     }
 
     fn pool_member(&self, key: &PoolMemberKey) -> Option<&PoolMember> {
-        self.image.pool_members.get(key)
+        self.image.pools.get(&key.pool.id())?.members.get(key)
     }
 
     fn pool_member_at(&self, key: &PoolMemberAt) -> Option<u32> {
-        self.image.pool_members_at.get(key).copied()
+        self.image.pools.get(&key.pool.id())?.members_at.get(key).copied()
     }
 
     fn is_master(&self, key: &MasterKey) -> bool {

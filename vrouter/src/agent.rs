@@ -527,15 +527,18 @@ impl Agent {
             learned: self.learned_routes.clone(),
             metadata: self.config.metadata.is_some(),
         };
-        let (compiled, identities) = loop {
-            let mut identities = self.identities.clone();
-            let compiled = match compile::compile(topology, &around, &mut identities) {
+        let mark = self.identities.mark();
+        let compiled = loop {
+            let compiled = match compile::compile(topology, &around, &mut self.identities) {
                 Ok(compiled) => compiled,
-                Err(error) => return tracing::error!("cannot compile the topology: {error:#}"),
+                Err(error) => {
+                    self.identities.take_back(&mark);
+                    return tracing::error!("cannot compile the topology: {error:#}");
+                }
             };
-            let Some(ports) = &mut self.ports else { break (compiled, identities) };
+            let Some(ports) = &mut self.ports else { break compiled };
             if !ports.claim_first(&self.config.node, &compiled.translated) {
-                break (compiled, identities);
+                break compiled;
             }
             // Blocks that retired are used again: at most once, since none retires here.
             around.shares = Some(ports.shares());
@@ -545,7 +548,7 @@ impl Agent {
         // Until it is in force, both: what is in force needs its own.
         let before = self.compiled.local_ports.clone();
         self.attach(&compiled.local_ports, &before);
-        match self.program(compiled, identities, digest, touch) {
+        match self.program(compiled, digest, touch) {
             Ok(()) => {
                 if before != self.compiled.local_ports {
                     let now = self.compiled.local_ports.clone();
@@ -565,18 +568,11 @@ impl Agent {
     }
 
     /// Brings it in force; afterwards, and only if that worked, it is [`Self::compiled`].
-    fn program(
-        &mut self,
-        compiled: Compiled,
-        mut identities: Identities,
-        digest: u64,
-        touch: &Touch,
-    ) -> Result<()> {
+    fn program(&mut self, compiled: Compiled, digest: u64, touch: &Touch) -> Result<()> {
         // Names first, so that whatever a bank mentions has one; what is gone is forgotten only when no
         // bank mentions it.
-        self.balanced.begin(identities.fresh(&self.identities))?;
-        identities.write(&self.identities, &self.names)?;
-        self.identities = identities.clone();
+        self.balanced.begin(self.identities.fresh())?;
+        self.identities.write(&self.names)?;
         let published = Published {
             node: compiled.node,
             vtep: compiled.vtep.map_or(0, |vtep| vtep.to_bits()),
@@ -587,9 +583,8 @@ impl Agent {
         let applied = self.banks.apply(compiled.image.clone(), &published, touch)?;
         self.compiled = compiled;
         self.programmed = Some(digest);
-        identities.retain(&self.compiled.used);
-        identities.write(&self.identities, &self.names)?;
-        self.identities = identities;
+        self.identities.retain(&self.compiled.used, &self.compiled.image.pools);
+        self.identities.write(&self.names)?;
         if applied.writes > 0 {
             tracing::info!(
                 epoch = applied.epoch,

@@ -14,6 +14,7 @@ use std::{
     cmp::Ordering,
     collections::{BTreeMap, BTreeSet},
     path::Path,
+    sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -21,7 +22,7 @@ use anyhow::{Context, Result, bail};
 use aya::Pod;
 use vrouter_common::{
     addr::{Be32, Ip},
-    memory::Image,
+    memory::{Image, PoolImage},
     tables::*,
 };
 
@@ -135,7 +136,7 @@ impl Maps {
             }
             Ok(table)
         }
-        Ok(Image {
+        let mut image = Image {
             bindings: table(&self.bindings, bank)?,
             networks: table(&self.networks, bank)?,
             vnis: table(&self.vnis, bank)?,
@@ -153,12 +154,32 @@ impl Maps {
             gateways: table(&self.gateways, bank)?,
             members: table(&self.members, bank)?,
             listeners: table(&self.listeners, bank)?,
-            pool_slots: table(&self.pool_slots, bank)?,
-            pool_members: table(&self.pool_members, bank)?,
-            pool_members_at: table(&self.pool_members_at, bank)?,
+            pools: BTreeMap::new(),
             classes: table(&self.classes, bank)?,
             rules: table(&self.rules, bank)?,
-        })
+        };
+        for (key, slots) in table(&self.pool_slots, bank)? {
+            image.pool_mut(key.pool.id()).slots.insert(key, slots);
+        }
+        // A member's station says whose it is by its hardware address.
+        let mut pool_of = BTreeMap::new();
+        for (key, member) in table(&self.pool_members, bank)? {
+            pool_of.insert(member.mac, key.pool.id());
+            image.pool_mut(key.pool.id()).members.insert(key, member);
+        }
+        for (key, index) in table(&self.pool_members_at, bank)? {
+            image.pool_mut(key.pool.id()).members_at.insert(key, index);
+        }
+        let of_members = |key: &FdbKey, station: &Station| {
+            (station.kind == STATION_MEMBER).then(|| pool_of.get(&key.mac)).flatten().copied()
+        };
+        for (key, station) in std::mem::take(&mut image.fdb) {
+            match of_members(&key, &station) {
+                Some(pool) => drop(image.pool_mut(pool).stations.insert(key, station)),
+                None => drop(image.fdb.insert(key, station)),
+            }
+        }
+        Ok(image)
     }
 
     /// Writes what `new` has and `old` has not into `bank`, and removes the opposite; returns the number
@@ -170,17 +191,8 @@ impl Maps {
             old: &BTreeMap<K, V>,
             new: &BTreeMap<K, V>,
         ) -> Result<usize> {
-            let mut writes = 0;
             // First what goes: there may be no room for more.
-            for (key, ..) in differences(old, new).filter(|(_, _, new)| new.is_none()) {
-                map.remove(&key.in_bank(bank))?;
-                writes += 1;
-            }
-            for (key, value) in differences(old, new).filter_map(|(key, _, new)| Some((key, new?))) {
-                map.set(&key.in_bank(bank), value)?;
-                writes += 1;
-            }
-            Ok(writes)
+            Ok(remove(map, bank, old, new)? + set(map, bank, old, new)?)
         }
         // Destructured, so that a table added to the image cannot be forgotten here.
         let Image {
@@ -201,13 +213,14 @@ impl Maps {
             gateways,
             members,
             listeners,
-            pool_slots,
-            pool_members,
-            pool_members_at,
+            pools,
             classes,
             rules,
         } = new;
-        Ok(table(&self.bindings, bank, &old.bindings, bindings)?
+        // Members' stations are in the table of all others.
+        let gone = self.remove_pools(bank, &old.pools, pools)?;
+        Ok(gone
+            + table(&self.bindings, bank, &old.bindings, bindings)?
             + table(&self.networks, bank, &old.networks, networks)?
             + table(&self.vnis, bank, &old.vnis, vnis)?
             + table(&self.vteps, bank, &old.vteps, vteps)?
@@ -224,12 +237,75 @@ impl Maps {
             + table(&self.gateways, bank, &old.gateways, gateways)?
             + table(&self.members, bank, &old.members, members)?
             + table(&self.listeners, bank, &old.listeners, listeners)?
-            + table(&self.pool_slots, bank, &old.pool_slots, pool_slots)?
-            + table(&self.pool_members, bank, &old.pool_members, pool_members)?
-            + table(&self.pool_members_at, bank, &old.pool_members_at, pool_members_at)?
+            + self.set_pools(bank, &old.pools, pools)?
             + table(&self.classes, bank, &old.classes, classes)?
             + table(&self.rules, bank, &old.rules, rules)?)
     }
+
+    /// Removes what `old` has of pools and `new` has not.
+    fn remove_pools(&self, bank: u32, old: &Pools, new: &Pools) -> Result<usize> {
+        let mut writes = 0;
+        for (_, old, new) in differences(old, new) {
+            let (old, new) = (old.map_or(&NO_POOL, Arc::as_ref), new.map_or(&NO_POOL, Arc::as_ref));
+            let PoolImage { slots, members, members_at, stations } = new;
+            writes += remove(&self.pool_slots, bank, &old.slots, slots)?
+                + remove(&self.pool_members, bank, &old.members, members)?
+                + remove(&self.pool_members_at, bank, &old.members_at, members_at)?
+                + remove(&self.fdb, bank, &old.stations, stations)?;
+        }
+        Ok(writes)
+    }
+
+    /// Writes what `new` has of pools and `old` has not.
+    fn set_pools(&self, bank: u32, old: &Pools, new: &Pools) -> Result<usize> {
+        let mut writes = 0;
+        for (_, old, new) in differences(old, new) {
+            let (old, new) = (old.map_or(&NO_POOL, Arc::as_ref), new.map_or(&NO_POOL, Arc::as_ref));
+            let PoolImage { slots, members, members_at, stations } = new;
+            writes += set(&self.pool_slots, bank, &old.slots, slots)?
+                + set(&self.pool_members, bank, &old.members, members)?
+                + set(&self.pool_members_at, bank, &old.members_at, members_at)?
+                + set(&self.fdb, bank, &old.stations, stations)?;
+        }
+        Ok(writes)
+    }
+}
+
+type Pools = BTreeMap<u32, Arc<PoolImage>>;
+
+static NO_POOL: PoolImage = PoolImage {
+    slots: BTreeMap::new(),
+    members: BTreeMap::new(),
+    members_at: BTreeMap::new(),
+    stations: BTreeMap::new(),
+};
+
+fn remove<K: Pod + Banked, V: Pod + PartialEq>(
+    map: &Map<K, V>,
+    bank: u32,
+    old: &BTreeMap<K, V>,
+    new: &BTreeMap<K, V>,
+) -> Result<usize> {
+    let mut writes = 0;
+    for (key, ..) in differences(old, new).filter(|(_, _, new)| new.is_none()) {
+        map.remove(&key.in_bank(bank))?;
+        writes += 1;
+    }
+    Ok(writes)
+}
+
+fn set<K: Pod + Banked, V: Pod + PartialEq>(
+    map: &Map<K, V>,
+    bank: u32,
+    old: &BTreeMap<K, V>,
+    new: &BTreeMap<K, V>,
+) -> Result<usize> {
+    let mut writes = 0;
+    for (key, value) in differences(old, new).filter_map(|(key, _, new)| Some((key, new?))) {
+        map.set(&key.in_bank(bank), value)?;
+        writes += 1;
+    }
+    Ok(writes)
 }
 
 /// Which flows are decided again whatever changed.
@@ -385,6 +461,10 @@ fn touched(old: &Image, new: &Image, all: bool) -> BTreeSet<u32> {
     touched.extend(changed(&old.networks, &new.networks).map(|(key, _)| key.network.id()));
     touched.extend(changed(&old.vnis, &new.vnis).map(|(_, &network)| network));
     touched.extend(changed(&old.fdb, &new.fdb).map(|(key, _)| key.network.id()));
+    for (_, old, new) in differences(&old.pools, &new.pools) {
+        let [old, new] = [old, new].map(|pool| &pool.map_or(&NO_POOL, Arc::as_ref).stations);
+        touched.extend(changed(old, new).map(|(key, _)| key.network.id()));
+    }
     touched.extend(changed(&old.addresses, &new.addresses).map(|(key, _)| key.network.id()));
     touched.extend(changed(&old.snat_owners, &new.snat_owners).map(|(key, _)| key.network.id()));
     touched.extend(changed(&old.gateways, &new.gateways).map(|(key, _)| key.network.id()));
@@ -422,18 +502,15 @@ fn touched(old: &Image, new: &Image, all: bool) -> BTreeSet<u32> {
 fn balancing(old: &Image, new: &Image) -> BTreeSet<u32> {
     let mut routers: BTreeSet<u32> =
         changed(&old.listeners, &new.listeners).map(|(_, listener)| listener.router).collect();
-    let mut pools: BTreeSet<u32> =
-        changed(&old.pool_slots, &new.pool_slots).map(|(key, _)| key.pool.id()).collect();
-    pools.extend(changed(&old.pool_members, &new.pool_members).map(|(key, _)| key.pool.id()));
-    pools.extend(changed(&old.pool_members_at, &new.pool_members_at).map(|(key, _)| key.pool.id()));
+    let mut pools: BTreeSet<u32> = differences(&old.pools, &new.pools).map(|(pool, ..)| *pool).collect();
     // Whose member is on another node now: what is passed on to it leaves by the external network.
     let moved: BTreeSet<(u32, Ip)> =
         changed(&old.addresses, &new.addresses).map(|(key, _)| (key.network.id(), key.ip)).collect();
     if !moved.is_empty() {
         for image in [old, new] {
-            let members = image.pool_members.iter();
-            let there = members.filter(|(_, member)| moved.contains(&(member.network, member.ip)));
-            pools.extend(there.map(|(key, _)| key.pool.id()));
+            let is_there = |member: &PoolMember| moved.contains(&(member.network, member.ip));
+            let there = image.pools.iter().filter(|(_, pool)| pool.members.values().any(is_there));
+            pools.extend(there.map(|(pool, _)| *pool));
         }
     }
     for image in [old, new] {

@@ -37,6 +37,7 @@ use crate::{
         model::{Hook, Network, Node, Port, Topology},
     },
 };
+pub use balancer::Kept;
 pub use external::virtual_mac;
 pub use health::MonitoredMember;
 use policy::Policies;
@@ -212,7 +213,7 @@ pub struct Compiled {
     pub monitored: Vec<MonitoredMember>,
     /// What the services of this node are to know of its ports, by interface.
     pub served: Served,
-    /// Every number in use, by kind.
+    /// Every number in use, by kind, but for those of pools' members, which the image has.
     pub used: BTreeSet<(u32, u32)>,
 }
 

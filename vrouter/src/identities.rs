@@ -1,24 +1,49 @@
 //! Numbers for names: assigned once, kept in the pinned names map, so that adding or removing an object
 //! never renumbers another, and an agent that restarts goes on with the same numbers.
 
-use std::collections::{BTreeMap, BTreeSet};
-
-use anyhow::{Result, bail};
-use vrouter_common::tables::{
-    LISTENERS_MAX, NAME_LISTENER, NAME_MEMBER, NAME_NETWORK, NAME_NODE, NAME_POOL, NETWORKS_MAX, NODES_MAX,
-    Name, NameKey, POOL_MEMBERS_MAX, POOLS_MAX, Scoped,
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
 };
 
-use crate::kernel::Map;
+use anyhow::{Result, bail};
+use vrouter_common::{
+    memory::PoolImage,
+    tables::{
+        LISTENERS_MAX, NAME_LISTENER, NAME_MEMBER, NAME_NETWORK, NAME_NODE, NAME_POOL, NETWORKS_MAX,
+        NODES_MAX, Name, NameKey, POOL_MEMBERS_MAX, POOLS_MAX, Scoped,
+    },
+};
+
+use crate::{compile::Kept, kernel::Map};
 
 /// The numbers of one instance.
+///
+/// There may be hundreds of thousands, of which a change concerns few: what was given and taken since they were
+/// written last is kept in lists of its own, so that nothing has to be compared.
 #[derive(Clone, Debug, Default)]
 pub struct Identities {
-    by_name: BTreeMap<(u32, String), u32>,
-    by_id: BTreeMap<(u32, u32), String>,
-    /// By kind: no number below this is free.
-    taken_below: BTreeMap<u32, u32>,
+    kinds: BTreeMap<u32, Numbers>,
+    /// Kind and number: given, and not written yet.
+    given: BTreeSet<(u32, u32)>,
+    /// Taken back, and not removed yet.
+    taken: BTreeSet<(u32, u32)>,
+    /// Parts of the last compilation that hold such numbers.
+    pub(crate) kept: Kept,
 }
+
+/// The numbers of one kind.
+#[derive(Clone, Debug, Default)]
+struct Numbers {
+    by_name: HashMap<Arc<str>, u32>,
+    by_id: BTreeMap<u32, Arc<str>>,
+    /// No number below this is free.
+    taken_below: u32,
+}
+
+/// How many numbers were given so far: to take back what is given later.
+#[derive(Clone, Debug)]
+pub struct Mark(BTreeSet<(u32, u32)>);
 
 impl Identities {
     /// Reads what earlier agents assigned.
@@ -30,18 +55,21 @@ impl Identities {
         Ok(identities)
     }
 
-    fn insert(&mut self, kind: u32, id: u32, name: String) {
-        self.by_name.insert((kind, name.clone()), id);
-        self.by_id.insert((kind, id), name);
+    fn insert(&mut self, kind: u32, id: u32, name: impl Into<Arc<str>>) {
+        let name = name.into();
+        let numbers = self.kinds.entry(kind).or_default();
+        numbers.by_name.insert(Arc::clone(&name), id);
+        numbers.by_id.insert(id, name);
     }
 
     /// The number of a name, assigning the lowest free one if it has none. Numbers start at 1.
     pub fn id(&mut self, kind: u32, name: &str) -> Result<u32> {
-        if let Some(&id) = self.by_name.get(&(kind, name.to_owned())) {
+        let numbers = self.kinds.entry(kind).or_default();
+        if let Some(&id) = numbers.by_name.get(name) {
             return Ok(id);
         }
-        let mut id = self.taken_below.get(&kind).copied().unwrap_or(1);
-        for &(_, taken) in self.by_id.range((kind, id)..=(kind, u32::MAX)).map(|(key, _)| key) {
+        let mut id = numbers.taken_below.max(1);
+        for &taken in numbers.by_id.range(id..).map(|(id, _)| id) {
             if taken != id {
                 break;
             }
@@ -58,52 +86,98 @@ impl Identities {
         if id >= limit {
             bail!("{name}: an instance can hold at most {} {what}", limit - 1);
         }
-        self.insert(kind, id, name.to_owned());
-        self.taken_below.insert(kind, id + 1);
+        numbers.taken_below = id + 1;
+        self.insert(kind, id, name);
+        self.taken.remove(&(kind, id));
+        self.given.insert((kind, id));
         Ok(id)
     }
 
     /// The name of a number.
     pub fn name(&self, kind: u32, id: u32) -> Option<&str> {
-        self.by_id.get(&(kind, id)).map(String::as_str)
+        self.kinds.get(&kind)?.by_id.get(&id).map(|name| &**name)
     }
 
     /// Gives a name a number of one's choice.
     #[cfg(test)]
     pub fn put(&mut self, kind: u32, id: u32, name: &str) {
-        self.insert(kind, id, name.to_owned());
+        self.insert(kind, id, name);
     }
 
     /// The number of a name, if it has one.
     pub fn number(&self, kind: u32, name: &str) -> Option<u32> {
-        self.by_name.get(&(kind, name.to_owned())).copied()
+        self.kinds.get(&kind)?.by_name.get(name).copied()
     }
 
-    /// Forgets what is not in `used` (kind and number).
-    pub fn retain(&mut self, used: &BTreeSet<(u32, u32)>) {
-        self.taken_below.clear();
-        self.by_id.retain(|key, _| used.contains(key));
-        self.by_name.retain(|(kind, _), id| used.contains(&(*kind, *id)));
+    /// Before something that may fail: see [`Self::take_back`].
+    pub fn mark(&self) -> Mark {
+        Mark(self.given.clone())
     }
 
-    /// Numbers (with their kinds) that stand for something else in `before`, or for nothing.
-    pub fn fresh<'a>(&'a self, before: &'a Self) -> impl Iterator<Item = (u32, u32)> + 'a {
-        let numbers = self.by_id.iter().filter(|(key, name)| before.by_id.get(key) != Some(name));
-        numbers.map(|(key, _)| *key)
+    /// Takes numbers back that were given since.
+    pub fn take_back(&mut self, mark: &Mark) {
+        for (kind, id) in self.given.difference(&mark.0).copied().collect::<Vec<_>>() {
+            self.forget(kind, id);
+        }
+        self.kept = Kept::default();
     }
 
-    /// Writes what `self` has and `before` has not; removes the opposite.
-    pub fn write(&self, before: &Self, names: &Map<NameKey, Name>) -> Result<()> {
-        for (&(kind, id), name) in &self.by_id {
-            if before.by_id.get(&(kind, id)) != Some(name) {
+    fn forget(&mut self, kind: u32, id: u32) {
+        let Some(numbers) = self.kinds.get_mut(&kind) else { return };
+        if let Some(name) = numbers.by_id.remove(&id) {
+            numbers.by_name.remove(&name);
+            numbers.taken_below = numbers.taken_below.min(id);
+        }
+        self.given.remove(&(kind, id));
+        // It may be in the map whether it was written or not: somebody had it before.
+        self.taken.insert((kind, id));
+    }
+
+    /// Forgets what is not in `used` (kind and number), nor one of the members of `pools`.
+    pub fn retain(&mut self, used: &BTreeSet<(u32, u32)>, pools: &BTreeMap<u32, Arc<PoolImage>>) {
+        for kind in self.kinds.keys().copied().collect::<Vec<_>>() {
+            let all = &self.kinds[&kind].by_id;
+            // The lowest free number is given, so there are none beyond, except in maps that somebody else wrote.
+            let most = all.keys().next_back().map_or(0, |id| *id as usize).min(1 << 24);
+            let (mut is_used, mut count) = (vec![false; most + 1], 0);
+            let mut note = |id: u32| {
+                if let Some(is_used) = is_used.get_mut(id as usize) {
+                    count += usize::from(!*is_used);
+                    *is_used = true;
+                }
+            };
+            used.range((kind, 0)..=(kind, u32::MAX)).for_each(|(_, id)| note(*id));
+            if kind == NAME_MEMBER {
+                pools.values().flat_map(|pool| pool.members.values()).for_each(|member| note(member.number));
+            }
+            // Whatever is used is here: if it is as many, it is all.
+            if count == all.len() {
+                continue;
+            }
+            let is_unused = |id: &u32| is_used.get(*id as usize) != Some(&true);
+            for id in all.keys().copied().filter(is_unused).collect::<Vec<_>>() {
+                self.forget(kind, id);
+            }
+        }
+    }
+
+    /// Numbers (with their kinds) that were given since they were written last.
+    pub fn fresh(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
+        self.given.iter().copied()
+    }
+
+    /// Writes what was given, and removes what was taken back.
+    pub fn write(&mut self, names: &Map<NameKey, Name>) -> Result<()> {
+        for &(kind, id) in &self.given {
+            if let Some(name) = self.kinds.get(&kind).and_then(|numbers| numbers.by_id.get(&id)) {
                 names.set(&NameKey { kind, id }, &string_to_name(name))?;
             }
         }
-        for &(kind, id) in before.by_id.keys() {
-            if !self.by_id.contains_key(&(kind, id)) {
-                names.remove(&NameKey { kind, id })?;
-            }
+        self.given.clear();
+        for &(kind, id) in &self.taken {
+            names.remove(&NameKey { kind, id })?;
         }
+        self.taken.clear();
         Ok(())
     }
 }
@@ -126,7 +200,7 @@ fn string_to_name(text: &str) -> Name {
 
 #[cfg(test)]
 mod tests {
-    use vrouter_common::tables::NAME_PORT;
+    use vrouter_common::tables::{self, NAME_PORT};
 
     use super::*;
 
@@ -137,10 +211,47 @@ mod tests {
         let b = ids.id(NAME_PORT, "b").unwrap();
         let c = ids.id(NAME_PORT, "c").unwrap();
         assert_eq!((a, b, c), (1, 2, 3));
-        ids.retain(&BTreeSet::from([(NAME_PORT, a), (NAME_PORT, c)]));
+        let used = BTreeSet::from([(NAME_PORT, a), (NAME_PORT, c)]);
+        ids.retain(&used, &BTreeMap::new());
         assert_eq!(ids.id(NAME_PORT, "c").unwrap(), c);
         assert_eq!(ids.id(NAME_PORT, "d").unwrap(), b, "the gap is filled");
         assert_eq!(ids.name(NAME_PORT, c), Some("c"));
+        assert_eq!(ids.fresh().count(), 3, "a, c, d");
+    }
+
+    #[test]
+    fn members_of_pools_are_used_by_their_pools() {
+        let mut ids = Identities::default();
+        let member = |number| {
+            let ip = vrouter_common::addr::Ip::default();
+            let port = vrouter_common::addr::Be16::new(80);
+            tables::PoolMember { ip, network: 1, port, flags: 0, number, mac: [0; 6], zero: 0 }
+        };
+        let pool = |numbers: &[u32]| {
+            let keys = (0..).map(|index| tables::PoolMemberKey { pool: Scoped::new(0, 1), index });
+            let members = keys.zip(numbers.iter().map(|&number| member(number))).collect();
+            Arc::new(PoolImage { members, ..PoolImage::default() })
+        };
+        for (name, number) in [("a", 1), ("b", 2), ("c", 3)] {
+            assert_eq!(ids.id(NAME_MEMBER, name).unwrap(), number);
+        }
+        let has = |ids: &Identities| [1, 2, 3].map(|id| ids.name(NAME_MEMBER, id).is_some());
+        // Two routers balance to the same ones.
+        ids.retain(&BTreeSet::new(), &BTreeMap::from([(1, pool(&[1, 2, 3])), (2, pool(&[1, 2, 3]))]));
+        assert_eq!(has(&ids), [true; 3]);
+        ids.retain(&BTreeSet::new(), &BTreeMap::from([(1, pool(&[1, 2])), (2, pool(&[1]))]));
+        assert_eq!(has(&ids), [true, true, false]);
+    }
+
+    #[test]
+    fn what_failed_takes_no_numbers() {
+        let mut ids = Identities::default();
+        ids.id(NAME_PORT, "a").unwrap();
+        let mark = ids.mark();
+        ids.id(NAME_PORT, "b").unwrap();
+        ids.take_back(&mark);
+        assert_eq!(ids.number(NAME_PORT, "b"), None);
+        assert_eq!(ids.id(NAME_PORT, "c").unwrap(), 2);
     }
 
     #[test]

@@ -206,7 +206,7 @@ impl Topology {
     /// The pool of that name.
     #[must_use]
     pub fn pool(&self, name: &str) -> Option<&Pool> {
-        self.pools.iter().find(|pool| pool.name == name)
+        self.pools.iter().map(|pool| &**pool).find(|pool| pool.name == name)
     }
 
     /// The node of that name.

@@ -28,8 +28,8 @@ fn pool(f: Family) -> u32 {
     if f == Family::V4 { 1 } else { 2 }
 }
 
-fn member_mac(index: usize) -> Mac {
-    [2, 0xba, 0, 0, 0, index as u8]
+fn member_mac(f: Family, index: usize) -> Mac {
+    [2, 0xba, 0, 0, pool(f) as u8, index as u8]
 }
 
 /// The slots of both pools.
@@ -41,7 +41,7 @@ fn deal(tables: &mut MemoryTables, deal: impl Fn(u32) -> Slot) {
             for (i, slot) in slots.iter_mut().enumerate() {
                 *slot = deal(chunk * SLOTS_IN_CHUNK + i as u32);
             }
-            tables.image.pool_slots.insert(key, PoolSlots(slots));
+            tables.image.pool_mut(pool(f)).slots.insert(key, PoolSlots(slots));
         }
     }
 }
@@ -71,7 +71,7 @@ fn listeners(tables: &mut MemoryTables, change: impl Fn(&mut Listener)) {
 fn flags(tables: &mut MemoryTables, index: u32, flags: u16) {
     for f in BOTH {
         let key = PoolMemberKey { pool: Scoped::new(0, pool(f)), index };
-        tables.image.pool_members.get_mut(&key).expect("a member").flags = flags;
+        tables.image.pool_mut(pool(f)).members.get_mut(&key).expect("a member").flags = flags;
     }
 }
 
@@ -89,15 +89,19 @@ fn world(rules: u32) -> World {
                     port: Be16::new(INSIDE),
                     flags: MEMBER_UP,
                     number: 1 + index as u32,
-                    mac: member_mac(index),
+                    mac: member_mac(f, index),
                     zero: 0,
                 };
                 let pool = pool(f);
                 let key = PoolMemberKey { pool: Scoped::new(0, pool), index: index as u32 };
-                tables.image.pool_members.insert(key, member);
+                tables.image.pool_mut(pool).members.insert(key, member);
                 let at = PoolMemberAt::new(0, pool, member.ip, member.port);
-                tables.image.pool_members_at.insert(at, index as u32);
-                tables.image.pool_members_at.insert(PoolMemberAt::mac(0, pool, member.mac), index as u32);
+                tables.image.pool_mut(pool).members_at.insert(at, index as u32);
+                tables
+                    .image
+                    .pool_mut(pool)
+                    .members_at
+                    .insert(PoolMemberAt::mac(0, pool, member.mac), index as u32);
                 if host.node == node {
                     let at = index as u32;
                     let station = Station {
@@ -107,7 +111,7 @@ fn world(rules: u32) -> World {
                         at,
                         owner: RA,
                     };
-                    tables.image.fdb.insert(FdbKey::new(0, PUBLIC, member.mac), station);
+                    tables.image.pool_mut(pool).stations.insert(FdbKey::new(0, PUBLIC, member.mac), station);
                 }
             }
             // As the router's own address: node 1 answers for it.
@@ -433,18 +437,18 @@ fn c6_a_member_that_moves_is_followed() {
                 };
                 tables.image.addresses.insert(AddressKey::new(0, A, A2.ip(f).into()), station);
                 tables.image.fdb.insert(FdbKey::new(0, A, A2.mac()), station);
-                let key = FdbKey::new(0, PUBLIC, member_mac(0));
+                let key = FdbKey::new(0, PUBLIC, member_mac(f, 0));
                 let named = Station {
-                    mac: member_mac(0),
+                    mac: member_mac(f, 0),
                     kind: STATION_MEMBER,
                     place: PLACE_EVERYWHERE,
                     at: 0,
                     owner: RA,
                 };
                 if node == 0 {
-                    tables.image.fdb.remove(&key);
+                    tables.image.pool_mut(pool(f)).stations.remove(&key);
                 } else {
-                    tables.image.fdb.insert(key, named);
+                    tables.image.pool_mut(pool(f)).stations.insert(key, named);
                 }
                 station.place
             });
@@ -474,7 +478,7 @@ fn b2_who_is_removed_keeps_nothing() {
     commit(&mut world, |tables| {
         for f in BOTH {
             let at = PoolMemberAt::new(0, pool(f), MEMBERS[1].ip(f).into(), Be16::new(INSIDE));
-            tables.image.pool_members_at.remove(&at);
+            tables.image.pool_mut(pool(f)).members_at.remove(&at);
         }
         deal(tables, |slot| Slot { member: (slot % 2 * 2) as u16, other: SLOT_NOBODY });
     });

@@ -439,7 +439,7 @@ impl View {
     }
 
     fn fdb(&self) -> Vec<FdbRow> {
-        let rows = self.image.fdb.iter().map(|(key, station)| FdbRow {
+        let rows = self.image.stations().map(|(key, station)| FdbRow {
             network: self.name(NAME_NETWORK, key.network.id()),
             mac: Mac(key.mac).to_string(),
             owner: self.owner(station),

@@ -1,13 +1,15 @@
 //! Load balancers: listeners, pools, and which member has which slots.
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    sync::{Arc, LazyLock, Mutex, PoisonError},
+    collections::{BTreeMap, HashMap, HashSet, hash_map::Entry},
+    sync::{Arc, LazyLock},
 };
 
 use anyhow::{Context, Result};
+use ipnet::IpNet;
 use vrouter_common::{
     addr::{Be16, Ip},
+    memory::PoolImage,
     tables::*,
 };
 
@@ -18,26 +20,67 @@ use crate::topology::{
 };
 
 /// A pool as it was compiled for a family.
-#[derive(Clone, Copy)]
+#[derive(Clone, Debug)]
 struct Compiled {
     id: u32,
     slots: u32,
     /// Somebody takes new connections.
     takes: bool,
+    image: Arc<PoolImage>,
+}
+
+/// Pools as the last compilation left them. A change concerns few of them: the others are taken as they are, without a
+/// look at their members. What they hold are numbers of the [`Identities`](crate::identities::Identities) they are kept
+/// with.
+#[derive(Clone, Debug, Default)]
+pub struct Kept {
+    /// By number.
+    pools: HashMap<u32, (Ingredients, Compiled)>,
+    /// The addresses that were on other nodes then.
+    remote: Vec<AddressKey>,
+}
+
+/// All that a compiled pool is made of, beside the addresses on other nodes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Ingredients {
+    pool: Arc<Pool>,
+    /// Number of the router.
+    router: u32,
+    legs: Arc<[Leg]>,
+    /// Number of the router's external network, if this node has it.
+    external: Option<u32>,
+    /// Members that are not up.
+    health: Vec<(String, MemberHealth)>,
+}
+
+/// A subnet that a router is on: its range, the number of its network, whether that is external.
+type Leg = (IpNet, u32, bool);
+
+/// A router that balances.
+#[derive(Clone)]
+struct Balancing<'a> {
+    router: &'a Router,
+    id: u32,
+    legs: Arc<[Leg]>,
+    external: Option<(&'a Network, u32)>,
 }
 
 impl<'a> Compiler<'a> {
     /// All load balancers on this node's networks. Ports are compiled: who is where is known.
     pub(super) fn balancers(&mut self) -> Result<()> {
         let topology = self.topology;
+        let before = std::mem::take(&mut self.ids.kept);
         if topology.load_balancers.is_empty() {
             return Ok(());
         }
         let balancers = Balancers::of(topology);
-        let pools: HashMap<&str, &Pool> =
+        let pools: HashMap<&str, &Arc<Pool>> =
             topology.pools.iter().map(|pool| (pool.name.as_str(), pool)).collect();
-        DEALT.lock().unwrap_or_else(PoisonError::into_inner).turn();
-        let mut done = HashMap::new();
+        let addresses = self.out.image.addresses.iter();
+        let remote = addresses.filter(|(_, it)| it.place == PLACE_REMOTE).map(|(key, _)| *key).collect();
+        let mut kept = Kept { pools: HashMap::new(), remote };
+        let moved = moved(&before.remote, &kept.remote);
+        let (mut done, mut routers) = (HashMap::new(), HashMap::new());
         for balancer in &topology.load_balancers {
             let Some(&network) = self.networks.get(balancer.network.as_str()) else { continue };
             if network.external || !self.scope.has_network(network) {
@@ -46,10 +89,13 @@ impl<'a> Compiler<'a> {
             let network_id = self.id(NAME_NETWORK, &network.name)?;
             for &vip in &balancer.vip_addresses {
                 let Some(router) = balancers.router(&network.name, vip) else { continue };
-                let router_id = self.id(NAME_ROUTER, &router.name)?;
+                let by = match routers.entry(router.name.as_str()) {
+                    Entry::Occupied(entry) => Balancing::clone(entry.get()),
+                    Entry::Vacant(entry) => entry.insert(self.balancing(router)?).clone(),
+                };
                 let mac = derive_router_mac(&router.name, &network.name).0;
                 let station =
-                    Station { mac, kind: STATION_VIP, place: PLACE_EVERYWHERE, at: 0, owner: router_id };
+                    Station { mac, kind: STATION_VIP, place: PLACE_EVERYWHERE, at: 0, owner: by.id };
                 self.out.image.addresses.insert(AddressKey::new(0, network_id, Ip::from(vip)), station);
                 for listener in &balancer.listeners {
                     let pool = pools
@@ -57,13 +103,14 @@ impl<'a> Compiler<'a> {
                         .with_context(|| format!("there is no pool {}", listener.default_pool))?;
                     let name = bounded(format!("{}/{}", balancer.name, listener.name));
                     let number = self.id(NAME_LISTENER, &name)?;
-                    let key = (listener.default_pool.as_str(), vip.is_ipv6(), router_id);
-                    let compiled = match done.get(&key) {
-                        Some(compiled) => *compiled,
-                        None => {
-                            let compiled = self.pool(pool, vip.is_ipv6(), router, router_id, &balancers)?;
-                            done.insert(key, compiled);
-                            compiled
+                    let key = (listener.default_pool.as_str(), vip.is_ipv6(), by.id);
+                    let compiled = match done.entry(key) {
+                        Entry::Occupied(entry) => entry.into_mut(),
+                        Entry::Vacant(entry) => {
+                            let ipv6 = vip.is_ipv6();
+                            entry.insert(
+                                self.kept_pool(pool, ipv6, &by, &balancers, &before, &moved, &mut kept)?,
+                            )
                         }
                     };
                     let down = !balancer.admin_state_up || !listener.admin_state_up;
@@ -81,27 +128,18 @@ impl<'a> Compiler<'a> {
                             | if compiled.takes { 0 } else { LISTENER_EMPTY }
                             | if pool.source_ip { LISTENER_SOURCE_IP } else { 0 },
                         number,
-                        router: router_id,
+                        router: by.id,
                     };
                     self.out.image.listeners.insert(key, value);
                 }
             }
         }
+        self.ids.kept = kept;
         Ok(())
     }
 
-    /// The members of a family, and their slots. For each router that balances to it: what passes packets on is that
-    /// router's, and so is the network that its members are found on.
-    fn pool(
-        &mut self,
-        pool: &Pool,
-        ipv6: bool,
-        router: &Router,
-        router_id: u32,
-        balancers: &Balancers<'a>,
-    ) -> Result<Compiled> {
-        let family = if ipv6 { "ipv6" } else { "ipv4" };
-        let id = self.id(NAME_POOL, &bounded(format!("{} {family} {}", pool.name, router.name)))?;
+    fn balancing(&mut self, router: &'a Router) -> Result<Balancing<'a>> {
+        let id = self.id(NAME_ROUTER, &router.name)?;
         let external = match &router.gateway {
             Some(gateway) => self.networks.get(gateway.network.as_str()).copied(),
             None => None,
@@ -110,21 +148,83 @@ impl<'a> Compiler<'a> {
             Some(network) => Some((network, self.id(NAME_NETWORK, &network.name)?)),
             None => None,
         };
-        // What passes packets on to a member names the router that translates for it, too.
-        let behind = format!("pool {} {}", pool.name, router.name);
-        let said = &self.around.liveness.members;
-        let health = |member: &str| {
-            // Most pools have no monitor.
-            let is_asked = pool.health_monitor.is_some() && !said.is_empty();
-            let health = is_asked.then(|| said.get(&(pool.name.clone(), member.to_owned()))).flatten();
-            health.copied().unwrap_or(MemberHealth::Up)
+        let mut legs = Vec::new();
+        for interface in &router.interfaces {
+            let Some(&(network, range)) = self.subnets.get(interface.subnet.as_str()) else { continue };
+            legs.push((range, self.id(NAME_NETWORK, &network.name)?, network.external));
+        }
+        Ok(Balancing { router, id, legs: legs.into(), external })
+    }
+
+    /// A pool as it was compiled last, if nothing it is made of has changed; else compiled. `moved`: addresses that came to
+    /// other nodes, or left them.
+    #[expect(clippy::too_many_arguments, reason = "what was, and what is")]
+    fn kept_pool(
+        &mut self,
+        pool: &Arc<Pool>,
+        ipv6: bool,
+        by: &Balancing<'a>,
+        balancers: &Balancers<'a>,
+        before: &Kept,
+        moved: &HashSet<AddressKey>,
+        kept: &mut Kept,
+    ) -> Result<Compiled> {
+        let family = if ipv6 { "ipv6" } else { "ipv4" };
+        let id = self.id(NAME_POOL, &bounded(format!("{} {family} {}", pool.name, by.router.name)))?;
+        let ingredients = Ingredients {
+            pool: Arc::clone(pool),
+            router: by.id,
+            legs: Arc::clone(&by.legs),
+            external: by.external.map(|(_, id)| id),
+            health: self.not_up(pool),
         };
+        let has_moved = |image: &PoolImage| {
+            let at = |member: &PoolMember| AddressKey::new(0, member.network, member.ip);
+            !moved.is_empty() && image.members.values().any(|member| moved.contains(&at(member)))
+        };
+        let compiled = match before.pools.get(&id) {
+            Some((same, compiled)) if *same == ingredients && !has_moved(&compiled.image) => compiled.clone(),
+            _ => self.pool(id, ipv6, by, balancers, &ingredients)?,
+        };
+        self.out.image.pools.insert(id, Arc::clone(&compiled.image));
+        kept.pools.insert(id, (ingredients, compiled.clone()));
+        Ok(compiled)
+    }
+
+    /// Members that are not up, of a pool with a monitor.
+    fn not_up(&self, pool: &Pool) -> Vec<(String, MemberHealth)> {
+        let said = &self.around.liveness.members;
+        if pool.health_monitor.is_none() || said.is_empty() {
+            return Vec::new();
+        }
+        let of_pool = said.range((pool.name.clone(), String::new())..);
+        let of_pool = of_pool.take_while(|((name, _), _)| *name == pool.name);
+        of_pool.map(|((_, member), health)| (member.clone(), *health)).collect()
+    }
+
+    /// The members of a family, and their slots. For each router that balances to it: what passes packets on is that
+    /// router's, and so is the network that its members are found on.
+    fn pool(
+        &mut self,
+        id: u32,
+        ipv6: bool,
+        by: &Balancing<'a>,
+        balancers: &Balancers<'a>,
+        ingredients: &Ingredients,
+    ) -> Result<Compiled> {
+        let pool = &ingredients.pool;
+        // What passes packets on to a member names the router that translates for it, too.
+        let behind = format!("pool {} {}", pool.name, by.router.name);
+        let said: HashMap<&str, MemberHealth> =
+            ingredients.health.iter().map(|(member, health)| (member.as_str(), *health)).collect();
+        let health = |member: &str| said.get(member).copied().unwrap_or(MemberHealth::Up);
         let members: Vec<_> = pool.members.iter().filter(|it| it.address.is_ipv6() == ipv6).collect();
         // Of members nobody speaks for any more, some may serve: better those than none.
         let any_up = members
             .iter()
             .any(|it| it.weight > 0 && it.admin_state_up && health(&it.name) == MemberHealth::Up);
         let mut candidates = Vec::new();
+        let mut image = PoolImage::default();
         // The network of the member before.
         let mut on: Option<(&str, u32)> = None;
         for (index, member) in members.iter().enumerate() {
@@ -139,13 +239,14 @@ impl<'a> Compiler<'a> {
                     leaves: member.weight == 0 || !usable,
                 });
             }
-            let Some(network) = balancers.network_of(router, member.address) else { continue };
+            let Some(network) = balancers.network_of(by.router, member.address) else { continue };
             if on.is_none_or(|(name, _)| name != network.name) {
                 on = Some((network.name.as_str(), self.id(NAME_NETWORK, &network.name)?));
             }
             let Some((_, network_id)) = on else { continue };
             let up = member.admin_state_up && member.weight > 0 && usable;
-            let mac = external
+            let mac = by
+                .external
                 .map_or([0; 6], |(network, _)| derive_external_mac(&behind, &network.name, &member.name).0);
             let value = PoolMember {
                 ip: Ip::from(member.address),
@@ -153,40 +254,40 @@ impl<'a> Compiler<'a> {
                 port: Be16::new(member.protocol_port),
                 flags: if up { MEMBER_UP } else { 0 }
                     | if health == MemberHealth::Down { MEMBER_DOWN } else { 0 },
-                number: self.id(NAME_MEMBER, &name)?,
+                // Whether it is used says the image.
+                number: self.ids.id(NAME_MEMBER, &name)?,
                 mac,
                 zero: 0,
             };
             let index = index as u32;
-            let image = &mut self.out.image;
-            image.pool_members.insert(PoolMemberKey { pool: Scoped::new(0, id), index }, value);
+            image.members.insert(PoolMemberKey { pool: Scoped::new(0, id), index }, value);
             if member.admin_state_up {
-                image.pool_members_at.insert(PoolMemberAt::new(0, id, value.ip, value.port), index);
+                image.members_at.insert(PoolMemberAt::new(0, id, value.ip, value.port), index);
             }
-            if let Some((_, external_id)) = external {
-                let at = image.addresses.get(&AddressKey::new(0, network_id, value.ip));
+            if let Some((_, external_id)) = by.external {
+                let at = self.out.image.addresses.get(&AddressKey::new(0, network_id, value.ip));
                 if at.is_none_or(|station| station.place != PLACE_REMOTE) {
                     let station = Station {
                         mac,
                         kind: STATION_MEMBER,
                         place: PLACE_EVERYWHERE,
                         at: index,
-                        owner: router_id,
+                        owner: by.id,
                     };
-                    image.fdb.insert(FdbKey::new(0, external_id, mac), station);
+                    image.stations.insert(FdbKey::new(0, external_id, mac), station);
                 }
                 if member.admin_state_up {
-                    image.pool_members_at.insert(PoolMemberAt::mac(0, id, mac), index);
+                    image.members_at.insert(PoolMemberAt::mac(0, id, mac), index);
                 }
             }
         }
-        let slots = DEALT.lock().unwrap_or_else(PoisonError::into_inner).slots(candidates);
+        let slots = slots(&candidates);
         for (chunk, slots) in slots.as_chunks().0.iter().enumerate() {
             let key = PoolSlotsKey { pool: Scoped::new(0, id), chunk: chunk as u32 };
-            self.out.image.pool_slots.insert(key, PoolSlots(*slots));
+            image.slots.insert(key, PoolSlots(*slots));
         }
         let takes = slots.first().is_some_and(|slot| slot.member != SLOT_NOBODY);
-        Ok(Compiled { id, slots: slots.len() as u32, takes })
+        Ok(Compiled { id, slots: slots.len() as u32, takes, image: Arc::new(image) })
     }
 
     /// A floating IP that leads to a VIP. Whichever gateway its packets come to passes them on to the nodes of members.
@@ -231,6 +332,15 @@ impl<'a> Compiler<'a> {
     }
 }
 
+/// What only one of two sorted lists has.
+fn moved(before: &[AddressKey], now: &[AddressKey]) -> HashSet<AddressKey> {
+    if before == now {
+        return HashSet::new();
+    }
+    let [before, now] = [before, now].map(|list| list.iter().copied().collect::<HashSet<_>>());
+    before.symmetric_difference(&now).copied().collect()
+}
+
 /// A name made of names, which must fit a pin: the end of one that is too long is its digest.
 fn bounded(mut name: String) -> String {
     const MOST: usize = 255;
@@ -254,32 +364,6 @@ struct Candidate {
     weight: u16,
     /// Takes nothing new.
     leaves: bool,
-}
-
-/// Slots that were dealt out before: of most pools nothing changes, and they take by far the most time. What two
-/// compilations in a row did not ask for is forgotten.
-#[derive(Default)]
-struct Dealt {
-    now: HashMap<Vec<Candidate>, Arc<[Slot]>>,
-    before: HashMap<Vec<Candidate>, Arc<[Slot]>>,
-}
-
-static DEALT: LazyLock<Mutex<Dealt>> = LazyLock::new(Mutex::default);
-
-impl Dealt {
-    /// Another compilation begins.
-    fn turn(&mut self) {
-        self.before = std::mem::take(&mut self.now);
-    }
-
-    fn slots(&mut self, candidates: Vec<Candidate>) -> Arc<[Slot]> {
-        let slots = match self.now.get(&candidates) {
-            Some(slots) => return Arc::clone(slots),
-            None => self.before.remove(&candidates).unwrap_or_else(|| slots(&candidates).into()),
-        };
-        self.now.insert(candidates, Arc::clone(&slots));
-        slots
-    }
 }
 
 /// Deals slots out: each goes to the candidate that is the first in the slot's own order of them, if any takes anything

@@ -12,7 +12,7 @@ mod port;
 mod router;
 mod security;
 
-use std::collections::HashSet;
+use std::{collections::HashSet, sync::Arc};
 
 use super::model::{
     self, AddressGroup, DEFAULT_GROUP, FloatingIp, LoadBalancer, Network, Pool, Port, Remote, Router,
@@ -49,7 +49,7 @@ pub struct Parts {
     pub ports: Vec<Port>,
     pub floating_ips: Vec<FloatingIp>,
     pub load_balancers: Vec<LoadBalancer>,
-    pub pools: Vec<Pool>,
+    pub pools: Vec<Arc<Pool>>,
     pub nodes: Vec<model::Node>,
 }
 
@@ -65,7 +65,7 @@ pub enum Single {
     Port(Port),
     FloatingIp(FloatingIp),
     LoadBalancer(LoadBalancer),
-    Pool(Pool),
+    Pool(Arc<Pool>),
     Node(model::Node),
 }
 
@@ -86,7 +86,7 @@ pub fn read_one(kind: Kind, node: &Node, problems: &mut Problems) -> Option<Sing
         Kind::Port => Single::Port(port::port(object)?),
         Kind::FloatingIp => Single::FloatingIp(port::floating_ip(object)?),
         Kind::LoadBalancer => Single::LoadBalancer(balancer::load_balancer(object)?),
-        Kind::Pool => Single::Pool(balancer::pool(object)?),
+        Kind::Pool => Single::Pool(Arc::new(balancer::pool(object)?)),
         Kind::Node => Single::Node(port::node(object)?),
     })
 }
@@ -270,7 +270,9 @@ impl<'t> Decoded<'t> {
             self.section(document, Kind::FloatingIp, port::FLOATING_IP_FIELDS, port::floating_ip);
         self.topology.load_balancers =
             self.section(document, Kind::LoadBalancer, balancer::FIELDS, balancer::load_balancer);
-        self.topology.pools = self.section(document, Kind::Pool, balancer::POOL_FIELDS, balancer::pool);
+        self.topology.pools = self.section(document, Kind::Pool, balancer::POOL_FIELDS, |object| {
+            balancer::pool(object).map(Arc::new)
+        });
         self.topology.nodes = self.section(document, Kind::Node, port::NODE_FIELDS, port::node);
         self.add_default_group();
     }

@@ -3,7 +3,10 @@
 //! Every object carries `line`, where its definition starts in the document (1-based), so that later
 //! stages can still point at it. Cross-references are names. The nouns are Neutron's and Octavia's.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+};
 
 use ipnet::IpNet;
 use serde::Serialize;
@@ -23,7 +26,8 @@ pub struct Topology {
     pub ports: Vec<Port>,
     pub floating_ips: Vec<FloatingIp>,
     pub load_balancers: Vec<LoadBalancer>,
-    pub pools: Vec<Pool>,
+    /// Shared: there are thousands, of many members each.
+    pub pools: Vec<Arc<Pool>>,
     pub nodes: Vec<Node>,
 }
 

@@ -21,7 +21,7 @@ pub struct Monitored<'t> {
 /// All whose address is a fixed IP of a port; nobody can ask the others.
 pub fn monitored(topology: &Topology) -> Vec<Monitored<'_>> {
     let mut of_pool: BTreeMap<&str, Vec<&Router>> = BTreeMap::new();
-    let monitors = topology.pools.iter().filter_map(|pool| Some((pool, pool.health_monitor.as_ref()?)));
+    let monitors = topology.pools.iter().filter_map(|pool| Some((&**pool, pool.health_monitor.as_ref()?)));
     let monitors: Vec<(&Pool, &HealthMonitor)> = monitors.collect();
     if monitors.is_empty() {
         return Vec::new();

@@ -327,7 +327,7 @@ fn destinations() -> Vec<Case> {
             6 => Transport::Tcp { sport: 1, dport, seq: 3, ack: None, syn: true, rst: false },
             _ => Transport::Udp { sport: 1, dport },
         };
-        let packet = Packet::routed(11, floating_v4(VIP)).macs(member_mac(0), gateway_mac(1, 2));
+        let packet = Packet::routed(11, floating_v4(VIP)).macs(member_mac(1, 0), gateway_mac(1, 2));
         let packet = Packet { src: v4(BEHIND, 5).into(), ..packet.transport(transport) };
         arriving(2, vni(OUTSIDE), &packet.build())
     };

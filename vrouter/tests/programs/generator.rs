@@ -281,7 +281,7 @@ fn frame(random: &mut Random) -> (&'static str, Vec<u8>) {
     let (interface, mut frame) = if random.once_in(12) {
         // From another node, which was asked for a router's address, or has chosen a member.
         let mut inner = from_outside(random);
-        let member = member_mac(random.below(6) as u32);
+        let member = member_mac(1 + random.below(2) as u32, random.below(6) as u32);
         if random.once_in(2) {
             inner[..6].copy_from_slice(&member);
         }

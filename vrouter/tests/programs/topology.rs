@@ -101,8 +101,8 @@ pub fn floating_v6(port: u32) -> Ipv6Addr {
     v6(OUTSIDE, port as u16)
 }
 
-pub const fn member_mac(index: u32) -> Mac {
-    [2, 0xba, 0, 0, 0, index as u8]
+pub const fn member_mac(pool: u32, index: u32) -> Mac {
+    [2, 0xba, 0, 0, pool as u8, index as u8]
 }
 
 pub const fn router_mac(router: u32, network: u32) -> Mac {
@@ -416,15 +416,16 @@ impl Builder<'_> {
                     port: Be16::new(2000),
                     flags: if port == LEAVING { 0 } else { MEMBER_UP },
                     number: 1 + index,
-                    mac: member_mac(index),
+                    mac: member_mac(pool.id(), index),
                     zero: 0,
                 };
-                self.image.pool_members.insert(PoolMemberKey { pool, index }, member);
-                self.image
-                    .pool_members_at
+                let image = self.image.pool_mut(pool.id());
+                image.members.insert(PoolMemberKey { pool, index }, member);
+                image
+                    .members_at
                     .insert(PoolMemberAt { pool, ip: member.ip, port: member.port, zero: 0 }, index);
                 let mac = PoolMemberAt { pool, ..PoolMemberAt::mac(0, 0, member.mac) };
-                self.image.pool_members_at.insert(mac, index);
+                image.members_at.insert(mac, index);
                 let station = Station {
                     mac: member.mac,
                     kind: STATION_MEMBER,
@@ -432,7 +433,7 @@ impl Builder<'_> {
                     at: index,
                     owner: 1,
                 };
-                self.image.fdb.insert(FdbKey::new(0, OUTSIDE, member.mac), station);
+                image.stations.insert(FdbKey::new(0, OUTSIDE, member.mac), station);
             }
             let mut slots = [Slot { member: 0, other: SLOT_NOBODY }; SLOTS_IN_CHUNK as usize];
             for (i, slot) in slots.iter_mut().enumerate() {
@@ -443,7 +444,7 @@ impl Builder<'_> {
                     _ => ((i + 1) % 4) as u16,
                 };
             }
-            self.image.pool_slots.insert(PoolSlotsKey { pool, chunk: 0 }, PoolSlots(slots));
+            self.image.pool_mut(pool.id()).slots.insert(PoolSlotsKey { pool, chunk: 0 }, PoolSlots(slots));
             let (vip, outside): (IpAddr, IpAddr) = if ipv6 {
                 (v6(1, VIP as u16).into(), floating_v6(VIP).into())
             } else {

@@ -63,7 +63,7 @@ pub fn entries(view: &View, name: &str, tell: Tell) -> Result<()> {
         "VTEPS" => image.vteps.iter().try_for_each(|(key, &id)| {
             tell(fields![vtep: Ipv4Addr::from_bits(key.addr.get())], fields![node: node(id)])
         }),
-        "FDB" => image.fdb.iter().try_for_each(|(key, value)| {
+        "FDB" => image.stations().try_for_each(|(key, value)| {
             tell(fields![network: network(key.network.id()), mac: Mac(key.mac)], station(value))
         }),
         "ADDRESSES" => image.addresses.iter().try_for_each(|(key, value)| {
@@ -185,7 +185,7 @@ pub fn entries(view: &View, name: &str, tell: Tell) -> Result<()> {
                 ],
             )
         }),
-        "POOL_SLOTS" => image.pool_slots.iter().try_for_each(|(key, slots)| {
+        "POOL_SLOTS" => image.pools.values().flat_map(|pool| &pool.slots).try_for_each(|(key, slots)| {
             let member = |slot: &Slot| (slot.member != SLOT_NOBODY).then_some(slot.member);
             let other = |slot: &Slot| (slot.other != SLOT_NOBODY).then_some(slot.other & !SLOT_LEAVES);
             tell(
@@ -199,7 +199,7 @@ pub fn entries(view: &View, name: &str, tell: Tell) -> Result<()> {
                 ],
             )
         }),
-        "POOL_MEMBERS" => image.pool_members.iter().try_for_each(|(key, member)| {
+        "POOL_MEMBERS" => image.pools.values().flat_map(|pool| &pool.members).try_for_each(|(key, member)| {
             tell(
                 fields![pool: view.name(NAME_POOL, key.pool.id()), index: key.index],
                 fields![
@@ -213,7 +213,7 @@ pub fn entries(view: &View, name: &str, tell: Tell) -> Result<()> {
                 ],
             )
         }),
-        "MEMBERS_AT" => image.pool_members_at.iter().try_for_each(|(key, &index)| {
+        "MEMBERS_AT" => image.pools.values().flat_map(|pool| &pool.members_at).try_for_each(|(key, &index)| {
             tell(
                 fields![
                     pool: view.name(NAME_POOL, key.pool.id()),

@@ -146,14 +146,12 @@ fn members(
     carried: impl Fn(Ip, u16) -> Carried,
 ) -> Result<Vec<MemberRow>> {
     let image = &view.image;
-    let key = |index| PoolMemberKey { pool: Scoped::new(0, listener.pool), index };
+    let Some(pool) = image.pools.get(&listener.pool) else { return Ok(Vec::new()) };
     let mut slots: HashMap<u16, u32> = HashMap::new();
-    let first = PoolSlotsKey { pool: Scoped::new(0, listener.pool), chunk: 0 };
-    let last = PoolSlotsKey { chunk: u32::MAX, ..first };
-    for slot in image.pool_slots.range(first..=last).flat_map(|(_, slots)| slots.0) {
+    for slot in pool.slots.values().flat_map(|slots| slots.0) {
         *slots.entry(slot.member).or_default() += 1;
     }
-    let rows = image.pool_members.range(key(0)..=key(u32::MAX)).map(|(key, member)| {
+    let rows = pool.members.iter().map(|(key, member)| {
         let at = who_is(image.addresses.get(&AddressKey::new(0, member.network, member.ip)));
         let Carried { active, into, out } = carried(member.ip, member.port.get());
         let share = slots.get(&(key.index as u16)).copied().unwrap_or_default();
