@@ -16,7 +16,7 @@ use vrouter_common::{
 use super::{Compiler, MemberHealth};
 use crate::topology::{
     Balancers, derive_external_mac, derive_router_mac, digest128, fnv1a_of,
-    model::{FloatingIp, LoadBalancer, Network, Pool, Router},
+    model::{FloatingIp, LoadBalancer, Member, Network, Pool, Router},
 };
 
 /// A pool as it was compiled for a family.
@@ -41,7 +41,7 @@ pub struct Kept {
 }
 
 /// All that a compiled pool is made of, beside the addresses on other nodes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 struct Ingredients {
     pool: Arc<Pool>,
     /// Number of the router.
@@ -51,6 +51,15 @@ struct Ingredients {
     external: Option<u32>,
     /// Members that are not up.
     health: Vec<(String, MemberHealth)>,
+}
+
+impl Ingredients {
+    fn are(&self, other: &Self) -> bool {
+        let Self { pool, router, legs, external, health } = other;
+        (self.router, self.external, &self.health) == (*router, *external, health)
+            && self.legs == *legs
+            && (Arc::ptr_eq(&self.pool, pool) || has_same_members(&self.pool, pool))
+    }
 }
 
 /// A subnet that a router is on: its range, the number of its network, whether that is external.
@@ -183,7 +192,9 @@ impl<'a> Compiler<'a> {
             !moved.is_empty() && image.members.values().any(|member| moved.contains(&at(member)))
         };
         let compiled = match before.pools.get(&id) {
-            Some((same, compiled)) if *same == ingredients && !has_moved(&compiled.image) => compiled.clone(),
+            Some((made_of, compiled)) if made_of.are(&ingredients) && !has_moved(&compiled.image) => {
+                compiled.clone()
+            }
             _ => self.pool(id, ipv6, by, balancers, &ingredients)?,
         };
         self.out.image.pools.insert(id, Arc::clone(&compiled.image));
@@ -330,6 +341,17 @@ impl<'a> Compiler<'a> {
         self.out.image.nat.insert(key, nat);
         Ok(())
     }
+}
+
+/// Wherever in the document they are.
+fn has_same_members(a: &Pool, b: &Pool) -> bool {
+    let is_same = |(a, b): (&Member, &Member)| {
+        let Member { name, address, protocol_port, weight, admin_state_up, line: _ } = a;
+        (name, address) == (&b.name, &b.address)
+            && (protocol_port, weight) == (&b.protocol_port, &b.weight)
+            && *admin_state_up == b.admin_state_up
+    };
+    a.name == b.name && a.members.len() == b.members.len() && a.members.iter().zip(&b.members).all(is_same)
 }
 
 /// What only one of two sorted lists has.

@@ -1,5 +1,6 @@
 //! What a document becomes, and what a packet makes of it.
 
+mod balancer;
 mod external;
 mod policy;
 

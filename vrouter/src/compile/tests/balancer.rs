@@ -1,0 +1,178 @@
+//! Pools that are kept from one compilation to the next.
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// What can change.
+#[derive(Clone, Copy, Debug)]
+struct World {
+    weight: u16,
+    down: bool,
+    lost: bool,
+    /// Where vm2 is: here, on b, nowhere.
+    place: u8,
+    /// The router has a way out.
+    gateway: bool,
+    /// The router is on the second network, too, where a member is.
+    joined: bool,
+    /// Another router balances to the same pool.
+    other: bool,
+    /// A member more, at the beginning.
+    more: bool,
+    /// The second pool is used.
+    second: bool,
+}
+
+impl World {
+    const CALM: Self = Self {
+        weight: 1,
+        down: false,
+        lost: false,
+        place: 1,
+        gateway: true,
+        joined: true,
+        other: false,
+        more: false,
+        second: true,
+    };
+
+    fn topology(&self) -> Topology {
+        let joined = if self.joined { ", db4" } else { "" };
+        let gateway = if self.gateway { ", gateway: { network: public, address: 203.0.113.10 }" } else { "" };
+        let vm2 = match self.place {
+            0 => ", node: a, interface: tap2",
+            1 => ", node: b, interface: tap2",
+            _ => "",
+        };
+        let more = if self.more { "{ name: m0, address: 10.0.1.19, protocol_port: 80 }, " } else { "" };
+        let far = if self.joined { ", { name: m3, address: 10.0.2.12, protocol_port: 80 }" } else { "" };
+        let mut balancers = String::from(
+            "\n  - { name: lb1, network: web, vip_addresses: [10.0.1.200], listeners: [{ name: http, protocol: tcp, \
+             protocol_port: 80, default_pool: first }] }",
+        );
+        if self.second {
+            balancers += "\n  - { name: lb2, network: web, vip_addresses: [10.0.1.201, \"fd00:1::200\"], listeners: [{ name: http, \
+                          protocol: tcp, protocol_port: 80, default_pool: second }] }";
+        }
+        if self.other {
+            balancers += "\n  - { name: lb3, network: lab, vip_addresses: [10.0.3.200], listeners: [{ name: http, protocol: tcp, \
+                          protocol_port: 80, default_pool: third }, { name: alt, protocol: tcp, protocol_port: 81, \
+                          default_pool: third }] }";
+        }
+        let document = format!(
+            r#"
+networks:
+  - name: web
+    subnets: [{{ name: web4, cidr: 10.0.1.0/24, gateway: 10.0.1.1 }}, {{ name: web6, cidr: "fd00:1::/64", gateway: "fd00:1::1" }}]
+  - {{ name: db, subnets: [{{ name: db4, cidr: 10.0.2.0/24, gateway: 10.0.2.1 }}] }}
+  - {{ name: lab, subnets: [{{ name: lab4, cidr: 10.0.3.0/24, gateway: 10.0.3.1 }}] }}
+  - {{ name: public, vni: 900, external: true, subnets: [{{ name: public4, cidr: 203.0.113.0/24, gateway: 203.0.113.1 }}] }}
+routers:
+  - {{ name: r1, interfaces: [web4, web6{joined}]{gateway} }}
+  - {{ name: r2, interfaces: [lab4, {{ subnet: web4, address: 10.0.1.2 }}] }}
+ports:
+  - {{ name: vm1, network: web, mac: "02:00:00:00:01:0b", fixed_ips: [10.0.1.11, "fd00:1::b"], node: a, interface: tap1 }}
+  - {{ name: vm2, network: web, mac: "02:00:00:00:01:0c", fixed_ips: [10.0.1.12]{vm2} }}
+  - {{ name: vm3, network: db, mac: "02:00:00:00:02:0c", fixed_ips: [10.0.2.12], node: b, interface: tap3 }}
+load_balancers:{balancers}
+pools:
+  - name: first
+    health_monitor: {{ type: ping, delay: 1, timeout: 1 }}
+    members: [{more}{{ name: m1, address: 10.0.1.11, protocol_port: 80, weight: {weight} }}, {{ name: m2, address: 10.0.1.12, protocol_port: 80 }}{far}]
+  - name: second
+    members: [{{ name: m1, address: 10.0.1.11, protocol_port: 80 }}, {{ name: m6, address: "fd00:1::b", protocol_port: 80 }}]
+  - name: third
+    members: [{{ name: m1, address: 10.0.1.11, protocol_port: 80 }}]
+nodes:
+  - {{ name: a, vtep: 192.0.2.1 }}
+  - {{ name: b, vtep: 192.0.2.2 }}
+"#,
+            weight = self.weight
+        );
+        topology::parse("test.yaml", &document).unwrap_or_else(|problems| panic!("{problems}"))
+    }
+
+    fn around(&self) -> Surroundings {
+        let member = |name: &str| ("first".to_owned(), name.to_owned());
+        let mut around = around(&[("tap1", 11), ("tap2", 12)]);
+        around
+            .externals
+            .insert("public".to_owned(), ExternalInterface { ifindex: Some(7), ..Default::default() });
+        let members = &mut around.liveness.members;
+        members.extend(self.down.then(|| (member("m1"), MemberHealth::Down)));
+        members.extend(self.lost.then(|| (member("m2"), MemberHealth::Lost)));
+        around
+    }
+}
+
+fn compile_kept(world: &World, ids: &mut Identities) -> Compiled {
+    let out = compile(&world.topology(), &world.around(), ids).unwrap();
+    ids.retain(&out.used, &out.image.pools);
+    out
+}
+
+fn any_world() -> impl Strategy<Value = World> {
+    let bools = any::<[bool; 7]>();
+    (1_u16..4, 0_u8..3, bools).prop_map(
+        |(weight, place, [down, lost, gateway, joined, other, more, second])| World {
+            weight,
+            down,
+            lost,
+            place,
+            gateway,
+            joined,
+            other,
+            more,
+            second,
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    /// Whatever was before: what comes out is what comes out of nothing, with the same numbers.
+    #[test]
+    fn what_is_kept_is_what_would_be_compiled(worlds in prop::collection::vec(any_world(), 2..8)) {
+        let mut ids = Identities::default();
+        for world in worlds {
+            let kept = compile_kept(&world, &mut ids);
+            let mut afresh = Identities::clone(&ids);
+            afresh.kept = Kept::default();
+            let out = compile(&world.topology(), &world.around(), &mut afresh).unwrap();
+            prop_assert!(kept.image == out.image, "{world:?}");
+            prop_assert_eq!(kept.used, out.used);
+            for pool in kept.image.pools.values() {
+                for member in pool.members.values() {
+                    prop_assert!(ids.name(NAME_MEMBER, member.number).is_some());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn only_what_changed_is_compiled_again() {
+    let mut ids = Identities::default();
+    compile_kept(&World::CALM, &mut ids);
+    let (first, second) =
+        (ids.number(NAME_POOL, "first ipv4 r1").unwrap(), ids.number(NAME_POOL, "second ipv4 r1").unwrap());
+    let changes: [(&str, World, [bool; 2]); 7] = [
+        ("nothing", World::CALM, [true, true]),
+        ("weight", World { weight: 3, ..World::CALM }, [false, true]),
+        ("health", World { down: true, ..World::CALM }, [false, true]),
+        ("a member's port comes here", World { place: 0, ..World::CALM }, [false, true]),
+        ("a member more", World { more: true, ..World::CALM }, [false, true]),
+        ("another balancer", World { other: true, ..World::CALM }, [true, true]),
+        ("no way out", World { gateway: false, ..World::CALM }, [false, false]),
+    ];
+    for (what, world, same) in changes {
+        // A document that was read anew is another object, and says the same.
+        let before = compile_kept(&World::CALM, &mut ids);
+        let after = compile_kept(&world, &mut ids);
+        let is_same =
+            [first, second].map(|pool| Arc::ptr_eq(&before.image.pools[&pool], &after.image.pools[&pool]));
+        assert_eq!(is_same, same, "{what}");
+    }
+}
