@@ -324,6 +324,7 @@ impl Agent {
                 tracing::info!(%origin, digest = %format!("{digest:016x}"), "topology read");
                 self.health.topology(&topology);
                 self.liveness.members = self.health.not_up();
+                status::lock(&self.status).health.others = self.health.others();
                 self.topology = Some((topology, digest));
                 // An agent that starts has no way out without it.
                 self.learn().await;

@@ -52,7 +52,8 @@ impl Compiler<'_> {
                 address: it.member.address,
                 mac: it.port.mac.0,
                 protocol_port: it.monitor.monitor_port.unwrap_or(it.member.protocol_port),
-                monitor: it.monitor.clone(),
+                // Wherever in the document: an edit elsewhere must not begin its checks anew.
+                monitor: HealthMonitor { line: 0, ..it.monitor.clone() },
             });
         }
     }

@@ -169,11 +169,14 @@ impl Checker {
         if entry.machine.due().is_none_or(|due| due > now) {
             return false;
         }
-        let Some(number) = self.number(ifindex) else {
+        let number = self.number(ifindex);
+        let Some(entry) = self.members.get_mut(name) else { return false };
+        // Its moment has passed, whether or not it can be checked.
+        entry.machine.begin(now);
+        let Some(number) = number else {
             return self.end(name, Outcome::Void, out);
         };
         let Some(entry) = self.members.get_mut(name) else { return false };
-        entry.machine.begin(now);
         let target = &entry.target;
         let reach = Reach {
             source: target.source,
