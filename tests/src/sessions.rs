@@ -195,12 +195,12 @@ fn run(
         .zip(sockets)
         .map(|(i, socket)| Udp { socket, sent: 0, answered: 0, newest: 0, due: due(i), last: begin })
         .collect();
-    let mut end = None;
+    let mut stopped = None;
     loop {
         let now = Instant::now();
         let stopping = stop.load(Ordering::SeqCst);
-        if stopping && end.is_none() {
-            end = Some(now + DRAIN);
+        if stopping && stopped.is_none() {
+            stopped = Some(now);
         }
         let mut count = 0;
         for session in tcp.iter_mut().filter(|session| !session.dead) {
@@ -242,7 +242,12 @@ fn run(
         }
         let is_quiet = tcp.iter().all(|it| it.dead || it.sent == it.next);
         let is_answered = udp.iter().all(|it| it.sent == it.answered);
-        if end.is_some_and(|end| now > end || is_quiet && (is_answered || now + DRAIN > end + DRAIN_UDP)) {
+        let patience = match (is_quiet, is_answered) {
+            (true, true) => Duration::ZERO,
+            (true, false) => DRAIN_UDP,
+            (false, _) => DRAIN,
+        };
+        if stopped.is_some_and(|stopped| now - stopped >= patience) {
             break;
         }
         std::thread::sleep(TURN);
@@ -252,7 +257,7 @@ fn run(
     }
     for session in &udp {
         report.unanswered += session.sent - session.answered;
-        if end.is_some_and(|end| end - DRAIN > session.last + Duration::from_secs(3)) {
+        if stopped.is_some_and(|stopped| stopped > session.last + Duration::from_secs(3)) {
             report.lost.push(format!("UDP {:?}: no answers any more", session.socket.local_addr()));
         }
     }

@@ -191,8 +191,7 @@ impl Maps {
             old: &BTreeMap<K, V>,
             new: &BTreeMap<K, V>,
         ) -> Result<usize> {
-            // First what goes: there may be no room for more.
-            Ok(remove(map, bank, old, new)? + set(map, bank, old, new)?)
+            Ok(Step::Remove.write(map, bank, old, new)? + Step::Set.write(map, bank, old, new)?)
         }
         // Destructured, so that a table added to the image cannot be forgotten here.
         let Image {
@@ -217,8 +216,8 @@ impl Maps {
             classes,
             rules,
         } = new;
-        // Members' stations are in the table of all others.
-        let gone = self.remove_pools(bank, &old.pools, pools)?;
+        // Members' stations are in the table of all others: what goes must not take along what has come.
+        let gone = self.write_pools(Step::Remove, bank, &old.pools, pools)?;
         Ok(gone
             + table(&self.bindings, bank, &old.bindings, bindings)?
             + table(&self.networks, bank, &old.networks, networks)?
@@ -237,35 +236,21 @@ impl Maps {
             + table(&self.gateways, bank, &old.gateways, gateways)?
             + table(&self.members, bank, &old.members, members)?
             + table(&self.listeners, bank, &old.listeners, listeners)?
-            + self.set_pools(bank, &old.pools, pools)?
+            + self.write_pools(Step::Set, bank, &old.pools, pools)?
             + table(&self.classes, bank, &old.classes, classes)?
             + table(&self.rules, bank, &old.rules, rules)?)
     }
 
-    /// Removes what `old` has of pools and `new` has not.
-    fn remove_pools(&self, bank: u32, old: &Pools, new: &Pools) -> Result<usize> {
+    /// A step of writing pools.
+    fn write_pools(&self, step: Step, bank: u32, old: &Pools, new: &Pools) -> Result<usize> {
         let mut writes = 0;
         for (_, old, new) in differences(old, new) {
             let (old, new) = (old.map_or(&NO_POOL, Arc::as_ref), new.map_or(&NO_POOL, Arc::as_ref));
             let PoolImage { slots, members, members_at, stations } = new;
-            writes += remove(&self.pool_slots, bank, &old.slots, slots)?
-                + remove(&self.pool_members, bank, &old.members, members)?
-                + remove(&self.pool_members_at, bank, &old.members_at, members_at)?
-                + remove(&self.fdb, bank, &old.stations, stations)?;
-        }
-        Ok(writes)
-    }
-
-    /// Writes what `new` has of pools and `old` has not.
-    fn set_pools(&self, bank: u32, old: &Pools, new: &Pools) -> Result<usize> {
-        let mut writes = 0;
-        for (_, old, new) in differences(old, new) {
-            let (old, new) = (old.map_or(&NO_POOL, Arc::as_ref), new.map_or(&NO_POOL, Arc::as_ref));
-            let PoolImage { slots, members, members_at, stations } = new;
-            writes += set(&self.pool_slots, bank, &old.slots, slots)?
-                + set(&self.pool_members, bank, &old.members, members)?
-                + set(&self.pool_members_at, bank, &old.members_at, members_at)?
-                + set(&self.fdb, bank, &old.stations, stations)?;
+            writes += step.write(&self.pool_slots, bank, &old.slots, slots)?
+                + step.write(&self.pool_members, bank, &old.members, members)?
+                + step.write(&self.pool_members_at, bank, &old.members_at, members_at)?
+                + step.write(&self.fdb, bank, &old.stations, stations)?;
         }
         Ok(writes)
     }
@@ -273,6 +258,7 @@ impl Maps {
 
 type Pools = BTreeMap<u32, Arc<PoolImage>>;
 
+/// What stands for a pool that is not there.
 static NO_POOL: PoolImage = PoolImage {
     slots: BTreeMap::new(),
     members: BTreeMap::new(),
@@ -280,32 +266,33 @@ static NO_POOL: PoolImage = PoolImage {
     stations: BTreeMap::new(),
 };
 
-fn remove<K: Pod + Banked, V: Pod + PartialEq>(
-    map: &Map<K, V>,
-    bank: u32,
-    old: &BTreeMap<K, V>,
-    new: &BTreeMap<K, V>,
-) -> Result<usize> {
-    let mut writes = 0;
-    for (key, ..) in differences(old, new).filter(|(_, _, new)| new.is_none()) {
-        map.remove(&key.in_bank(bank))?;
-        writes += 1;
-    }
-    Ok(writes)
+/// What is written of a table at a time. First what goes: there may be no room for more.
+#[derive(Clone, Copy)]
+enum Step {
+    Remove,
+    Set,
 }
 
-fn set<K: Pod + Banked, V: Pod + PartialEq>(
-    map: &Map<K, V>,
-    bank: u32,
-    old: &BTreeMap<K, V>,
-    new: &BTreeMap<K, V>,
-) -> Result<usize> {
-    let mut writes = 0;
-    for (key, value) in differences(old, new).filter_map(|(key, _, new)| Some((key, new?))) {
-        map.set(&key.in_bank(bank), value)?;
-        writes += 1;
+impl Step {
+    /// Brings `bank` of a table nearer from `old` to `new`; returns the number of writes.
+    fn write<K: Pod + Banked, V: Pod + PartialEq>(
+        self,
+        map: &Map<K, V>,
+        bank: u32,
+        old: &BTreeMap<K, V>,
+        new: &BTreeMap<K, V>,
+    ) -> Result<usize> {
+        let mut writes = 0;
+        for (key, _, new) in differences(old, new) {
+            match (self, new) {
+                (Self::Remove, None) => map.remove(&key.in_bank(bank))?,
+                (Self::Set, Some(value)) => map.set(&key.in_bank(bank), value)?,
+                _ => continue,
+            }
+            writes += 1;
+        }
+        Ok(writes)
     }
-    Ok(writes)
 }
 
 /// Which flows are decided again whatever changed.

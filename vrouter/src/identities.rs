@@ -41,7 +41,7 @@ struct Numbers {
     taken_below: u32,
 }
 
-/// How many numbers were given so far: to take back what is given later.
+/// What was given and not written at a moment: to take back what is given later.
 #[derive(Clone, Debug)]
 pub struct Mark(BTreeSet<(u32, u32)>);
 

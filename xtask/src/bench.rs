@@ -62,6 +62,12 @@ impl Args {
 pub fn run(args: Args) -> Result<()> {
     require_root()?;
     setup::ensure(setup::Needs::LABS)?;
+    let result = measure_all(args);
+    clean::remove_shared_directories();
+    result
+}
+
+fn measure_all(args: Args) -> Result<()> {
     if args.control {
         clean::remove_on_signal(vrouter::PREFIX)?;
         return many::run(args.quick);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use ebpf_build::Toolchain;
-use vrouter_tests::require_root;
+use vrouter_tests::{clean, require_root};
 
 use crate::{report, repository, setup};
 
@@ -29,6 +29,7 @@ pub fn run(args: Args) -> Result<()> {
     setup::ensure(if args.no_lint { setup::Needs::LABS } else { setup::Needs::ALL })?;
     let mut steps = Steps::default();
     let result = run_steps(&args, &mut steps);
+    clean::remove_shared_directories();
     println!("\n{}", steps.summary());
     result
 }

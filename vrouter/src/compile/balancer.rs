@@ -40,6 +40,35 @@ pub struct Kept {
     remote: Vec<AddressKey>,
 }
 
+/// From what was kept to what is to be.
+struct Keeping {
+    before: Kept,
+    /// Addresses that came to other nodes since, or left them.
+    moved: HashSet<AddressKey>,
+    now: Kept,
+}
+
+impl Keeping {
+    fn new(before: Kept, remote: Vec<AddressKey>) -> Self {
+        let moved = if before.remote == remote {
+            HashSet::new()
+        } else {
+            let [was, is] = [&before.remote, &remote].map(|list| list.iter().collect::<HashSet<_>>());
+            was.symmetric_difference(&is).map(|key| **key).collect()
+        };
+        Self { before, moved, now: Kept { pools: HashMap::new(), remote } }
+    }
+
+    /// A pool as it was, if it is made of the same now.
+    fn get(&self, id: u32, ingredients: &Ingredients) -> Option<&Compiled> {
+        let at = |member: &PoolMember| AddressKey::new(0, member.network, member.ip);
+        let (made_of, compiled) = self.before.pools.get(&id)?;
+        let has_moved = !self.moved.is_empty()
+            && compiled.image.members.values().any(|member| self.moved.contains(&at(member)));
+        (!has_moved && made_of.are(ingredients)).then_some(compiled)
+    }
+}
+
 /// All that a compiled pool is made of, beside the addresses on other nodes.
 #[derive(Clone, Debug)]
 struct Ingredients {
@@ -87,8 +116,7 @@ impl<'a> Compiler<'a> {
             topology.pools.iter().map(|pool| (pool.name.as_str(), pool)).collect();
         let addresses = self.out.image.addresses.iter();
         let remote = addresses.filter(|(_, it)| it.place == PLACE_REMOTE).map(|(key, _)| *key).collect();
-        let mut kept = Kept { pools: HashMap::new(), remote };
-        let moved = moved(&before.remote, &kept.remote);
+        let mut keeping = Keeping::new(before, remote);
         let (mut done, mut routers) = (HashMap::new(), HashMap::new());
         for balancer in &topology.load_balancers {
             let Some(&network) = self.networks.get(balancer.network.as_str()) else { continue };
@@ -116,10 +144,7 @@ impl<'a> Compiler<'a> {
                     let compiled = match done.entry(key) {
                         Entry::Occupied(entry) => entry.into_mut(),
                         Entry::Vacant(entry) => {
-                            let ipv6 = vip.is_ipv6();
-                            entry.insert(
-                                self.kept_pool(pool, ipv6, &by, &balancers, &before, &moved, &mut kept)?,
-                            )
+                            entry.insert(self.kept_pool(pool, key.1, &by, &balancers, &mut keeping)?)
                         }
                     };
                     let down = !balancer.admin_state_up || !listener.admin_state_up;
@@ -143,7 +168,7 @@ impl<'a> Compiler<'a> {
                 }
             }
         }
-        self.ids.kept = kept;
+        self.ids.kept = keeping.now;
         Ok(())
     }
 
@@ -165,18 +190,14 @@ impl<'a> Compiler<'a> {
         Ok(Balancing { router, id, legs: legs.into(), external })
     }
 
-    /// A pool as it was compiled last, if nothing it is made of has changed; else compiled. `moved`: addresses that came to
-    /// other nodes, or left them.
-    #[expect(clippy::too_many_arguments, reason = "what was, and what is")]
+    /// A pool as it was compiled last, if nothing it is made of has changed; else compiled.
     fn kept_pool(
         &mut self,
         pool: &Arc<Pool>,
         ipv6: bool,
         by: &Balancing<'a>,
         balancers: &Balancers<'a>,
-        before: &Kept,
-        moved: &HashSet<AddressKey>,
-        kept: &mut Kept,
+        keeping: &mut Keeping,
     ) -> Result<Compiled> {
         let family = if ipv6 { "ipv6" } else { "ipv4" };
         let id = self.id(NAME_POOL, &bounded(format!("{} {family} {}", pool.name, by.router.name)))?;
@@ -187,18 +208,12 @@ impl<'a> Compiler<'a> {
             external: by.external.map(|(_, id)| id),
             health: self.not_up(pool),
         };
-        let has_moved = |image: &PoolImage| {
-            let at = |member: &PoolMember| AddressKey::new(0, member.network, member.ip);
-            !moved.is_empty() && image.members.values().any(|member| moved.contains(&at(member)))
-        };
-        let compiled = match before.pools.get(&id) {
-            Some((made_of, compiled)) if made_of.are(&ingredients) && !has_moved(&compiled.image) => {
-                compiled.clone()
-            }
-            _ => self.pool(id, ipv6, by, balancers, &ingredients)?,
+        let compiled = match keeping.get(id, &ingredients) {
+            Some(compiled) => compiled.clone(),
+            None => self.pool(id, ipv6, by, balancers, &ingredients)?,
         };
         self.out.image.pools.insert(id, Arc::clone(&compiled.image));
-        kept.pools.insert(id, (ingredients, compiled.clone()));
+        keeping.now.pools.insert(id, (ingredients, compiled.clone()));
         Ok(compiled)
     }
 
@@ -352,15 +367,6 @@ fn has_same_members(a: &Pool, b: &Pool) -> bool {
             && *admin_state_up == b.admin_state_up
     };
     a.name == b.name && a.members.len() == b.members.len() && a.members.iter().zip(&b.members).all(is_same)
-}
-
-/// What only one of two sorted lists has.
-fn moved(before: &[AddressKey], now: &[AddressKey]) -> HashSet<AddressKey> {
-    if before == now {
-        return HashSet::new();
-    }
-    let [before, now] = [before, now].map(|list| list.iter().copied().collect::<HashSet<_>>());
-    before.symmetric_difference(&now).copied().collect()
 }
 
 /// A name made of names, which must fit a pin: the end of one that is too long is its digest.

@@ -312,3 +312,50 @@ fn phase((pool, member): &MemberName) -> f64 {
 fn seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::topology::model::{HealthCheck, HealthMonitor};
+
+    /// More members behind one interface than there are numbers for checks at once: the rest waits, and all others
+    /// are checked.
+    #[test]
+    fn who_gets_no_number_is_checked_later() {
+        let monitor = HealthMonitor {
+            kind: HealthCheck::Ping,
+            delay_ms: 1000,
+            timeout_ms: 1000,
+            max_retries: 1,
+            max_retries_down: 1,
+            http_method: "GET".to_owned(),
+            url_path: "/".to_owned(),
+            expected_codes: vec![(200, 200)],
+            monitor_port: None,
+            line: 0,
+        };
+        let member = |number: usize, ifindex: u32| MonitoredMember {
+            pool: "many".to_owned(),
+            member: format!("m{number}"),
+            interface: format!("tap{ifindex}"),
+            ifindex: Some(ifindex),
+            source: [10, 0, 0, 1].into(),
+            source_mac: [2; 6],
+            address: [10, 0, 0, 2].into(),
+            mac: [4; 6],
+            protocol_port: 80,
+            monitor: monitor.clone(),
+        };
+        let mut members: Vec<_> = (0..NUMBERS.len() + 10).map(|number| member(number, 7)).collect();
+        members.push(member(members.len(), 8));
+        let start = Instant::now();
+        let mut checker = Checker::new(Words::default());
+        checker.follow(&members, start);
+        let mut out = Vec::new();
+        // Everybody's moment has come.
+        checker.tick(start + Duration::from_millis(1000), &mut out);
+        let sent = |ifindex| out.iter().filter(|(at, _)| *at == ifindex).count();
+        assert_eq!((sent(7), sent(8)), (NUMBERS.len(), 1));
+        assert!(checker.due().is_some_and(|due| due > start + Duration::from_millis(1000)));
+    }
+}

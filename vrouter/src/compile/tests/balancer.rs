@@ -37,7 +37,7 @@ impl World {
         second: true,
     };
 
-    fn topology(&self) -> Topology {
+    fn document(&self) -> String {
         let joined = if self.joined { ", db4" } else { "" };
         let gateway = if self.gateway { ", gateway: { network: public, address: 203.0.113.10 }" } else { "" };
         let vm2 = match self.place {
@@ -60,7 +60,7 @@ impl World {
                           protocol_port: 80, default_pool: third }, { name: alt, protocol: tcp, protocol_port: 81, \
                           default_pool: third }] }";
         }
-        let document = format!(
+        format!(
             r#"
 networks:
   - name: web
@@ -89,8 +89,11 @@ nodes:
   - {{ name: b, vtep: 192.0.2.2 }}
 "#,
             weight = self.weight
-        );
-        topology::parse("test.yaml", &document).unwrap_or_else(|problems| panic!("{problems}"))
+        )
+    }
+
+    fn topology(&self) -> Topology {
+        topology::parse("test.yaml", &self.document()).unwrap_or_else(|problems| panic!("{problems}"))
     }
 
     fn around(&self) -> Surroundings {
@@ -175,4 +178,17 @@ fn only_what_changed_is_compiled_again() {
             [first, second].map(|pool| Arc::ptr_eq(&before.image.pools[&pool], &after.image.pools[&pool]));
         assert_eq!(is_same, same, "{what}");
     }
+}
+
+/// What is checked is the same wherever in the document it stands: a check goes on.
+#[test]
+fn an_edit_elsewhere_changes_no_monitored_member() {
+    let monitored = |document: &str| {
+        let topology = topology::parse("test.yaml", document).unwrap_or_else(|problems| panic!("{problems}"));
+        compile(&topology, &World::CALM.around(), &mut Identities::default()).unwrap().monitored
+    };
+    let document = World::CALM.document();
+    let before = monitored(&document);
+    assert_eq!(before.len(), 1, "m1 is behind a port of this node");
+    assert_eq!(monitored(&format!("# More lines\n# above.\n{document}")), before);
 }
