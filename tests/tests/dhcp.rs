@@ -200,8 +200,10 @@ fn the_kernel_makes_its_address(system: &System) {
         let default = route(workload, "6", "default").unwrap();
         assert!(default.starts_with("fe80::"), "{default}");
         assert_eq!(workload.run("cat /proc/sys/net/ipv6/conf/eth0/mtu").unwrap().trim(), "1300");
-        let ping = workload.ping("fd00:1::b", 2, &[]).unwrap();
-        assert!(name != "vm5" || ping.is_clean(), "{}", ping.output);
+        if name == "vm5" {
+            let ping = workload.ping("fd00:1::b", 2, &[]).unwrap();
+            assert!(ping.is_clean(), "{}", ping.output);
+        }
     }
 }
 
