@@ -163,6 +163,8 @@ fn run(
         loop {
             let wake = worker.next_due(Instant::now());
             tokio::select! {
+                // What is in force first: a next hop on a network that is not known yet is none.
+                biased;
                 changed = wanted.changed() => {
                     if changed.is_err() {
                         return Ok(());
