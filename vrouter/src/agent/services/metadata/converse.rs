@@ -19,7 +19,7 @@ use tokio::{
 use super::{
     counts::Tally,
     forward::Forward,
-    guest::Opened,
+    guest::{End, Opened},
     head::{HEAD_MAX, Head, is_hop_by_hop},
     refusal::Refusal,
 };
@@ -31,32 +31,40 @@ const ANSWER: Duration = Duration::from_secs(60);
 
 /// Holds it.
 pub async fn converse(opened: Opened, forward: &Forward, tally: &Tally) {
-    let Opened { mut pipe, from, client } = opened;
-    let (head, body) = match timeout(REQUEST, read(&mut pipe)).await.unwrap_or(Err(Refusal::TooSlow)) {
-        Ok(Some(request)) => request,
-        // Nothing was asked.
-        Ok(None) => return tally.nothing_asked(),
-        Err(refusal) => return refuse(pipe, refusal, tally).await,
+    let Opened { mut pipe, from, client, mut end } = opened;
+    let asking = async {
+        let request = timeout(REQUEST, read(&mut pipe)).await.unwrap_or(Err(Refusal::TooSlow));
+        let Some((head, body)) = request? else { return Ok::<_, Refusal>(None) };
+        let (method, is_old) = (head.method.clone(), head.is_old);
+        Ok(Some((forward.ask(head, body, &client, from).await?, method, is_old)))
     };
-    let (method, is_old) = (head.method.clone(), head.is_old);
-    match forward.ask(head, body, &client, from).await {
-        Ok(response) => {
+    match unless(&mut end, asking).await {
+        Some(Ok(Some((response, method, is_old)))) => {
             let status = response.status();
-            let written = timeout(ANSWER, answer(&mut pipe, response, &method, is_old)).await;
-            let is_whole = matches!(written, Ok(Ok(())));
+            let answering = timeout(ANSWER, answer(&mut pipe, response, &method, is_old));
+            let is_whole = matches!(unless(&mut end, answering).await, Some(Ok(Ok(()))));
             if is_whole {
                 let _ = pipe.shutdown().await;
             }
             tally.answered(status, is_whole);
         }
-        Err(refusal) => refuse(pipe, refusal, tally).await,
+        Some(Ok(None)) => tally.nothing_asked(),
+        Some(Err(refusal)) => {
+            tally.refused(refusal.name());
+            // Whether it is heard is not our concern.
+            let _ = unless(&mut end, timeout(REQUEST, pipe.write_all(&refusal.response()))).await;
+        }
+        None => tally.refused("abandoned"),
     }
 }
 
-async fn refuse(mut pipe: DuplexStream, refusal: Refusal, tally: &Tally) {
-    tally.refused(refusal.name());
-    // Whether it is heard is not our concern.
-    let _ = timeout(REQUEST, pipe.write_all(&refusal.response())).await;
+/// Does something unless the connection ends before it is done; the server is then not asked any longer.
+async fn unless<T>(end: &mut End, something: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        biased;
+        () = end.come() => None,
+        done = something => Some(done),
+    }
 }
 
 /// Reads a request; `None`: there is none.

@@ -13,7 +13,10 @@ use std::{
 };
 
 use smoltcp::{iface::SocketHandle, socket::tcp::State};
-use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf},
+    sync::watch,
+};
 
 use super::client::Client;
 use crate::agent::services::{
@@ -28,7 +31,7 @@ pub const ADDRESSES: [IpAddr; 2] = [
 ];
 /// The service's port.
 pub const PORT: u16 = 80;
-/// Connections of one port, those included that have just ended.
+/// Connections of one port, those included that have just ended, or whose task has not yet.
 pub const CONNECTIONS: usize = 16;
 /// Bytes under way to a workload.
 const SEND: usize = 16 << 10;
@@ -51,6 +54,19 @@ pub struct Opened {
     pub pipe: DuplexStream,
     pub from: IpAddr,
     pub client: Arc<Client>,
+    pub end: End,
+}
+
+/// Tells a conversation that its connection has ended, and, held until it is over itself, that it is not. (Its pipe
+/// would not tell: a workload that has said all it wants to may still be waiting for the answer.)
+pub struct End(watch::Receiver<bool>);
+
+impl End {
+    /// Waits for it.
+    pub async fn come(&mut self) {
+        // A port that is forgotten with its connections says nothing.
+        let _ = self.0.wait_for(|has_ended| *has_ended).await;
+    }
 }
 
 /// What a port wants to be done.
@@ -65,6 +81,8 @@ pub struct Guest {
     pub client: Arc<Client>,
     stack: Stack,
     connections: Vec<Connection>,
+    /// Conversations that have been told that their connections ended, and are not over yet.
+    ending: Vec<watch::Sender<bool>>,
     waker: Waker,
     pub due: Instant,
 }
@@ -76,6 +94,8 @@ struct Connection {
     link: Link,
     since: Instant,
     pipe: Pipe,
+    /// Tells its conversation that it has ended.
+    end: Option<watch::Sender<bool>>,
 }
 
 type Link = ([u8; 6], [u8; 6]);
@@ -94,12 +114,13 @@ impl Guest {
     /// `waker`: woken when a task has taken or given something.
     pub fn new(client: Arc<Client>, seed: u64, waker: Waker, now: Instant) -> Self {
         let stack = Stack::new(&ADDRESSES, client.mtu, seed, now);
-        Self { client, stack, connections: Vec::new(), waker, due: now }
+        Self { client, stack, connections: Vec::new(), ending: Vec::new(), waker, due: now }
     }
 
-    /// Connections, those included that have just ended.
+    /// Connections, those included that have just ended, or whose conversation has not yet. It changes with
+    /// [`Self::receive`] and [`Self::work`] alone.
     pub fn connections(&self) -> usize {
-        self.connections.len()
+        self.connections.len() + self.ending.len()
     }
 
     /// Takes a segment; `room`: whether the node takes another connection. `Err`: why it was refused.
@@ -130,6 +151,7 @@ impl Guest {
         if let Some(at) = known {
             self.connections[at].link = link;
         }
+        self.ending.retain(|end| !end.is_closed());
         let mut result = Ok(());
         let mut listener = None;
         if begins && known.is_none() {
@@ -144,7 +166,14 @@ impl Guest {
         self.stack.poll(now);
         if let Some(handle) = listener {
             if self.stack.socket(handle).remote_endpoint().is_some() {
-                self.connections.push(Connection { handle, peer, link, since: now, pipe: Pipe::None });
+                self.connections.push(Connection {
+                    handle,
+                    peer,
+                    link,
+                    since: now,
+                    pipe: Pipe::None,
+                    end: None,
+                });
             } else {
                 self.stack.remove(handle);
                 result = Err("malformed");
@@ -169,6 +198,7 @@ impl Guest {
                 self.forget(at);
             }
         }
+        self.ending.retain(|end| !end.is_closed());
         self.due = self.stack.next_due(now).unwrap_or(now + TICK).min(now + TICK);
     }
 
@@ -193,7 +223,10 @@ impl Guest {
         if let Pipe::None = connection.pipe {
             let (near, far) = tokio::io::duplex(PIPE);
             connection.pipe = Pipe::Open(near);
-            wants.opened.push(Opened { pipe: far, from: connection.peer.0, client: self.client.clone() });
+            let (end, ended) = watch::channel(false);
+            connection.end = Some(end);
+            let (from, client) = (connection.peer.0, self.client.clone());
+            wants.opened.push(Opened { pipe: far, from, client, end: End(ended) });
         }
         let mut context = Context::from_waker(&self.waker);
         if let Pipe::Open(pipe) = &mut connection.pipe {
@@ -237,11 +270,14 @@ impl Guest {
                     Ok(taken) => has_ended = taken.is_none(),
                 }
             }
-            // Reset, or it cannot be told anything any more: the task hears of it by its pipe.
+            // It cannot be told anything any more.
             has_ended |= !socket.may_send();
         }
         if has_ended {
             connection.pipe = Pipe::Ended(now);
+            if let Some(end) = &connection.end {
+                end.send_replace(true);
+            }
             socket.close();
         }
         if let Pipe::Ended(_) = connection.pipe {
@@ -255,7 +291,7 @@ impl Guest {
 
     /// Whether another connection may be; it may cost one that is over, or that never became one.
     fn make_room(&mut self, room: bool) -> bool {
-        if self.connections.len() < CONNECTIONS && room {
+        if self.connections() < CONNECTIONS && room {
             return true;
         }
         let rank = |state: State| match state {
@@ -267,8 +303,9 @@ impl Guest {
         let ranked = states.into_iter().enumerate().filter_map(|(at, state)| Some((rank(state)?, at)));
         // They stand in the order in which they came.
         let Some((_, at)) = ranked.min() else { return false };
+        let before = self.connections();
         self.forget(at);
-        true
+        self.connections() < before
     }
 
     fn state(&mut self, at: usize) -> State {
@@ -278,6 +315,10 @@ impl Guest {
     fn forget(&mut self, at: usize) {
         let connection = self.connections.remove(at);
         self.stack.remove(connection.handle);
+        if let Some(end) = connection.end.filter(|end| !end.is_closed()) {
+            end.send_replace(true);
+            self.ending.push(end);
+        }
     }
 
     /// Puts what the stack sends into frames; `asker`: for answers to a segment of no connection.

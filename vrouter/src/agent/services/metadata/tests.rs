@@ -4,6 +4,7 @@ use std::{
     io::{Read, Write},
     net::{IpAddr, TcpListener},
     sync::mpsc as sync_mpsc,
+    sync::{Mutex, PoisonError},
 };
 
 use smoltcp::{iface::SocketHandle, socket::tcp::State};
@@ -52,6 +53,52 @@ fn mirror() -> String {
         format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{request}", request.len())
             .into()
     })
+}
+
+/// A server that takes connections and never answers.
+#[derive(Clone, Default)]
+struct Hung(Arc<Mutex<Held>>);
+
+/// Connections that it holds: now, at the most at once, and all that ever asked for something.
+#[derive(Clone, Copy, Debug, Default)]
+struct Held {
+    now: usize,
+    most: usize,
+    asked: usize,
+}
+
+impl Hung {
+    fn start() -> (Self, String) {
+        let (hung, listener) = (Self::default(), TcpListener::bind("127.0.0.1:0").expect("a port"));
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        let held = hung.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (mut stream, held) = (stream.expect("a connection"), held.clone());
+                held.note(|held| (held.now, held.most) = (held.now + 1, held.most.max(held.now + 1)));
+                std::thread::spawn(move || {
+                    let mut bytes = [0; 4096];
+                    let mut has_asked = false;
+                    while let Ok(1..) = stream.read(&mut bytes) {
+                        held.note(|held| held.asked += usize::from(!has_asked));
+                        has_asked = true;
+                    }
+                    held.note(|held| held.now -= 1);
+                });
+            }
+        });
+        (hung, url)
+    }
+
+    fn note(&self, change: impl FnOnce(&mut Held)) -> Held {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut held);
+        *held
+    }
+
+    fn held(&self) -> Held {
+        self.note(|_| ())
+    }
 }
 
 /// The service, and what it sends.
@@ -284,6 +331,82 @@ fn connections_that_never_come_about_give_way() {
         let answer = Workload::new(ifindex, "10.0.0.9", 40000).ask(&service, GET);
         assert!(answer.contains(&format!("x-instance-id: vm{}\r\n", ifindex - 6)), "{answer}");
     }
+}
+
+/// Who asks and resets, again and again, has no more under way at the server than his connections.
+#[test]
+fn a_request_ends_with_its_connection() {
+    let (server, url) = Hung::start();
+    let service = Service::new(&url, &[(7, client("vm1"))]);
+    for port in 0..100 {
+        let mut workload = Workload::new(7, "10.0.0.9", 50000 + port);
+        let (start, mut has_said, before) = (Instant::now(), false, server.held().asked);
+        // The first ones reset when the server has the request, the others as soon as it is sent.
+        while !has_said || port < 20 && server.held().asked == before {
+            workload.step(&service);
+            let socket = workload.stack.socket(workload.handle);
+            if socket.can_send() && !has_said {
+                has_said = socket.send_slice(GET.as_bytes()).expect("room") == GET.len();
+            }
+            if !socket.is_open() {
+                assert!(port >= 20, "one that ended leaves its place to the next");
+                break;
+            }
+            assert!(start.elapsed() < PATIENCE, "connection {port}: {:?}", server.held());
+        }
+        workload.step(&service);
+        workload.stack.socket(workload.handle).abort();
+        workload.step(&service);
+    }
+    let start = Instant::now();
+    while server.held().now > 0 || service.tally.status().connections > 0 {
+        assert!(start.elapsed() < PATIENCE, "{:?}, {:?}", server.held(), service.tally.status());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(server.held().most <= guest::CONNECTIONS, "{:?}", server.held());
+    assert!(service.tally.status().refused.get("abandoned") >= Some(&20), "{:?}", service.tally.status());
+}
+
+/// A conversation counts until it is over itself, though its connection is not there any more.
+#[test]
+fn a_conversation_that_goes_on_keeps_its_place() {
+    let now = Instant::now();
+    let mut guest = guest::Guest::new(Arc::new(client("vm1")), 1, std::task::Waker::noop().clone(), now);
+    let mut conversations = Vec::new();
+    let mut connect = |port: u16| {
+        let mut stack = Stack::new(&[address("10.0.0.9")], 1500, 1, now);
+        let handle = stack.tcp(1 << 10);
+        assert!(stack.connect(handle, (address("10.0.0.9"), port), (ADDRESSES[0], 80)));
+        let mut opened = Vec::new();
+        for abort in [false, false, true] {
+            if abort {
+                stack.socket(handle).abort();
+            }
+            stack.poll(now);
+            while let Some(packet) = stack.transmit() {
+                let frame = wrap(SERVICE, WORKLOAD, &packet);
+                let mut wants = Wants::default();
+                let received = Received::parse(&frame).expect("a frame in order");
+                guest.receive(&received, true, now, &mut wants).ok();
+                for frame in wants.frames {
+                    stack.receive(Received::parse(&frame).expect("a frame in order").packet);
+                }
+                opened.extend(wants.opened);
+                stack.poll(now);
+            }
+        }
+        (opened.pop(), guest.connections())
+    };
+    for port in 1..=guest::CONNECTIONS {
+        let (opened, held) = connect(port as u16);
+        assert_eq!(held, port);
+        conversations.push(opened.expect("a connection"));
+    }
+    assert!(connect(100).0.is_none(), "all places are taken");
+    conversations.truncate(10);
+    let (opened, held) = connect(101);
+    assert!(opened.is_some());
+    assert_eq!(held, 11);
 }
 
 #[test]
