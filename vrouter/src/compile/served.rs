@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::Result;
+use ipnet::{IpNet, Ipv6Net};
 use vrouter_common::{addr::Ip, service, tables::*};
 
 use super::Compiler;
@@ -26,6 +27,8 @@ pub struct ServedPort {
     pub interface: String,
     pub mac: [u8; 6],
     pub fixed_ips: Vec<IpAddr>,
+    /// What it may send from beside these, with its own hardware address. `None`: anything.
+    pub allowed: Option<Vec<IpNet>>,
     pub dhcp_options: Vec<DhcpOption>,
     pub device_id: Option<String>,
     pub project: Option<String>,
@@ -85,6 +88,16 @@ impl ServedPort {
             Some((*address, self.network.subnets.iter().find(|subnet| subnet.cidr.contains(address))?))
         })
     }
+
+    /// Whether what it sends passes from the address it makes of a prefix and its hardware address (RFC 4862).
+    #[must_use]
+    pub fn may_make_address(&self, prefix: Ipv6Net) -> bool {
+        const INTERFACE: u128 = u64::MAX as u128;
+        let interface = link_local_of(self.mac).to_bits() & INTERFACE;
+        let made = IpAddr::V6(Ipv6Addr::from_bits(prefix.network().to_bits() | interface));
+        let Some(allowed) = &self.allowed else { return true };
+        self.fixed_ips.contains(&made) || allowed.iter().any(|range| range.contains(&made))
+    }
 }
 
 impl<'a> Compiler<'a> {
@@ -98,11 +111,15 @@ impl<'a> Compiler<'a> {
             (metadata, BINDING_METADATA),
             (monitored, BINDING_MONITORED),
         ];
+        let own_pairs =
+            port.allowed_address_pairs.iter().filter(|pair| pair.mac.is_none_or(|mac| mac == port.mac));
+        let allowed = port.port_security.then(|| own_pairs.map(|pair| pair.ip).collect());
         let port = ServedPort {
             name: port.name.clone(),
             interface: port.interface.clone().unwrap_or_default(),
             mac: port.mac.0,
             fixed_ips: port.fixed_ips.clone(),
+            allowed,
             dhcp_options: port.dhcp_options.clone(),
             device_id: port.device_id.clone(),
             project: port.project.clone(),

@@ -28,7 +28,7 @@ const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Prefix {
     pub net: Ipv6Net,
-    /// Hosts make their addresses of it.
+    /// The port makes its address of it.
     pub autonomous: bool,
     pub seconds: u32,
 }
@@ -122,7 +122,7 @@ pub fn adverts(port: &ServedPort) -> Vec<Advert> {
             .and_then(|router| adverts.iter().position(|advert| advert.source == router.link_local));
         // What no router has is told by the first.
         if let Some(advert) = adverts.get_mut(by.unwrap_or(0)) {
-            advert.prefixes.extend(prefix(subnet));
+            advert.prefixes.extend(prefix(port, subnet));
             advert.dns.extend(subnet.dns.iter().filter_map(|server| match server {
                 IpAddr::V6(server) => Some(*server),
                 IpAddr::V4(_) => None,
@@ -132,9 +132,11 @@ pub fn adverts(port: &ServedPort) -> Vec<Advert> {
     adverts
 }
 
-fn prefix(subnet: &Subnet) -> Option<Prefix> {
+fn prefix(port: &ServedPort, subnet: &Subnet) -> Option<Prefix> {
     let IpNet::V6(net) = subnet.cidr else { return None };
-    let autonomous = matches!(subnet.ipv6_mode, Some(Ipv6Mode::Slaac | Ipv6Mode::Stateless));
+    let is_slaac = matches!(subnet.ipv6_mode, Some(Ipv6Mode::Slaac | Ipv6Mode::Stateless));
+    // A host prefers whatever address it makes: with one that is not the port's it would be heard by nobody.
+    let autonomous = is_slaac && port.may_make_address(net);
     // Never over before the next advertisement.
     Some(Prefix { net, autonomous, seconds: subnet.lease_time.max(LIFETIME.into()) })
 }

@@ -41,6 +41,34 @@ fn each_mode_is_advertised_as_it_is() {
     assert_eq!(slaac.mac, served[&13].network.service_mac, "where there is no router");
 }
 
+#[test]
+fn a_port_makes_an_address_of_a_prefix_only_if_it_may_use_it() {
+    const VM3: &str = "fixed_ips: [10.0.2.11, \"fd00:2::ff:fe00:20b\"]";
+    for (instead, autonomous) in [
+        (VM3, true),
+        ("fixed_ips: [10.0.2.11]", false),
+        ("fixed_ips: [10.0.2.11], port_security: false", true),
+        ("fixed_ips: [10.0.2.11], allowed_address_pairs: [{ ip: \"fd00:2::/64\" }]", true),
+        ("fixed_ips: [10.0.2.11], allowed_address_pairs: [{ ip: \"fd00:2::ff:fe00:20b\" }]", true),
+        (
+            "fixed_ips: [10.0.2.11], allowed_address_pairs: [{ ip: \"fd00:2::17\" }, { ip: \"fd00:9::/64\" }]",
+            false,
+        ),
+        (
+            "fixed_ips: [10.0.2.11], allowed_address_pairs: [{ ip: \"fd00:2::/64\", mac: \"02:00:00:00:02:77\" }]",
+            false,
+        ),
+    ] {
+        let adverts = adverts(&served(&DOCUMENT.replace(VM3, instead), false)[&13]);
+        let prefix = adverts[0].prefixes[0];
+        assert_eq!(
+            (prefix.net.to_string(), prefix.autonomous),
+            ("fd00:2::/64".to_owned(), autonomous),
+            "{instead}"
+        );
+    }
+}
+
 /// RFC 4861, 4.2 and 4.6; RFC 8106, 5.1.
 #[test]
 fn the_bytes_are_where_they_belong() {
