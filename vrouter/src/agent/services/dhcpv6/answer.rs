@@ -107,13 +107,12 @@ pub fn answer(port: &ServedPort, asked: &Message) -> Result<Reply, Refused> {
             if addresses.clone().next().is_none() {
                 return Err(Refused("options_malformed"));
             }
-            let subnets = &port.network.subnets;
-            let is_here =
-                |address: &Ipv6Addr| subnets.iter().any(|subnet| subnet.cidr.contains(&IpAddr::V6(*address)));
+            // What is on this link and another's is dropped: a client is better off asking anew than keeping it.
+            let is_own = |wanted: &Ipv6Addr| port.addresses().any(|(own, _)| own == IpAddr::V6(*wanted));
             let mut reply = Reply::begin(REPLY, asked, port);
-            reply.bytes.extend(match addresses.all(is_here) {
+            reply.bytes.extend(match addresses.all(is_own) {
                 true => status(SUCCESS, "on this link"),
-                false => status(NOT_ON_LINK, "not on this link"),
+                false => status(NOT_ON_LINK, "not an address of this port"),
             });
             Ok(reply)
         }

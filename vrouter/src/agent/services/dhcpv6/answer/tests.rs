@@ -97,9 +97,15 @@ fn what_is_not_the_ports_is_not_given() {
     let (_, reply) = ask(11, &message(SOLICIT, &[ia(IA_PD, &[]), ia(IA_TA, &[])])).unwrap();
     assert_eq!(options(&reply[&IA_PD][12..])[&STATUS][..2], NO_PREFIXES.to_be_bytes());
     assert_eq!(options(&reply[&IA_TA][4..])[&STATUS][..2], NO_ADDRESSES.to_be_bytes());
-    for (address, status) in [(OWN, SUCCESS), ("fd00:9::11", NOT_ON_LINK)] {
-        let (_, reply) = ask(11, &message(CONFIRM, &[ia(IA_NA, &[address])])).unwrap();
-        assert_eq!(reply[&STATUS][..2], status.to_be_bytes(), "{address}");
+    // fd00:1::12 is of the same subnet.
+    for (addresses, status) in [
+        (&[OWN][..], SUCCESS),
+        (&["fd00:1::12"], NOT_ON_LINK),
+        (&[OWN, "fd00:1::12"], NOT_ON_LINK),
+        (&["fd00:9::11"], NOT_ON_LINK),
+    ] {
+        let (_, reply) = ask(11, &message(CONFIRM, &[ia(IA_NA, addresses)])).unwrap();
+        assert_eq!(reply[&STATUS][..2], status.to_be_bytes(), "{addresses:?}");
     }
     for kind in [RELEASE, DECLINE] {
         let (_, reply) = ask(11, &message(kind, &[server(), ia(IA_NA, &["fd00:1::12"])])).unwrap();
