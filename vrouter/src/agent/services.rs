@@ -23,7 +23,7 @@ mod datagram;
 pub mod dhcp;
 pub mod dhcpv6;
 #[cfg(test)]
-mod fixture;
+pub(crate) mod fixture;
 pub mod frame;
 pub mod metadata;
 pub mod router;

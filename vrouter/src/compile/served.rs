@@ -68,16 +68,10 @@ impl ServedNetwork {
         self.routers.iter().find(|router| router.addresses.contains(&gateway))
     }
 
-    /// Whether DHCP over IPv4 is answered.
+    /// Whether DHCP over IPv4 is answered on it.
     #[must_use]
     pub fn has_dhcp(&self) -> bool {
-        self.subnets.iter().any(|subnet| subnet.dhcp && !subnet.cidr.addr().is_ipv6())
-    }
-
-    /// Whether routers are advertised, and DHCP over IPv6 is answered.
-    #[must_use]
-    pub fn has_ipv6(&self) -> bool {
-        self.subnets.iter().any(|subnet| subnet.ipv6_mode.is_some())
+        self.subnets.iter().any(tells_ipv4)
     }
 }
 
@@ -87,6 +81,28 @@ impl ServedPort {
         self.fixed_ips.iter().filter_map(|address| {
             Some((*address, self.network.subnets.iter().find(|subnet| subnet.cidr.contains(address))?))
         })
+    }
+
+    /// Whether DHCP over IPv4 is answered: see [`Self::is_told`].
+    #[must_use]
+    pub fn has_dhcp(&self) -> bool {
+        self.is_told(tells_ipv4, IpAddr::is_ipv4)
+    }
+
+    /// Whether routers are advertised, and DHCP over IPv6 is answered: see [`Self::is_told`].
+    #[must_use]
+    pub fn has_ipv6(&self) -> bool {
+        self.is_told(|subnet| subnet.ipv6_mode.is_some(), IpAddr::is_ipv6)
+    }
+
+    /// Whether a family's addresses are told to it by the services: some subnet of its network has that, and not all
+    /// the addresses it has are of others, whose owner has said that they come from elsewhere.
+    fn is_told(&self, tells: impl Fn(&Subnet) -> bool, is_of_family: impl Fn(&IpAddr) -> bool) -> bool {
+        let mut own = self.addresses().filter(|(address, _)| is_of_family(address)).peekable();
+        match own.peek() {
+            Some(_) => own.any(|(_, subnet)| tells(subnet)),
+            None => self.network.subnets.iter().any(tells),
+        }
     }
 
     /// Whether what it sends passes from the address it makes of a prefix and its hardware address (RFC 4862).
@@ -105,12 +121,6 @@ impl<'a> Compiler<'a> {
     pub(super) fn serve(&mut self, port: &'a Port, network: &'a Network, ifindex: u32) -> u16 {
         let served = self.served_network(network);
         let (metadata, monitored) = (self.around.metadata, self.is_monitored(port));
-        let flags = [
-            (served.has_dhcp(), BINDING_DHCP),
-            (served.has_ipv6(), BINDING_DHCPV6),
-            (metadata, BINDING_METADATA),
-            (monitored, BINDING_MONITORED),
-        ];
         let own_pairs =
             port.allowed_address_pairs.iter().filter(|pair| pair.mac.is_none_or(|mac| mac == port.mac));
         let allowed = port.port_security.then(|| own_pairs.map(|pair| pair.ip).collect());
@@ -127,6 +137,12 @@ impl<'a> Compiler<'a> {
             monitored,
             network: served,
         };
+        let flags = [
+            (port.has_dhcp(), BINDING_DHCP),
+            (port.has_ipv6(), BINDING_DHCPV6),
+            (metadata, BINDING_METADATA),
+            (monitored, BINDING_MONITORED),
+        ];
         self.out.served.insert(ifindex, port);
         flags.into_iter().filter(|(is, _)| *is).map(|(_, flag)| flag).sum()
     }
@@ -195,11 +211,58 @@ impl<'a> Compiler<'a> {
     }
 }
 
+fn tells_ipv4(subnet: &Subnet) -> bool {
+    subnet.dhcp && !subnet.cidr.addr().is_ipv6()
+}
+
 /// The link-local address made of a hardware address.
 #[must_use]
 pub fn link_local_of(mac: [u8; 6]) -> Ipv6Addr {
     match IpAddr::from(Ip::link_local_of(mac)) {
         IpAddr::V6(address) => address,
         IpAddr::V4(address) => address.to_ipv6_mapped(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::services::{
+        fixture::{DOCUMENT, compiled},
+        router::advert::adverts,
+    };
+
+    /// What a port's binding says, with these addresses on a network where one subnet of each family is told by the
+    /// services and another is not.
+    fn flags(fixed_ips: &str) -> u16 {
+        const CACHE4: &str = "{ name: cache4, cidr: 10.0.3.0/24, dhcp: false }";
+        const VM4: &str = "10.0.3.11, \"fd00:3::ff:fe00:30b\"";
+        let more = format!(
+            "{CACHE4}\n      - {{ name: told4, cidr: 10.0.4.0/24 }}\n      - {{ name: cache7, cidr: \"fd00:4::/64\" }}"
+        );
+        let document = DOCUMENT.replace(VM4, fixed_ips).replace(CACHE4, &more);
+        let compiled = compiled(&document, false);
+        let served = &compiled.served[&14];
+        let flags = compiled.image.bindings[&BindingKey { ifindex: Scoped::new(0, 14) }].flags;
+        assert_eq!(!adverts(served).is_empty(), flags & BINDING_DHCPV6 != 0, "{fixed_ips}");
+        flags
+    }
+
+    #[test]
+    fn a_port_whose_addresses_come_from_elsewhere_is_not_told() {
+        const BOTH: u16 = BINDING_DHCP | BINDING_DHCPV6;
+        for (fixed_ips, told) in [
+            ("10.0.4.11, \"fd00:3::ff:fe00:30b\"", BOTH),
+            ("10.0.3.11, \"fd00:3::ff:fe00:30b\"", BINDING_DHCPV6),
+            ("10.0.4.11, \"fd00:4::11\"", BINDING_DHCP),
+            ("10.0.3.11, \"fd00:4::11\"", 0),
+            ("10.0.3.11, 10.0.4.11, \"fd00:4::11\", \"fd00:3::ff:fe00:30b\"", BOTH),
+            // It has none of that family: what it says is kept from others, and refused.
+            ("10.0.3.11", BINDING_DHCPV6),
+            ("\"fd00:4::11\"", BINDING_DHCP),
+            ("", BOTH),
+        ] {
+            assert_eq!(flags(fixed_ips), told, "{fixed_ips}");
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use proptest::{arbitrary::any, collection::vec, strategy::Strategy};
 
 use crate::{
-    compile::{self, Interface, Served, Surroundings},
+    compile::{self, Compiled, Interface, Served, Surroundings},
     identities::Identities,
     topology,
 };
@@ -57,6 +57,11 @@ nodes:
 
 /// The ports of a document, with the metadata service or without.
 pub fn served(document: &str, metadata: bool) -> Served {
+    compiled(document, metadata).served
+}
+
+/// All of it.
+pub fn compiled(document: &str, metadata: bool) -> Compiled {
     let topology = topology::parse("test.yaml", document).unwrap_or_else(|problems| panic!("{problems}"));
     let interfaces: HashMap<_, _> =
         (1..=4).map(|i| (format!("tap{i}"), Interface { index: 10 + i, peer: false })).collect();
@@ -67,7 +72,7 @@ pub fn served(document: &str, metadata: bool) -> Served {
         metadata,
         ..Surroundings::default()
     };
-    compile::compile(&topology, &around, &mut Identities::default()).unwrap().served
+    compile::compile(&topology, &around, &mut Identities::default()).unwrap()
 }
 
 /// What may have become of good bytes: some changed, cut off, put in, or all of it anything.

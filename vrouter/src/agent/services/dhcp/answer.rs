@@ -130,6 +130,9 @@ fn routes(port: &ServedPort, subnet: &Subnet, gateway: Option<Ipv4Addr>) -> Vec<
 
 /// Answers a message of a port. `Ok(None)`: it is noted, and no answer is due.
 pub fn answer(port: &ServedPort, asked: &Message) -> Result<Option<Reply>, Refused> {
+    if !port.has_dhcp() {
+        return Err(Refused::NOT_SERVED);
+    }
     if asked.mac != port.mac {
         return Err(Refused("foreign_hardware_address"));
     }

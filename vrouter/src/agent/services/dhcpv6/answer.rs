@@ -69,7 +69,7 @@ pub fn leases(port: &ServedPort) -> Vec<(Ipv6Addr, u32)> {
 /// Answers a message of a port.
 pub fn answer(port: &ServedPort, asked: &Message) -> Result<Reply, Refused> {
     let modes = || port.network.subnets.iter().filter_map(|subnet| subnet.ipv6_mode);
-    if !modes().any(|mode| mode != Ipv6Mode::Slaac) {
+    if !port.has_ipv6() || !modes().any(|mode| mode != Ipv6Mode::Slaac) {
         return Err(Refused::NOT_SERVED);
     }
     // RFC 8415, 16: who must say who it is, and whom it means.

@@ -95,6 +95,9 @@ impl Advert {
 /// the services themselves tell of the prefixes, and that they are no router.
 pub fn adverts(port: &ServedPort) -> Vec<Advert> {
     let network = &port.network;
+    if !port.has_ipv6() {
+        return Vec::new();
+    }
     let told = || network.subnets.iter().filter(|subnet| subnet.ipv6_mode.is_some());
     let advert = |mac: [u8; 6], source: Ipv6Addr, lifetime: u16| Advert {
         source,

@@ -153,7 +153,7 @@ fn requests_for_what_is_the_ports_are_acknowledged_and_others_are_not() {
         (11, message(REQUEST, [0; 4], &[(SERVER, &GATEWAY)]), "options_malformed"),
         (11, message(REQUEST, [0; 4], &[]), "options_malformed"),
         (11, message(INFORM, other, &[]), "not_its_address"),
-        (14, message(DISCOVER, [0; 4], &[]), "foreign_hardware_address"),
+        (14, message(DISCOVER, [0; 4], &[]), "not_served"),
     ] {
         assert_eq!(ask(&served, port, &asked).unwrap_err(), Refused(reason), "{asked:?}");
     }
