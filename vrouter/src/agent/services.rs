@@ -13,6 +13,7 @@
 //! | [`dhcp`], [`dhcpv6`], [`router`] | DHCP over either family, router advertisements |
 //! | [`metadata`] | requests of workloads to the metadata server |
 //! | [`stack`], [`frame`] | TCP/IP in user space |
+//! | [`seldom`] | keeps the log short |
 //! | [`sender`] | sends frames to ports |
 //! | [`tally`] | counts |
 //! | [`told`] | what each port is told, for people |
@@ -27,6 +28,7 @@ pub(crate) mod fixture;
 pub mod frame;
 pub mod metadata;
 pub mod router;
+pub mod seldom;
 pub mod sender;
 pub mod service;
 pub mod stack;
@@ -122,8 +124,8 @@ impl Services {
     fn services(&self, sender: &FrameSender) -> Result<Vec<Box<dyn Service>>> {
         let mut services: Vec<Box<dyn Service>> = vec![
             Box::new(health::service::Answers(self.answers.clone())),
-            Box::new(dhcp::Dhcp),
-            Box::new(dhcpv6::Dhcpv6),
+            Box::new(dhcp::Dhcp::default()),
+            Box::new(dhcpv6::Dhcpv6::default()),
             Box::<router::Router>::default(),
         ];
         if let Some(setup) = &self.metadata {

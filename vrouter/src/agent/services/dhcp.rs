@@ -6,19 +6,24 @@
 pub mod answer;
 pub mod message;
 
-use std::{net::Ipv4Addr, time::Instant};
+use std::{net::Ipv4Addr, sync::Arc, time::Instant};
 
 use super::{
     call,
     datagram::{self, Ends},
+    seldom::Seldom,
     sender::FrameSender,
-    service::{Asker, Kind, Refused, Service},
+    service::{Asker, DECLINED, Kind, Refused, Service},
 };
+use crate::compile::Served;
 use answer::Reply;
 use message::Message;
 
 /// See the module.
-pub struct Dhcp;
+#[derive(Debug, Default)]
+pub struct Dhcp {
+    declined: Seldom,
+}
 
 impl Service for Dhcp {
     fn kinds(&self) -> &'static [Kind] {
@@ -30,24 +35,30 @@ impl Service for Dhcp {
         asker: &Asker<'_>,
         frame: &[u8],
         sender: &FrameSender,
-        _now: Instant,
+        now: Instant,
     ) -> Result<&'static str, Refused> {
         let message = read(frame)?;
         let Some(reply) = answer::answer(asker.port, &message)? else {
-            if message.kind == message::DECLINE {
+            if message.kind != message::DECLINE {
+                return Ok("released");
+            }
+            if self.declined.may(asker.ifindex, now) {
                 tracing::warn!(
                     port = %asker.port.name,
                     "the workload declines its address {}: somebody else on network {} answers for it",
                     message.requested.unwrap_or(Ipv4Addr::UNSPECIFIED),
                     asker.port.network.name
                 );
-                return Ok("declined");
             }
-            return Ok("released");
+            return Ok(DECLINED);
         };
         let frame = frame_of(&message, &reply);
         sender.send(asker.ifindex, &frame).map_err(|_| Refused::NOT_SENT)?;
         Ok(reply.name())
+    }
+
+    fn follow(&mut self, served: &Arc<Served>, _now: Instant) {
+        self.declined.follow(served);
     }
 }
 

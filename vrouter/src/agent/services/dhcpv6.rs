@@ -4,21 +4,28 @@
 pub mod answer;
 pub mod message;
 
-use std::{net::Ipv6Addr, time::Instant};
+use std::{net::Ipv6Addr, sync::Arc, time::Instant};
 
 use vrouter_common::wire::ETH_LEN;
 
 use super::{
     call,
     datagram::{self, Ends},
+    seldom::Seldom,
     sender::FrameSender,
-    service::{Asker, Kind, Refused, Service},
+    service::{Asker, DECLINED, Kind, Refused, Service},
 };
-use crate::compile::served::{ServedPort, link_local_of};
+use crate::compile::{
+    Served,
+    served::{ServedPort, link_local_of},
+};
 use message::Message;
 
 /// See the module.
-pub struct Dhcpv6;
+#[derive(Debug, Default)]
+pub struct Dhcpv6 {
+    declined: Seldom,
+}
 
 impl Service for Dhcpv6 {
     fn kinds(&self) -> &'static [Kind] {
@@ -30,11 +37,22 @@ impl Service for Dhcpv6 {
         asker: &Asker<'_>,
         frame: &[u8],
         sender: &FrameSender,
-        _now: Instant,
+        now: Instant,
     ) -> Result<&'static str, Refused> {
         let (name, frame) = answer_frame(asker.port, frame)?;
+        if name == DECLINED && self.declined.may(asker.ifindex, now) {
+            tracing::warn!(
+                port = %asker.port.name,
+                "the workload declines its address: somebody else on network {} answers for it",
+                asker.port.network.name
+            );
+        }
         sender.send(asker.ifindex, &frame).map_err(|_| Refused::NOT_SENT)?;
         Ok(name)
+    }
+
+    fn follow(&mut self, served: &Arc<Served>, _now: Instant) {
+        self.declined.follow(served);
     }
 }
 
@@ -46,13 +64,10 @@ pub fn answer_frame(port: &ServedPort, frame: &[u8]) -> Result<(&'static str, Ve
     }
     let asked = Message::read(call::datagram(frame)?)?;
     let reply = answer::answer(port, &asked)?;
-    if asked.kind == message::DECLINE {
-        tracing::warn!(
-            port = %port.name,
-            "the workload declines an address: somebody else on network {} answers for it",
-            port.network.name
-        );
-    }
+    let own = answer::leases(port);
+    let mut named = asked.associations.iter().flat_map(|association| &association.addresses);
+    let declines =
+        asked.kind == message::DECLINE && named.any(|named| own.iter().any(|(own, _)| own == named));
     let subnet = port.network.subnets.iter().find(|subnet| subnet.ipv6_mode.is_some());
     let router = subnet.and_then(|subnet| port.network.router_of(subnet));
     let (src_mac, src) = match router {
@@ -60,7 +75,8 @@ pub fn answer_frame(port: &ServedPort, frame: &[u8]) -> Result<(&'static str, Ve
         None => (port.network.service_mac, link_local_of(port.network.service_mac)),
     };
     let ends = Ends { src_mac, dst_mac: mac, src, dst: source };
-    Ok((reply.name(), datagram::udp_v6(&ends, 547, 546, &reply.bytes)))
+    let name = if declines { DECLINED } else { reply.name() };
+    Ok((name, datagram::udp_v6(&ends, 547, 546, &reply.bytes)))
 }
 
 /// The addresses an IPv6 frame came from.

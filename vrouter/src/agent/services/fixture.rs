@@ -75,6 +75,29 @@ pub fn compiled(document: &str, metadata: bool) -> Compiled {
     compile::compile(&topology, &around, &mut Identities::default()).unwrap()
 }
 
+/// Lines that something writes into the log.
+pub fn logged(something: impl FnOnce()) -> Vec<String> {
+    let (writer, lines) = std::sync::mpsc::channel();
+    let make = move || Line(writer.clone());
+    let subscriber = tracing_subscriber::fmt().with_writer(make).with_ansi(false).finish();
+    tracing::subscriber::with_default(subscriber, something);
+    lines.try_iter().collect()
+}
+
+struct Line(std::sync::mpsc::Sender<String>);
+
+impl std::io::Write for Line {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        // One call for each line.
+        self.0.send(String::from_utf8_lossy(bytes).into_owned()).map_err(std::io::Error::other)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 /// What may have become of good bytes: some changed, cut off, put in, or all of it anything.
 pub fn damaged(good: Vec<u8>) -> impl Strategy<Value = Vec<u8>> {
     let changes = vec((any::<proptest::sample::Index>(), any::<u8>()), 0..8);

@@ -42,6 +42,9 @@ impl Kind {
     }
 }
 
+/// What was done with a port's word that somebody else answers for its address; the name in output and metrics.
+pub const DECLINED: &str = "declined";
+
 /// Why a frame was not answered; the name in output and metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Refused(pub &'static str);

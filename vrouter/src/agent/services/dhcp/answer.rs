@@ -147,6 +147,11 @@ pub fn answer(port: &ServedPort, asked: &Message) -> Result<Option<Reply>, Refus
             Some(lease) => Ok(Some(give(port, asked, &lease, ACK))),
             None => Err(Refused("not_its_address")),
         },
+        DECLINE => match asked.requested {
+            Some(declined) if own(declined).is_some() => Ok(None),
+            Some(_) => Err(Refused("not_its_address")),
+            None => Err(Refused("options_malformed")),
+        },
         _ => Ok(None),
     }
 }

@@ -1,16 +1,21 @@
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use etherparse::{SlicedPacket, TransportSlice};
 use proptest::prelude::*;
 
 use super::{
-    super::{frame_of, read},
+    super::{Dhcp, frame_of, read},
     *,
 };
 use crate::{
     agent::services::{
         datagram::{self, Ends},
-        fixture::{DOCUMENT, damaged, served},
+        fixture::{DOCUMENT, damaged, logged, served},
+        sender::FrameSender,
+        service::{Asker, Kind, Service},
     },
     compile::Served,
 };
@@ -157,9 +162,40 @@ fn requests_for_what_is_the_ports_are_acknowledged_and_others_are_not() {
     ] {
         assert_eq!(ask(&served, port, &asked).unwrap_err(), Refused(reason), "{asked:?}");
     }
-    for kind in [DECLINE, RELEASE] {
-        assert!(ask(&served, 11, &message(kind, own, &[(SERVER, &GATEWAY)])).unwrap().is_none());
+    for (kind, client, options) in
+        [(RELEASE, own, &[(SERVER, &GATEWAY[..])][..]), (DECLINE, [0; 4], &[(SERVER, &GATEWAY), (50, &own)])]
+    {
+        assert!(ask(&served, 11, &message(kind, client, options)).unwrap().is_none());
     }
+}
+
+#[test]
+fn who_declines_is_heard_once_a_minute_and_of_its_own_address_alone() {
+    let served = served(DOCUMENT, false);
+    let sender = FrameSender::open().unwrap();
+    let (mut dhcp, start) = (Dhcp::default(), Instant::now());
+    let mut decline = |address: [u8; 4], after: u64| {
+        let ends = Ends { src_mac: MAC, dst_mac: [0xff; 6], src: ANY, dst: Ipv4Addr::BROADCAST };
+        let frame = datagram::udp_v4(&ends, 68, 67, &message(DECLINE, [0; 4], &[(50, &address)]));
+        let asker = Asker { ifindex: 11, port: &served[&11], kind: Kind::Dhcp };
+        dhcp.answer(&asker, &frame, &sender, start + Duration::from_secs(after))
+    };
+    let lines = logged(|| {
+        for second in 0..100 {
+            assert_eq!(decline([10, 0, 1, 12], second), Err(Refused("not_its_address")));
+        }
+    });
+    assert!(lines.is_empty(), "{lines:?}");
+    let lines = logged(|| {
+        for second in 0..100 {
+            assert_eq!(decline([10, 0, 1, 11], second), Ok("declined"));
+        }
+    });
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert!(
+        lines[0].contains("declines its address 10.0.1.11") && lines[0].contains("port=vm1"),
+        "{lines:?}"
+    );
 }
 
 #[test]

@@ -1,12 +1,20 @@
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use proptest::prelude::*;
 
-use super::{super::answer_frame, *};
+use super::{
+    super::{Dhcpv6, answer_frame},
+    *,
+};
 use crate::{
     agent::services::{
         datagram::{self, Ends, multicast_mac},
-        fixture::{DOCUMENT, damaged, served},
+        fixture::{DOCUMENT, damaged, logged, served},
+        sender::FrameSender,
+        service::{Asker, Kind, Service},
     },
     compile::Served,
 };
@@ -175,6 +183,24 @@ fn frames_are_answered_by_the_router() {
     let mut routed = frame(&message(SOLICIT, &[]));
     routed[22] = 0xfd;
     assert_eq!(answer_frame(port, &routed), Err(Refused("not_link_local")));
+}
+
+#[test]
+fn who_declines_is_heard_once_a_minute_and_of_its_own_address_alone() {
+    let sender = FrameSender::open().unwrap();
+    let (mut dhcp, start) = (Dhcpv6::default(), Instant::now());
+    let asker = Asker { ifindex: u32::MAX, port: &served_once()[&11], kind: Kind::Dhcpv6 };
+    for (address, name, count) in [("fd00:1::12", "reply", 0), (OWN, "declined", 2)] {
+        let frame = frame(&message(DECLINE, &[server(), ia(IA_NA, &[address])]));
+        assert_eq!(answer_frame(asker.port, &frame).unwrap().0, name);
+        let lines = logged(|| {
+            for second in 0..100 {
+                // There is no such interface to answer by.
+                let _ = dhcp.answer(&asker, &frame, &sender, start + Duration::from_secs(second));
+            }
+        });
+        assert_eq!(lines.len(), count, "{lines:?}");
+    }
 }
 
 proptest! {
