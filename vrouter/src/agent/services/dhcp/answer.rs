@@ -218,7 +218,6 @@ fn described(port: &ServedPort, lease: &Lease<'_>) -> Vec<(u8, Vec<u8>)> {
     let routes = classless(&lease.routes);
     if !routes.is_empty() {
         options.push((CLASSLESS_ROUTES, routes.clone()));
-        options.push((CLASSLESS_ROUTES_MS, routes));
     }
     if let Some(gateway) = lease.gateway {
         options.push((ROUTER, gateway.octets().to_vec()));
@@ -239,6 +238,10 @@ fn described(port: &ServedPort, lease: &Lease<'_>) -> Vec<(u8, Vec<u8>)> {
     }
     if is_host_name(&port.name) && !options.iter().any(|(code, _)| *code == HOST_NAME) {
         options.push((HOST_NAME, port.name.as_bytes().to_vec()));
+    }
+    // The same again must not take the place of anything else.
+    if !routes.is_empty() {
+        options.push((CLASSLESS_ROUTES_MS, routes));
     }
     options
 }

@@ -271,6 +271,28 @@ fn what_does_not_fit_the_client_is_left_out_and_the_rest_is_whole() {
     assert!(large.options.contains_key(&66) && large.options.contains_key(&67));
 }
 
+/// Thirteen more routes, twice, leave one byte of 576.
+#[test]
+fn routes_are_told_twice_only_if_everything_else_is_told() {
+    let more: String =
+        (0..13).map(|i| format!(", {{ destination: 192.168.255.{i}/32, nexthop: 10.0.1.7 }}")).collect();
+    let served =
+        served(&DOCUMENT.replacen("nexthop: 10.0.1.7 }", &format!("nexthop: 10.0.1.7 }}{more}"), 1), false);
+    let has = |size: u16, code: u8| {
+        let size = size.to_be_bytes();
+        let asked = message(
+            DISCOVER,
+            [0; 4],
+            &[(MAX_SIZE, &size), (CLIENT, &[1, 2, 3]), (PARAMETERS, &[249, 121, ROUTER, DNS, 42, HOST_NAME])],
+        );
+        heard(&served, 11, &asked).options.contains_key(&code)
+    };
+    for code in [ROUTER, DNS, 42, HOST_NAME, CLASSLESS_ROUTES] {
+        assert!(has(576, code), "{code}");
+    }
+    assert!(!has(576, CLASSLESS_ROUTES_MS) && has(700, CLASSLESS_ROUTES_MS));
+}
+
 #[test]
 fn answers_go_where_the_client_hears_them() {
     let served = served(DOCUMENT, false);
