@@ -3,14 +3,19 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use vrouter_common::{addr::Ip, service};
 
 /// Whether both are IPv4 or both IPv6.
 pub fn same_family(a: IpAddr, b: IpAddr) -> bool {
     a.is_ipv4() == b.is_ipv4()
 }
 
-/// Whether `address` is one of the two of an IPv4 subnet that no host may have.
-pub fn edge(cidr: IpNet, address: IpAddr) -> Option<&'static str> {
+/// What an address of a subnet is that nobody on it may have. Every node takes the metadata service's for its own,
+/// whether or not it answers there: which nodes do is not known here.
+pub fn unusable(cidr: IpNet, address: IpAddr) -> Option<&'static str> {
+    if Ip::from(address) == service::METADATA_IP_V4 {
+        return Some("metadata service's address, and not one");
+    }
     // RFC 3021: a /31 has neither.
     if !cidr.addr().is_ipv4() || cidr.prefix_len() > 30 {
         return None;
@@ -121,10 +126,10 @@ mod tests {
     }
 
     #[test]
-    fn a_point_to_point_subnet_has_no_edges() {
+    fn a_point_to_point_subnet_is_usable_to_its_ends() {
         let Ok(net) = "10.0.0.0/31".parse() else { unreachable!() };
-        assert_eq!(edge(net, IpAddr::from([10, 0, 0, 0])), None);
+        assert_eq!(unusable(net, IpAddr::from([10, 0, 0, 0])), None);
         let Ok(net) = "10.0.0.0/30".parse() else { unreachable!() };
-        assert_eq!(edge(net, IpAddr::from([10, 0, 0, 3])), Some("broadcast address"));
+        assert_eq!(unusable(net, IpAddr::from([10, 0, 0, 3])), Some("broadcast address"));
     }
 }

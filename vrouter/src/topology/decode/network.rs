@@ -8,7 +8,7 @@ use super::{Kind, dhcp, label};
 use crate::topology::identity::derive_vni;
 use crate::topology::model::{Network, Subnet};
 use crate::topology::object::Object;
-use crate::topology::ranges::{edge, same_family};
+use crate::topology::ranges::{same_family, unusable};
 use crate::topology::scalar;
 
 pub const FIELDS: &[&str] = &["name", "vni", "mtu", "external", "routed", "subnets"];
@@ -89,10 +89,10 @@ fn check_gateway(object: &mut Object<'_, '_>, cidr: IpNet, gateway: IpAddr) {
             format!("the gateway {gateway} is outside {cidr}"),
             format!("use an address of {cidr}"),
         );
-    } else if let Some(edge) = edge(cidr, gateway) {
+    } else if let Some(what) = unusable(cidr, gateway) {
         object.problem(
             line,
-            format!("the gateway {gateway} is the {edge} of {cidr}"),
+            format!("the gateway {gateway} is the {what} of {cidr}"),
             format!("use another address of {cidr}"),
         );
     }

@@ -669,6 +669,41 @@ fn floating_ips_and_nodes() {
     ]);
 }
 
+/// 169.254.169.254 is the services', on every network. (fe80::a9fe:a9fe is link-local, which no address may be.)
+#[test]
+fn the_metadata_service_has_its_address() {
+    const LAB4: &str = "{ name: lab4, cidr: 10.0.3.0/24 }";
+    const WORDS: &[&str] =
+        &["169.254.169.254 is the metadata service's address, and not one of", "another address"];
+    let base = BASE.replace(LAB4, &format!("{LAB4}, {{ name: link4, cidr: 169.254.0.0/16 }}"));
+    let balancer = "pools:\n  - { name: p, members: [{ name: m, address: 169.254.1.2, protocol_port: 80 }] }\nload_balancers:\n  \
+        - { name: lb, network: lab, vip_addresses: [169.254.1.9], listeners: [] }\n";
+    let base = base
+        .replace("interfaces: [web4,", "interfaces: [{ subnet: link4, address: 169.254.1.1 }, web4,")
+        + balancer;
+    assert!(parse("topology.yaml", &base).is_ok(), "{:?}", parse("topology.yaml", &base));
+    let rows: &[Row] = &[
+        ("fixed_ips: [10.0.3.3]", "fixed_ips: [§169.254.169.254]", "port vm3", WORDS),
+        ("cidr: 169.254.0.0/16", "cidr: 169.254.0.0/16, gateway: §169.254.169.254", "subnet link4", WORDS),
+        ("link4, address: 169.254.1.1 }", "link4, address: §169.254.169.254 }", "router r1", WORDS),
+        ("[169.254.1.9]", "[§169.254.169.254]", "load balancer lb", WORDS),
+    ];
+    for (find, replace, object, words) in rows {
+        let (text, line) = edited_in(&base, find, replace);
+        assert_one(replace, &text, line.expect("a mark"), object, words);
+    }
+    let link = "{ name: public4, cidr: 203.0.113.0/24";
+    let outside = BASE.replace(link, &format!("{{ name: link4, cidr: 169.254.0.0/16 }}, {link}"));
+    let rows: &[Row] = &[
+        ("address: 203.0.113.11 }", "address: §169.254.169.254 }", "router r2", WORDS),
+        ("address: 203.0.113.52 }", "address: §169.254.169.254 }", "floating ip 169.254.169.254", WORDS),
+    ];
+    for (find, replace, object, words) in rows {
+        let (text, line) = edited_in(&outside, find, replace);
+        assert_one(replace, &text, line.expect("a mark"), object, words);
+    }
+}
+
 #[test]
 fn the_edge() {
     let gateway = "gateway: { network: public, address: 203.0.113.11 }";

@@ -7,7 +7,7 @@ use super::{Check, Taken};
 use crate::topology::Balancers;
 use crate::topology::decode::{Kind, label_of};
 use crate::topology::model::LoadBalancer;
-use crate::topology::ranges::edge;
+use crate::topology::ranges::unusable;
 use crate::topology::yaml::Step;
 
 impl Check<'_, '_> {
@@ -73,7 +73,7 @@ impl Check<'_, '_> {
             return Some(self.outside(vip, network));
         };
         let subnet = self.subnet(place);
-        let what = if subnet.gateway == Some(vip) { Some("gateway") } else { edge(subnet.cidr, vip) };
+        let what = if subnet.gateway == Some(vip) { Some("gateway") } else { unusable(subnet.cidr, vip) };
         if what.is_none() {
             vips.insert((network, vip), index);
         }

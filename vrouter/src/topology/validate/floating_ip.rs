@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use super::Check;
 use crate::topology::decode::{Kind, label_of};
 use crate::topology::model::{FloatingIp, Port};
-use crate::topology::ranges::{Overlapping, edge, same_family};
+use crate::topology::ranges::{Overlapping, same_family, unusable};
 use crate::topology::yaml::Step;
 use crate::topology::{Balancers, Translators};
 
@@ -141,8 +141,8 @@ impl<'a> Check<'a, '_> {
             format!("the gateway address of router {}", self.topology.routers[*router].name)
         } else if subnet.gateway == Some(address) {
             format!("the next router's address of subnet {}", subnet.name)
-        } else if let Some(edge) = edge(subnet.cidr, address) {
-            format!("the {edge} of subnet {}", subnet.name)
+        } else if let Some(what) = unusable(subnet.cidr, address) {
+            format!("the {what} of subnet {}", subnet.name)
         } else {
             return Some(network);
         };

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use super::Check;
 use crate::topology::decode::{Kind, label_of};
 use crate::topology::model::{Ipv6Mode, Mac, Port};
-use crate::topology::ranges::edge;
+use crate::topology::ranges::unusable;
 use crate::topology::yaml::Step;
 
 /// Who has what already; values are ports.
@@ -125,7 +125,8 @@ impl<'a> Check<'a, '_> {
                 return Some((message, remedy));
             }
         }
-        let what = if subnet.gateway == Some(address) { Some("gateway") } else { edge(subnet.cidr, address) };
+        let what =
+            if subnet.gateway == Some(address) { Some("gateway") } else { unusable(subnet.cidr, address) };
         what.map(|what| {
             let message = format!("{address} is the {what} of subnet {}", subnet.name);
             (message, format!("use another address of {}", subnet.cidr))

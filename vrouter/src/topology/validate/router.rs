@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use super::Check;
 use crate::topology::decode::{Kind, label_of};
 use crate::topology::model::{RouteTarget, Router, StaticRoute};
-use crate::topology::ranges::{Overlapping, RangeIndex, edge, listing, same_family};
+use crate::topology::ranges::{Overlapping, RangeIndex, listing, same_family, unusable};
 use crate::topology::yaml::Step;
 
 /// What one router is connected to, gathered while its parts are checked.
@@ -78,8 +78,8 @@ impl Check<'_, '_> {
                 self.report(line, object.clone(), message, format!("use an address of {}", subnet.cidr));
                 continue;
             }
-            if let Some(edge) = edge(subnet.cidr, address) {
-                let message = format!("{address} is the {edge} of subnet {name}");
+            if let Some(what) = unusable(subnet.cidr, address) {
+                let message = format!("{address} is the {what} of subnet {name}");
                 self.report(line, object.clone(), message, format!("use another address of {}", subnet.cidr));
                 continue;
             }
@@ -149,7 +149,7 @@ impl Check<'_, '_> {
             return Some(self.outside(address, network));
         };
         let subnet = self.subnet(place);
-        let taken = edge(subnet.cidr, address)
+        let taken = unusable(subnet.cidr, address)
             .or_else(|| (subnet.gateway == Some(address)).then_some("next router's address"));
         if let Some(what) = taken {
             let message = format!("the gateway address {address} is the {what} of subnet {}", subnet.name);
@@ -275,8 +275,8 @@ impl Check<'_, '_> {
                 );
                 Some((message, "leave the route out: what is reached there is learned by BGP".to_owned()))
             }
-            Ok(Some((cidr, _))) => edge(cidr, nexthop).map(|edge| {
-                let message = format!("the next hop {nexthop} is the {edge} of {cidr}");
+            Ok(Some((cidr, _))) => unusable(cidr, nexthop).map(|what| {
+                let message = format!("the next hop {nexthop} is the {what} of {cidr}");
                 (message, "use the address of a host".to_owned())
             }),
             Ok(None) if legs.complete => {
