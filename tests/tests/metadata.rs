@@ -233,6 +233,12 @@ fn half_open_connections_hinder_nobody(lab: &Metadata) {
         builder.tcp(port, 80, 1, 64240).syn().write(&mut frame, &[]).unwrap();
         vm.raw_send(&frame).unwrap();
     }
+    // They last for seconds; a busy machine takes some to come to them.
+    let started = Instant::now();
+    let held = || lab.status()["connections"].as_u64().unwrap();
+    while held() < CONNECTIONS {
+        assert!(started.elapsed() < PATIENCE, "{}", lab.status());
+    }
     for name in ["vm2", "vm1"] {
         let started = Instant::now();
         assert_eq!(curl(lab.vm(name), &format!("{V4}/")).0, 200, "{name}");
@@ -240,7 +246,7 @@ fn half_open_connections_hinder_nobody(lab: &Metadata) {
     }
     let status = lab.status();
     let connections = status["connections"].as_u64().unwrap();
-    assert!((CONNECTIONS..2 * CONNECTIONS).contains(&connections), "{status}");
+    assert!(connections < 2 * CONNECTIONS, "{status}");
     assert_eq!(status["refused"]["too_many_connections"], before["too_many_connections"], "{status}");
     vm.netns().nft("delete table inet half").unwrap();
 }
