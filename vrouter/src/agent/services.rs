@@ -124,7 +124,7 @@ impl Services {
     fn services(&self, sender: &FrameSender) -> Result<Vec<Box<dyn Service>>> {
         let mut services: Vec<Box<dyn Service>> = vec![
             Box::new(health::service::Answers(self.answers.clone())),
-            Box::new(dhcp::Dhcp::default()),
+            Box::new(dhcp::Dhcp::new(self.tally.clone())),
             Box::new(dhcpv6::Dhcpv6::default()),
             Box::<router::Router>::default(),
         ];

@@ -14,15 +14,24 @@ use super::{
     seldom::Seldom,
     sender::FrameSender,
     service::{Asker, DECLINED, Kind, Refused, Service},
+    tally::Tally,
 };
 use crate::compile::Served;
 use answer::Reply;
 use message::Message;
 
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Dhcp {
+    tally: Tally,
     declined: Seldom,
+}
+
+impl Dhcp {
+    /// `tally`: where to count what is beside a message's outcome.
+    pub fn new(tally: Tally) -> Self {
+        Self { tally, declined: Seldom::default() }
+    }
 }
 
 impl Service for Dhcp {
@@ -52,7 +61,11 @@ impl Service for Dhcp {
             }
             return Ok(DECLINED);
         };
-        let frame = frame_of(&message, &reply);
+        let written = reply.write(&message);
+        let frame = frame_of(&message, &reply, &written.bytes);
+        if written.left_out > 0 {
+            self.tally.count(Kind::Dhcp.name(), "options_left_out");
+        }
         sender.send(asker.ifindex, &frame).map_err(|_| Refused::NOT_SENT)?;
         Ok(reply.name())
     }
@@ -68,7 +81,7 @@ pub fn read(frame: &[u8]) -> Result<Message, Refused> {
 }
 
 /// The frame of an answer: to whom it goes is RFC 2131, 4.1.
-pub fn frame_of(message: &Message, reply: &Reply) -> Vec<u8> {
+pub fn frame_of(message: &Message, reply: &Reply, written: &[u8]) -> Vec<u8> {
     let everybody = ([0xff; 6], Ipv4Addr::BROADCAST);
     let (dst_mac, dst) = if reply.kind == message::NAK {
         everybody
@@ -80,5 +93,5 @@ pub fn frame_of(message: &Message, reply: &Reply) -> Vec<u8> {
         (message.mac, reply.address)
     };
     let ends = Ends { src_mac: reply.server_mac, dst_mac, src: reply.server, dst };
-    datagram::udp_v4(&ends, 67, 68, &reply.write(message))
+    datagram::udp_v4(&ends, 67, 68, written)
 }

@@ -57,7 +57,7 @@ impl Reply {
     }
 
     /// The message. Options that would make it longer than the client takes are left out, the last ones first.
-    pub fn write(&self, asked: &Message) -> Vec<u8> {
+    pub fn write(&self, asked: &Message) -> Written {
         const BOOT_REPLY: u8 = 2;
         let mut bytes = vec![BOOT_REPLY, 1, 6, 0];
         bytes.extend(asked.transaction);
@@ -70,18 +70,29 @@ impl Reply {
         bytes.resize(FIXED_LEN - COOKIE.len(), 0);
         bytes.extend(COOKIE);
         let most = asked.max_size.min(1500) - IP_AND_UDP - 1;
+        let mut left_out = 0;
         for (code, value) in &self.options {
             if let Ok(len) = u8::try_from(value.len())
                 && bytes.len() + 2 + value.len() <= most
             {
                 bytes.extend([*code, len]);
                 bytes.extend(value);
+            } else {
+                left_out += 1;
             }
         }
         bytes.push(END);
         bytes.resize(bytes.len().max(MESSAGE_MIN), 0);
-        bytes
+        Written { bytes, left_out }
     }
+}
+
+/// An answer as it is sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    pub bytes: Vec<u8>,
+    /// Options that were asked for and are not in it.
+    pub left_out: usize,
 }
 
 /// The addresses a port is given, the first one first.

@@ -16,6 +16,7 @@ use crate::{
         fixture::{DOCUMENT, damaged, logged, served},
         sender::FrameSender,
         service::{Asker, Kind, Service},
+        tally::Tally,
     },
     compile::Served,
 };
@@ -71,7 +72,7 @@ impl Heard {
 
 fn ask(served: &Served, port: u32, bytes: &[u8]) -> Result<Option<Heard>, Refused> {
     let asked = Message::read(bytes)?;
-    Ok(answer(&served[&port], &asked)?.map(|reply| Heard::of(reply.write(&asked))))
+    Ok(answer(&served[&port], &asked)?.map(|reply| Heard::of(reply.write(&asked).bytes)))
 }
 
 fn heard(served: &Served, port: u32, bytes: &[u8]) -> Heard {
@@ -173,7 +174,7 @@ fn requests_for_what_is_the_ports_are_acknowledged_and_others_are_not() {
 fn who_declines_is_heard_once_a_minute_and_of_its_own_address_alone() {
     let served = served(DOCUMENT, false);
     let sender = FrameSender::open().unwrap();
-    let (mut dhcp, start) = (Dhcp::default(), Instant::now());
+    let (mut dhcp, start) = (Dhcp::new(Tally::default()), Instant::now());
     let mut decline = |address: [u8; 4], after: u64| {
         let ends = Ends { src_mac: MAC, dst_mac: [0xff; 6], src: ANY, dst: Ipv4Addr::BROADCAST };
         let frame = datagram::udp_v4(&ends, 68, 67, &message(DECLINE, [0; 4], &[(50, &address)]));
@@ -269,6 +270,16 @@ fn what_does_not_fit_the_client_is_left_out_and_the_rest_is_whole() {
     assert!(small.options.contains_key(&MASK) && !small.options.contains_key(&67));
     let large = heard(&served, 11, &message(DISCOVER, [0; 4], &[(MAX_SIZE, &1400_u16.to_be_bytes())]));
     assert!(large.options.contains_key(&66) && large.options.contains_key(&67));
+    // It is counted once for each message.
+    let tally = Tally::default();
+    let mut dhcp = Dhcp::new(tally.clone());
+    let asker = Asker { ifindex: u32::MAX, port: &served[&11], kind: Kind::Dhcp };
+    for size in [SIZE_MIN as u16, 1400] {
+        let message = message(DISCOVER, [0; 4], &[(MAX_SIZE, &size.to_be_bytes())]);
+        // There is no such interface to answer by.
+        let _ = dhcp.answer(&asker, &frame(&message), &FrameSender::open().unwrap(), Instant::now());
+        assert_eq!(tally.counts()["dhcp"]["options_left_out"], 1, "{size}");
+    }
 }
 
 /// Thirteen more routes, twice, leave one byte of 576.
@@ -301,7 +312,8 @@ fn answers_go_where_the_client_hears_them() {
     aloud[10] = 0x80;
     let to = |bytes: &[u8]| {
         let asked = Message::read(bytes).unwrap();
-        let frame = frame_of(&asked, &answer(&served[&11], &asked).unwrap().unwrap());
+        let reply = answer(&served[&11], &asked).unwrap().unwrap();
+        let frame = frame_of(&asked, &reply, &reply.write(&asked).bytes);
         let packet = SlicedPacket::from_ethernet(&frame).unwrap();
         assert!(matches!(&packet.transport, Some(TransportSlice::Udp(udp)) if udp.destination_port() == 68));
         let router = served[&11].network.routers[0].mac;
@@ -337,7 +349,9 @@ proptest! {
     #[test]
     fn whatever_the_frame_it_is_refused_or_read(bytes in damaged(frame(&message(DISCOVER, [0; 4], &[])))) {
         if let Ok(asked) = read(&bytes) {
-            let _ = answer(&served_once()[&11], &asked).map(|reply| reply.map(|reply| frame_of(&asked, &reply)));
+            if let Ok(Some(reply)) = answer(&served_once()[&11], &asked) {
+                frame_of(&asked, &reply, &reply.write(&asked).bytes);
+            }
         }
     }
 }
