@@ -15,7 +15,7 @@ use super::{
     service::{Asker, Kind, Refused, Service},
 };
 use crate::compile::Served;
-use advert::{Advert, LIFETIME};
+use advert::{Advert, LIFETIME, Prefix};
 
 /// RFC 4861, 6.2.1: between two unsolicited ones.
 const INTERVAL: (Duration, Duration) = (Duration::from_secs(200), Duration::from_secs(600));
@@ -25,6 +25,12 @@ const SOON: (Duration, Duration) = (Duration::from_millis(50), Duration::from_mi
 const INITIAL: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs(16));
 const INITIAL_COUNT: u32 = 3;
 
+/// How long a prefix is taken back. A host keeps an address of it for two hours at the most, and uses it for nothing
+/// new (RFC 4862, 5.5.3); one that did not listen at first, as a paused one, hears it later.
+const WITHDRAWN: Duration = Duration::from_secs(2 * 3600);
+/// How many are at once, the last ones: an advertisement must fit a packet.
+const WITHDRAWN_MAX: usize = 16;
+
 const _: () = assert!(LIFETIME as u64 == 3 * INTERVAL.1.as_secs());
 
 /// What a port is told.
@@ -32,9 +38,41 @@ struct Told {
     adverts: Vec<Advert>,
     /// Advertised before, and not any more: to be taken back.
     gone: Vec<Advert>,
+    /// Prefixes that were advertised and are not any more, as they are taken back, and until when.
+    withdrawn: Vec<(Prefix, Instant)>,
     due: Instant,
     /// How many are still to come sooner.
     initial: u32,
+}
+
+impl Told {
+    /// What is to be sent.
+    fn all(&self) -> impl Iterator<Item = Advert> {
+        let mut withdrawn = self.withdrawn.iter().map(|(prefix, _)| *prefix);
+        self.gone.iter().chain(&self.adverts).cloned().map(move |mut advert| {
+            // By the first one: hosts do not look who says it.
+            advert.prefixes.extend(withdrawn.by_ref());
+            advert
+        })
+    }
+
+    /// What is to be taken back of `before` if this is advertised now.
+    fn withdrawn(before: Option<&Self>, adverts: &[Advert], now: Instant) -> Vec<(Prefix, Instant)> {
+        let Some(before) = before else { return Vec::new() };
+        let told: Vec<_> = prefixes(adverts).collect();
+        let mut withdrawn: Vec<(Prefix, Instant)> = Vec::new();
+        let left = prefixes(&before.adverts).map(|prefix| (prefix, now + WITHDRAWN));
+        for (prefix, until) in left.chain(before.withdrawn.iter().copied()) {
+            if let Some(prefix) = prefix.withdrawn(&told)
+                && until > now
+                && !withdrawn.iter().any(|(known, _)| *known == prefix)
+            {
+                withdrawn.push((prefix, until));
+            }
+        }
+        withdrawn.truncate(WITHDRAWN_MAX);
+        withdrawn
+    }
 }
 
 /// See the module.
@@ -70,12 +108,9 @@ impl Service for Router {
         if transport.fragment {
             return Err(Refused::FRAGMENT);
         }
-        let adverts = advert::adverts(asker.port);
-        if adverts.is_empty() {
-            return Err(Refused::NOT_SERVED);
-        }
+        let Some(told) = self.told.get(&asker.ifindex) else { return Err(Refused::NOT_SERVED) };
         let asking = sender_of(frame).filter(|(source, _)| source.is_unicast_link_local());
-        for advert in adverts {
+        for advert in told.all() {
             sender.send(asker.ifindex, &advert.frame(asking)).map_err(|_| Refused::NOT_SENT)?;
         }
         Ok("solicited")
@@ -103,8 +138,9 @@ impl Service for Router {
                 .filter(|advert| !is_there(advert))
                 .map(Advert::farewell)
                 .collect();
-            let due = before.map_or(now, |told| told.due);
-            self.told.insert(ifindex, Told { adverts, gone, due, initial: INITIAL_COUNT });
+            let (due, withdrawn) =
+                (before.map_or(now, |told| told.due), Told::withdrawn(before, &adverts, now));
+            self.told.insert(ifindex, Told { adverts, gone, withdrawn, due, initial: INITIAL_COUNT });
             self.schedule(ifindex, SOON, now);
         }
     }
@@ -120,13 +156,19 @@ impl Service for Router {
         {
             self.queue.pop_first();
             let Some(told) = self.told.get_mut(&ifindex) else { continue };
-            for advert in std::mem::take(&mut told.gone).iter().chain(&told.adverts) {
+            told.withdrawn.retain(|(_, until)| *until > now);
+            for advert in told.all() {
                 let sent = sender.send(ifindex, &advert.frame(None)).is_ok();
                 done.push((Kind::Router, if sent { "periodic" } else { Refused::NOT_SENT.0 }));
             }
-            if told.adverts.is_empty() {
-                self.told.remove(&ifindex);
-                continue;
+            match (told.adverts.is_empty(), told.withdrawn.is_empty()) {
+                (true, true) => {
+                    self.told.remove(&ifindex);
+                    continue;
+                }
+                // Who has left takes its prefixes back as long as there is nobody else to do it.
+                (true, false) => {}
+                (false, _) => told.gone.clear(),
             }
             let within = if told.initial > 0 { INITIAL } else { INTERVAL };
             told.initial = told.initial.saturating_sub(1);
@@ -134,6 +176,10 @@ impl Service for Router {
         }
         done
     }
+}
+
+fn prefixes(adverts: &[Advert]) -> impl Iterator<Item = Prefix> {
+    adverts.iter().flat_map(|advert| advert.prefixes.iter().copied())
 }
 
 /// A time between two, by chance: nodes and ports must not advertise in step.

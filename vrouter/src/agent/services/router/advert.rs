@@ -28,9 +28,23 @@ const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Prefix {
     pub net: Ipv6Net,
+    /// Its addresses are reached without a router.
+    pub on_link: bool,
     /// The port makes its address of it.
     pub autonomous: bool,
     pub seconds: u32,
+}
+
+impl Prefix {
+    /// What takes it back as far as it is not among what is advertised now. `None`: nothing is to be taken back.
+    pub fn withdrawn(&self, now: &[Self]) -> Option<Self> {
+        let with = |on_link, autonomous| Some(Self { net: self.net, on_link, autonomous, seconds: 0 });
+        match now.iter().find(|now| now.net == self.net) {
+            None => with(true, self.autonomous),
+            Some(now) if self.autonomous && !now.autonomous => with(false, true),
+            Some(_) => None,
+        }
+    }
 }
 
 /// An advertisement.
@@ -73,8 +87,9 @@ impl Advert {
         bytes.extend([5, 1, 0, 0]);
         bytes.extend(self.mtu.to_be_bytes());
         for prefix in &self.prefixes {
+            let on_link = if prefix.on_link { ON_LINK } else { 0 };
             let autonomous = if prefix.autonomous { AUTONOMOUS } else { 0 };
-            bytes.extend([3, 4, prefix.net.prefix_len(), ON_LINK | autonomous]);
+            bytes.extend([3, 4, prefix.net.prefix_len(), on_link | autonomous]);
             bytes.extend(prefix.seconds.to_be_bytes());
             bytes.extend(prefix.seconds.to_be_bytes());
             bytes.extend([0; 4]);
@@ -141,7 +156,7 @@ fn prefix(port: &ServedPort, subnet: &Subnet) -> Option<Prefix> {
     // A host prefers whatever address it makes: with one that is not the port's it would be heard by nobody.
     let autonomous = is_slaac && port.may_make_address(net);
     // Never over before the next advertisement.
-    Some(Prefix { net, autonomous, seconds: subnet.lease_time.max(LIFETIME.into()) })
+    Some(Prefix { net, on_link: true, autonomous, seconds: subnet.lease_time.max(LIFETIME.into()) })
 }
 
 /// RFC 4861, 6.1.1.

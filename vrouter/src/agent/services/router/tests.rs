@@ -126,9 +126,71 @@ fn advertisements_come_soon_then_now_and_then_and_are_taken_back() {
     assert_ne!(told.gone[0].source, told.adverts[0].source);
     assert_eq!(router.told[&13].gone.len(), 1);
     router.work(&sender, now + SOON.1);
-    assert!(!router.told.contains_key(&13) && router.told[&14].gone.is_empty());
+    assert!(router.told[&14].gone.is_empty());
+    // Whose prefix is taken back has to be told for longer.
+    assert_eq!(router.told[&13].gone.len(), 1);
+    let end = now + WITHDRAWN + INTERVAL.1;
+    while router.told.contains_key(&13) {
+        assert!(router.next_due().unwrap() <= end);
+        router.work(&sender, router.next_due().unwrap());
+    }
     router.follow(&Arc::new(Served::new()), now);
     assert!(router.told.is_empty() && router.queue.is_empty());
+}
+
+/// RFC 4862, 5.5.3: addresses of a prefix that is not told any more would be used for days.
+#[test]
+fn a_prefix_that_leaves_is_taken_back() {
+    const VM3: &str = "fixed_ips: [10.0.2.11, \"fd00:2::ff:fe00:20b\"]";
+    let sender = FrameSender::open().unwrap();
+    let (mut router, start) = (Router::default(), Instant::now());
+    let follow = |router: &mut Router, document: &str, now| {
+        router.follow(&Arc::new(served(document, false)), now);
+        told(router)
+    };
+    // What port 13 is told: prefix, flags, whether it lasts.
+    fn told(router: &Router) -> Vec<(String, u8, bool)> {
+        let frames = router.told[&13].all().map(|advert| advert.frame(None));
+        let mut told = Vec::new();
+        for frame in frames {
+            let mut options = &frame[54 + 16..];
+            while let &[kind, len, ..] = options {
+                if let (3, &[_, _, length, flags, ..]) = (kind, options) {
+                    assert_eq!(options[4..8], options[8..12], "preferred as long as valid");
+                    let net = Ipv6Addr::from(<[u8; 16]>::try_from(&options[16..32]).unwrap());
+                    told.push((format!("{net}/{length}"), flags, options[4..8] != [0; 4]));
+                }
+                options = &options[usize::from(len) * 8..];
+            }
+        }
+        told
+    }
+    let row = |net: &str, flags, lasts| (net.to_owned(), flags, lasts);
+    let (old, new) = ("fd00:2::/64", "fd00:5::/64");
+    assert_eq!(follow(&mut router, DOCUMENT, start), [row(old, 0xc0, true)]);
+    // The port has no address of it any more: the prefix is there, and what the host made of it is not to be used.
+    let without = DOCUMENT.replace(VM3, "fixed_ips: [10.0.2.11]");
+    assert_eq!(follow(&mut router, &without, start), [row(old, 0x80, true), row(old, 0x40, false)]);
+    assert_eq!(follow(&mut router, DOCUMENT, start), [row(old, 0xc0, true)], "as before");
+    let renumbered = DOCUMENT.replace("fd00:2::", "fd00:5::");
+    let both = [row(new, 0xc0, true), row(old, 0xc0, false)];
+    assert_eq!(follow(&mut router, &renumbered, start), both);
+    let mut now = start;
+    while now < start + WITHDRAWN + INTERVAL.1 {
+        assert!(now >= start + WITHDRAWN || told(&router) == both);
+        now = router.next_due().unwrap();
+        router.work(&sender, now);
+    }
+    assert_eq!(told(&router), [row(new, 0xc0, true)], "long enough");
+    let gone = DOCUMENT.replace("ipv6_mode: slaac", "gateway: \"fd00:2::1\"");
+    assert_eq!(follow(&mut router, &gone, now), [row(new, 0xc0, false)], "nobody else tells it");
+    assert_eq!(router.told[&13].all().next().unwrap().lifetime, 0);
+    // Many come and go.
+    for i in 0..100 {
+        follow(&mut router, &DOCUMENT.replace("fd00:2::", &format!("fd00:{i}a::")), now);
+    }
+    assert_eq!(told(&router).len(), 1 + WITHDRAWN_MAX);
+    assert!(router.told[&13].all().all(|advert| advert.frame(None).len() <= 1280));
 }
 
 #[test]
