@@ -379,6 +379,29 @@ fn bad_input_is_counted(system: &System) {
     wait_until("a hundred are cut off", || cut_off() >= before + 100);
 }
 
+/// The network is renumbered: the kernel has the new address, and uses the old one no more.
+fn a_prefix_that_leaves_is_taken_back(system: &mut System) {
+    let mut topology = topology();
+    let db = topology.network_mut("db");
+    db.subnets[1].cidr = "fd00:22::/64".to_owned();
+    db.subnets[1].gateway = Some("fd00:22::1".to_owned());
+    for port in topology.ports.iter_mut().filter(|port| port.network == "db") {
+        port.fixed_ips[1] = port.fixed_ips[1].replace("fd00:2:", "fd00:22:");
+    }
+    system.apply(&topology).unwrap();
+    let vm5 = system.workload("vm5");
+    wait_until("the old address is deprecated, the new one is not", || {
+        let found = json(vm5, "-6 address show dev eth0 scope global");
+        let infos = found[0]["addr_info"].as_array().unwrap();
+        let of = |prefix: &str| {
+            infos.iter().find(|info| info["local"].as_str().is_some_and(|local| local.starts_with(prefix)))
+        };
+        of("fd00:2:").is_some_and(|info| {
+            info["preferred_life_time"] == 0 && info["valid_life_time"].as_u64() <= Some(2 * 3600)
+        }) && of("fd00:22:").is_some_and(|info| info["preferred_life_time"] != 0)
+    });
+}
+
 const CHECKS: [Check<System>; 11] = [
     ("shown", it_is_shown),
     ("dhclient", dhclient_gets_everything),
@@ -395,6 +418,7 @@ const CHECKS: [Check<System>; 11] = [
 
 #[test]
 fn l8_workloads_are_told_what_the_topology_says() {
-    let system = System::start(&topology()).unwrap();
+    let mut system = System::start(&topology()).unwrap();
     check_all(&system, &CHECKS);
+    a_prefix_that_leaves_is_taken_back(&mut system);
 }
