@@ -1,6 +1,6 @@
 //! One connection's conversation: a request is read, put to the server, and the answer streamed back. Then it ends:
 //! `Connection: close` is said with each answer, so that nobody holds a connection he does not use, and nothing that
-//! follows a request can be taken for another one.
+//! follows a request can be taken for another one. If the connection ends before it, so does the request.
 
 use std::{io, time::Duration};
 

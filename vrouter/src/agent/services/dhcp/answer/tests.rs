@@ -348,10 +348,10 @@ proptest! {
 
     #[test]
     fn whatever_the_frame_it_is_refused_or_read(bytes in damaged(frame(&message(DISCOVER, [0; 4], &[])))) {
-        if let Ok(asked) = read(&bytes) {
-            if let Ok(Some(reply)) = answer(&served_once()[&11], &asked) {
-                frame_of(&asked, &reply, &reply.write(&asked).bytes);
-            }
+        if let Ok(asked) = read(&bytes)
+            && let Ok(Some(reply)) = answer(&served_once()[&11], &asked)
+        {
+            frame_of(&asked, &reply, &reply.write(&asked).bytes);
         }
     }
 }
