@@ -11,13 +11,14 @@
 //!
 //! Gateways only know the slots, so a slot that moves takes the packets of running connections along, to a node that
 //! does not know them. That node asks the slot's other candidate ([`Slot::other`]), who had the slot before or would
-//! have it: if the connection is known there, it goes on there.
+//! have it: if the connection is known there, it goes on there. If not, it is sent to who has the slot, and served there
+//! ([`Plan::asked`]): nodes that differ in what they know of members pass nothing on a third time.
 
 use crate::{
     addr::{Be16, Ip},
     flow::{EXIT_TUNNEL, Flow, ROLE_ORIGINAL, Tuple, tuple_hash},
     parse::Headers,
-    plan::{KNOWN_NOWHERE, Plan},
+    plan::{ASKED_ALL, ASKED_NOBODY, ASKED_ONE, ASKED_TOO_MANY, KNOWN_ANSWERED, KNOWN_NOWHERE, Plan},
     reason::DropReason,
     tables::*,
     wire::*,
@@ -57,9 +58,9 @@ pub fn balance<T: Tables>(
             return Balanced::Nobody(DropReason::PoolEmpty);
         };
         index = choose(tables, listener, slot, headers, plan);
-    } else if plan.entered_network != 0 {
-        // It may have moved to another node since.
-        pass_to(tables, listener.pool, kept, plan);
+    } else if plan.entered_network != 0 && !pass_to(tables, listener.pool, kept, plan) {
+        // It has moved to another node since, which is not to ask whose it is.
+        plan.asked = if plan.asked < ASKED_ALL { ASKED_ALL } else { ASKED_TOO_MANY };
     }
     if plan.way_node != 0 {
         return Balanced::There;
@@ -88,8 +89,7 @@ pub fn balance<T: Tables>(
 /// The index of nobody.
 const NO_MEMBER: u32 = u32::MAX;
 
-/// The member that a known connection has, if it may stay: nothing ends a stream of datagrams, so one to a member
-/// that is down goes to another.
+/// The member that a known connection has, if it may stay.
 #[inline(always)]
 fn kept<T: Tables>(tables: &T, listener: &Listener, plan: &Plan) -> u32 {
     if plan.known_in == KNOWN_NOWHERE || plan.role != ROLE_ORIGINAL {
@@ -98,15 +98,16 @@ fn kept<T: Tables>(tables: &T, listener: &Listener, plan: &Plan) -> u32 {
     let key = PoolMemberAt::new(plan.bank, listener.pool, plan.known.dst, plan.known.dport);
     let Some(index) = tables.pool_member_at(&key) else { return NO_MEMBER };
     match member(tables, plan.bank, listener.pool, index) {
-        Some(member) if may_stay(member, plan.tuple.proto) => index,
+        Some(member) if may_stay(member, plan.tuple.proto, plan.known_in) => index,
         _ => NO_MEMBER,
     }
 }
 
-/// Whether a member goes on with what it has.
+/// Whether a member goes on with a connection it has. If it is down, only a TCP connection that it has answered: nothing
+/// ends a stream of datagrams, and a connection that was never there loses nothing at another.
 #[inline(always)]
-fn may_stay(member: &PoolMember, proto: u8) -> bool {
-    proto == PROTO_TCP || member.flags & MEMBER_DOWN == 0
+fn may_stay(member: &PoolMember, proto: u8, known_in: u8) -> bool {
+    member.flags & MEMBER_DOWN == 0 || proto == PROTO_TCP && known_in == KNOWN_ANSWERED
 }
 
 /// The member for a packet of no known connection. [`Plan::way_node`]: it is on another node, where a packet from
@@ -118,29 +119,40 @@ fn choose<T: Tables>(tables: &T, listener: &Listener, slot: Slot, headers: &Head
         return owner;
     }
     let (bank, pool) = (plan.bank, listener.pool);
-    let mut index = owner;
-    if plan.named != 0 {
-        // The node that passed it on may have asked another hash: before it translated the source.
-        let named = plan.named - 1;
-        let takes_new = member(tables, bank, pool, named)
-            .is_some_and(|member| member.flags & MEMBER_UP != 0 && member.mac == headers.macs.dst());
-        if takes_new && (!plan.asked || named == owner) {
-            index = named;
-        }
-    }
     let other = (slot.other & !SLOT_LEAVES) as u32;
     let is_later = match plan.tuple.proto {
         PROTO_TCP => headers.tcp_flags & (TCP_SYN | TCP_ACK) != TCP_SYN,
-        _ => slot.other & SLOT_LEAVES != 0,
+        // Streams leave a member that is down: it need not be asked, and may be on a node that is.
+        _ => {
+            slot.other & SLOT_LEAVES != 0
+                && member(tables, bank, pool, other).is_some_and(|it| it.flags & MEMBER_DOWN == 0)
+        }
     };
+    let mut index = owner;
+    if plan.named != 0 {
+        // The node that passed it on may have asked another hash, before it translated the source; or it knows other
+        // things of members.
+        let named = plan.named - 1;
+        if let Some(member) = member(tables, bank, pool, named)
+            && member.mac == headers.macs.dst()
+            && match plan.asked {
+                ASKED_NOBODY => member.flags & MEMBER_UP != 0,
+                ASKED_ONE => member.flags & MEMBER_UP != 0 && (named == owner || !is_later),
+                _ => true,
+            }
+        {
+            index = named;
+        }
+    }
     let may_be_known_there = is_later
         && plan.known_in == KNOWN_NOWHERE
-        && !plan.asked
+        && plan.asked == ASKED_NOBODY
         && index == owner
         && slot.other != SLOT_NOBODY;
     let here = pass_to(tables, pool, index, plan);
-    if here && may_be_known_there && !pass_to(tables, pool, other, plan) {
-        plan.asked = true;
+    let asks = here && may_be_known_there && !pass_to(tables, pool, other, plan);
+    if asks || !here && plan.named != 0 {
+        plan.asked += 1;
     }
     index
 }
@@ -150,10 +162,11 @@ fn choose<T: Tables>(tables: &T, listener: &Listener, slot: Slot, headers: &Head
 fn pass_to<T: Tables>(tables: &T, pool: u32, index: u32, plan: &mut Plan) -> bool {
     let Some(member) = member(tables, plan.bank, pool, index) else { return true };
     match node_of(tables, plan.bank, member) {
-        0 => true,
-        node => {
+        (0, _) => true,
+        (node, moves) => {
             plan.way_node = node;
             plan.way_mac = member.mac;
+            plan.way_moves = moves;
             false
         }
     }
@@ -169,6 +182,7 @@ pub fn known_there<T: Tables>(
     vip: Ip,
     sent: &Tuple,
     known: &Flow,
+    known_in: u8,
 ) -> Option<Option<SnatOwner>> {
     let listener = listener(tables, bank, network, &Tuple { dst: vip, ..*sent })?;
     let pool = listener.pool;
@@ -178,10 +192,10 @@ pub fn known_there<T: Tables>(
         PoolMemberAt::new(bank, pool, known.dst, known.dport)
     };
     let member = member(tables, bank, pool, tables.pool_member_at(&key)?)?;
-    if listener.flags & LISTENER_DOWN != 0 || !may_stay(member, sent.proto) {
+    if listener.flags & LISTENER_DOWN != 0 || !may_stay(member, sent.proto, known_in) {
         return None;
     }
-    Some(match node_of(tables, bank, member) {
+    Some(match node_of(tables, bank, member).0 {
         0 => None,
         node => Some(SnatOwner { node, mac: member.mac, zero: 0 }),
     })
@@ -197,18 +211,21 @@ pub fn there<T: Tables>(tables: &T, bank: u32, network: u32, vip: Ip, sent: &Tup
     }
     let slot = slot(tables, bank, listener, sent)?;
     let member = member(tables, bank, listener.pool, slot.member as u32)?;
-    match node_of(tables, bank, member) {
+    match node_of(tables, bank, member).0 {
         0 => None,
         node => Some(SnatOwner { node, mac: member.mac, zero: 0 }),
     }
 }
 
-/// The node that a member is on; 0: this one, or nobody knows.
+/// The node that a member is on, 0: this one, or nobody knows; and whether its address moves between ports.
 #[inline(always)]
-fn node_of<T: Tables>(tables: &T, bank: u32, member: &PoolMember) -> u32 {
+fn node_of<T: Tables>(tables: &T, bank: u32, member: &PoolMember) -> (u32, bool) {
     match who_has(tables, bank, member.network, member.ip) {
-        Some(station) if station.place == PLACE_REMOTE => station.at,
-        _ => 0,
+        Some(station) if station.place == PLACE_REMOTE => {
+            let by_topology = tables.address(&AddressKey::new(bank, member.network, member.ip));
+            (station.at, !by_topology.is_some_and(|it| it.place != PLACE_UNBOUND))
+        }
+        _ => (0, false),
     }
 }
 

@@ -14,7 +14,7 @@ use crate::{
     learn,
     packet::Packet,
     parse::{Headers, Quoted},
-    plan::{Decision, Ingress, Plan, ROLE_RELATED, remember, segment_len},
+    plan::{ASKED_NOBODY, Decision, Ingress, Plan, ROLE_RELATED, remember, segment_len},
     policy,
     reason::DropReason,
     route,
@@ -50,7 +50,8 @@ pub fn recall<P: Packet, T: Tables>(
     plan.moved = 0;
     plan.block = false;
     plan.service = false;
-    plan.asked = false;
+    plan.asked = ASKED_NOBODY;
+    plan.way_moves = false;
     plan.entered_network = 0;
     plan.named = 0;
     plan.listener = 0;

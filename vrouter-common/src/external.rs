@@ -17,7 +17,7 @@ use crate::{
     nat,
     packet::{Packet, View},
     parse::{Headers, Quoted},
-    plan::{self, Decision, Ingress, KNOWN_NOWHERE, Plan},
+    plan::{self, ASKED_ALL, ASKED_NOBODY, ASKED_ONE, Decision, Ingress, KNOWN_NOWHERE, Plan},
     reason::{DropReason, Event},
     route,
     tables::*,
@@ -65,7 +65,7 @@ pub fn enter<P: Packet, T: Tables>(
     let mut router = station.owner;
     if station.kind == STATION_MEMBER {
         plan.named = station.at + 1;
-        plan.asked = headers.macs.src() == headers.macs.dst();
+        plan.asked = asked(&headers.macs);
     }
     if router == ROUTER_BY_DESTINATION {
         // The interface's own address, on a routed network: the router's whose address it is sent to. What is sent to
@@ -239,12 +239,37 @@ pub fn pass_to_member<P: Packet, T: Tables>(
     // As it came in.
     plan.tuple = headers.tuple();
     pass(packet, tables, headers, way, plan)?;
-    if plan.asked || plan.named != 0 {
-        // Who gets it is to know that it was asked about elsewhere.
-        plan.flow.out_macs = Macs::new(way.mac, way.mac);
-        return Ok(Decision::ForwardOnce);
+    match plan.asked {
+        ASKED_NOBODY => {}
+        ASKED_ONE | ASKED_ALL => plan.flow.out_macs = Macs::new(way.mac, asking(way.mac, plan.asked)),
+        // Nodes that do not agree on where it is.
+        _ => return Err(DropReason::TunnelMisdelivered),
     }
-    Ok(plan::remember(headers))
+    // Nobody tells a gateway that an address has moved on a network of others.
+    let may_remember = plan.asked == ASKED_NOBODY && !plan.way_moves;
+    Ok(if may_remember { plan::remember(headers) } else { Decision::ForwardOnce })
+}
+
+/// The sender of a frame that says how many nodes were asked about it: the member's own hardware address, or that with
+/// one bit changed.
+#[inline(always)]
+fn asking(member: [u8; 6], asked: u8) -> [u8; 6] {
+    let mut mac = member;
+    mac[5] ^= asked - ASKED_ONE;
+    mac
+}
+
+/// The same, of a frame that came.
+#[inline(always)]
+fn asked(macs: &Macs) -> u8 {
+    let (sender, member) = (macs.src(), macs.dst());
+    if sender == member {
+        ASKED_ONE
+    } else if sender == asking(member, ASKED_ALL) {
+        ASKED_ALL
+    } else {
+        ASKED_NOBODY
+    }
 }
 
 /// Passes an ICMP error about a connection to a VIP on, to the node of the member that such a connection has.
@@ -261,6 +286,8 @@ pub fn about_member<P: Packet, T: Tables>(
         Some(there) if plan.named == 0 => {
             plan.way_node = there.node;
             plan.way_mac = there.mac;
+            // Errors are few: none is worth remembering.
+            plan.way_moves = true;
             pass_to_member(packet, tables, headers, plan)
         }
         // Nobody knows of it.
@@ -417,7 +444,8 @@ fn member_there<T: Tables>(tables: &T, nat: &Nat, plan: &Plan) -> Option<SnatOwn
     let (bank, network, vip) = (plan.bank, nat.inside_network, nat.inside);
     let sent = plan.known_key.tuple();
     if plan.known_in != KNOWN_NOWHERE
-        && let Some(there) = balance::known_there(tables, bank, network, vip, &sent, &plan.known)
+        && let Some(there) =
+            balance::known_there(tables, bank, network, vip, &sent, &plan.known, plan.known_in)
     {
         return there;
     }

@@ -108,8 +108,10 @@ pub struct Plan {
     pub too_big: bool,
     /// Came through a tunnel: there is no way to answer.
     pub mute: bool,
-    /// It was passed on to [`crate::balance`]'s other candidate, or has to be.
-    pub asked: bool,
+    /// `ASKED_*`: how many nodes [`crate::balance`] has asked whether they know the connection.
+    pub asked: u8,
+    /// The address of the member it is passed on to ([`Self::way_node`]) is whoever's claims it.
+    pub way_moves: bool,
     /// The network on which somebody claimed an address anew; 0: none.
     pub moved: u32,
     /// Its way is that of all packets to a block of ports, and remembered as such.
@@ -173,6 +175,16 @@ pub struct Plan {
     /// The other leg.
     pub peer: Flow,
 }
+
+/// The packet came to the node of the member that its slot has.
+pub const ASKED_NOBODY: u8 = 0;
+/// That node sent it to another: to the slot's other candidate, or because the member that it was meant for takes nothing
+/// new.
+pub const ASKED_ONE: u8 = 1;
+/// That one, too: whoever it comes to now serves it.
+pub const ASKED_ALL: u8 = 2;
+/// Who it came to says that its member is elsewhere.
+pub const ASKED_TOO_MANY: u8 = 3;
 
 /// No leg is known.
 pub const KNOWN_NOWHERE: u8 = 0;

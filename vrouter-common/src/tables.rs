@@ -766,8 +766,10 @@ const _: () = assert!(size_of::<PoolMember>() == 36);
 
 /// Takes new connections.
 pub const MEMBER_UP: u16 = 1;
-/// Its health monitor says that it does not serve.
+/// Its health monitor says that it does not serve, or nobody speaks for it any more while others serve.
 pub const MEMBER_DOWN: u16 = 2;
+/// Nobody speaks for it any more: its node is silent. For who reads of it.
+pub const MEMBER_LOST: u16 = 4;
 
 /// Key of the index of a pool's members, by where they are.
 #[repr(C)]

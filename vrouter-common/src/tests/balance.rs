@@ -384,6 +384,184 @@ fn b3_a_member_that_is_down_keeps_its_connections_and_gets_no_datagrams() {
     }
 }
 
+/// A member whose node is dead: what comes from outside is not passed to that node first.
+#[test]
+fn b3_new_datagrams_do_not_ask_a_member_that_is_down() {
+    for f in BOTH {
+        let mut world = world(RULE_STATEFUL);
+        commit(&mut world, |tables| {
+            flags(tables, 1, MEMBER_DOWN);
+            deal(tables, |_| Slot { member: 0, other: 1 | SLOT_LEAVES });
+        });
+        assert_ne!(MEMBERS[0].node, MEMBERS[1].node);
+        let way = world.nodes[MEMBERS[0].node].underlay.clone();
+        world.nodes[MEMBERS[0].node].underlay.clear();
+        let outside = public(f, FLOATING);
+        for sport in 1500..1530 {
+            assert_eq!(exchange_at_gateway(&world, f, outside, sport), 0, "{sport}");
+        }
+        // One that drains has streams of its own: it is asked.
+        commit(&mut world, |tables| flags(tables, 1, 0));
+        let frame = question(f, PROTO_UDP, End::Outside, outside, 1600, 0);
+        let arrived = world.send(End::Outside, &frame);
+        assert!(matches!(arrived, Arrived::Else(0, _)), "there is no way to who is to be asked: {arrived:?}");
+        world.nodes[MEMBERS[0].node].underlay = way;
+        assert_eq!(served(world.send(End::Outside, &frame)).0, 0, "it does not know it");
+    }
+}
+
+/// Datagrams to a member on the gateway itself.
+#[track_caller]
+fn exchange_at_gateway(world: &World, f: Family, to: IpAddr, sport: u16) -> usize {
+    assert_eq!(MEMBERS[0].node, owner(RA));
+    exchange(world, f, PROTO_UDP, End::Outside, to, sport)
+}
+
+/// An unanswered connection has nothing that it could lose: its next try goes to who serves.
+#[test]
+fn b3_tries_that_nobody_answered_leave_a_member_that_is_down() {
+    for f in BOTH {
+        for (client, to) in clients(f) {
+            let mut world = world(RULE_STATEFUL);
+            let mut tried = Vec::new();
+            for sport in 1500..1530 {
+                let frame = question(f, PROTO_TCP, client, to, sport, TCP_SYN);
+                tried.push(served(world.send(client, &frame)).0);
+            }
+            assert!(tried.contains(&1), "{client} to {to}: {tried:?}");
+            commit(&mut world, |tables| {
+                flags(tables, 1, MEMBER_DOWN);
+                deal(tables, |slot| match evenly(slot) {
+                    Slot { member: 1, other } => Slot { member: other, other: 1 | SLOT_LEAVES },
+                    slot => slot,
+                });
+            });
+            for (before, sport) in tried.into_iter().zip(1500..) {
+                let now = exchange(&world, f, PROTO_TCP, client, to, sport);
+                assert!(
+                    if before == 1 { now != 1 } else { now == before },
+                    "{client} to {to} {sport}: {now}"
+                );
+            }
+        }
+    }
+}
+
+/// Each node knows of its own members alone which are down: what one passes on is not sent back for ever.
+#[test]
+fn b3_nodes_that_disagree_about_members_serve_all_the_same() {
+    for f in BOTH {
+        // A2 is on the gateway, A4 on the other node; each takes its own for down, and the other for up.
+        for (own, others) in [(MEMBER_DOWN, MEMBER_UP), (MEMBER_UP, MEMBER_DOWN)] {
+            let mut world = world(RULE_STATEFUL);
+            commit(&mut world, |_| {});
+            for (node, tables) in world.nodes.iter_mut().enumerate() {
+                for (index, host) in MEMBERS.into_iter().enumerate() {
+                    flags(tables, index as u32, if host.node == node { own } else { others });
+                }
+                let index = |here: bool| MEMBERS.into_iter().position(|host| (host.node == node) == here);
+                let [here, there] = [true, false].map(|here| index(here).expect("a member") as u16);
+                let (member, other) = if own == MEMBER_UP { (here, there) } else { (there, here) };
+                deal(tables, |_| Slot { member, other: other | SLOT_LEAVES });
+            }
+            for (client, to) in clients(f) {
+                for sport in 1500..1510 {
+                    for (proto, flags) in [
+                        (PROTO_TCP, TCP_SYN),
+                        (PROTO_UDP, 0),
+                        // Of a connection that nobody knows.
+                        (PROTO_TCP, TCP_ACK),
+                    ] {
+                        let sport = sport + u16::from(flags) * 100;
+                        let frame = question(f, proto, client, to, sport, flags);
+                        let (first, _) = served(world.send(client, &frame));
+                        let (again, seen) = served(world.send(client, &frame));
+                        assert_eq!(first, again, "{client} to {to} {sport}");
+                        assert!(seen.ttl >= 60, "{client} to {to} {sport}: {}", seen.ttl);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A member's own node knows that it is down, the gateway does not yet: what begins goes to one that serves.
+#[test]
+fn b3_who_knows_of_a_member_that_it_is_down_sends_what_begins_to_another() {
+    for f in BOTH {
+        let mut world = world(RULE_STATEFUL);
+        commit(&mut world, |tables| deal(tables, |_| Slot { member: 1, other: 0 }));
+        let knows = &mut world.nodes[MEMBERS[1].node];
+        flags(knows, 1, MEMBER_DOWN);
+        deal(knows, |_| Slot { member: 0, other: 1 | SLOT_LEAVES });
+        for proto in [PROTO_TCP, PROTO_UDP] {
+            for sport in 1500..1510 {
+                assert_eq!(exchange(&world, f, proto, End::Outside, public(f, FLOATING), sport), 0);
+            }
+        }
+    }
+}
+
+/// Nodes that look for a member at one another pass nothing to and fro.
+#[test]
+fn b3_nodes_that_disagree_where_a_member_is_drop_it() {
+    for f in BOTH {
+        for known in [false, true] {
+            let mut world = world(RULE_STATEFUL);
+            commit(&mut world, |tables| deal(tables, |_| Slot { member: 0, other: SLOT_NOBODY }));
+            let outside = public(f, FLOATING);
+            let mac = member_mac(f, 0);
+            let named = Station { mac, kind: STATION_MEMBER, place: PLACE_EVERYWHERE, at: 0, owner: RA };
+            let key = AddressKey::new(0, A, MEMBERS[0].ip(f).into());
+            let put = |world: &mut World, places: [(u8, u32); 2]| {
+                commit(world, |tables| {
+                    tables.image.pool_mut(pool(f)).stations.insert(FdbKey::new(0, PUBLIC, mac), named);
+                });
+                for (tables, (place, at)) in world.nodes.iter_mut().zip(places) {
+                    let station = tables.image.addresses.get_mut(&key).expect("it is there");
+                    (station.place, station.at) = (place, at);
+                }
+            };
+            let frame = question(f, PROTO_TCP, End::Outside, outside, 1500, TCP_ACK);
+            if known {
+                // To both, one after the other.
+                assert_eq!(exchange(&world, f, PROTO_TCP, End::Outside, outside, 1500), 0);
+                put(&mut world, [(PLACE_REMOTE, 2), (PLACE_LOCAL, A4.ifindex)]);
+                assert!(matches!(world.send(End::Outside, &frame), Arrived::Port(A4, _)), "it has moved");
+                assert!(world.nodes.iter().all(|node| connections(node) != (0, 0)));
+            }
+            put(&mut world, [(PLACE_REMOTE, 2), (PLACE_REMOTE, 1)]);
+            let arrived = world.send(End::Outside, &frame);
+            let Arrived::Else(_, Verdict::Dropped(reason)) = arrived else {
+                panic!("{known}: not dropped: {arrived:?}")
+            };
+            assert_eq!(reason, DropReason::TunnelMisdelivered, "{known}");
+        }
+    }
+}
+
+/// A gateway is not told that an address has moved on a network it has no part in: it remembers no way to one that may.
+#[test]
+fn b1_the_way_to_an_address_that_moves_is_looked_up_each_time() {
+    for f in BOTH {
+        let mut world = world(RULE_STATEFUL);
+        commit(&mut world, |tables| deal(tables, |_| Slot { member: 1, other: SLOT_NOBODY }));
+        let outside = public(f, FLOATING);
+        let frame = question(f, PROTO_TCP, End::Outside, outside, 1500, TCP_SYN);
+        let remembered = |world: &World| world.nodes[0].transients().len() + world.nodes[0].flows().len();
+        assert_eq!((served(world.send(End::Outside, &frame)).0, remembered(&world)), (1, 1));
+        // The same member, at an address that no port has.
+        let mut world = self::world(RULE_STATEFUL);
+        commit(&mut world, |tables| deal(tables, |_| Slot { member: 1, other: SLOT_NOBODY }));
+        for tables in &mut world.nodes {
+            let ip: Ip = MEMBERS[1].ip(f).into();
+            let station = tables.image.addresses.remove(&AddressKey::new(0, A, ip)).expect("it is there");
+            tables.store_learned(&LearnedKey { network: A, ip }, &Learned::at(station));
+        }
+        assert_eq!((served(world.send(End::Outside, &frame)).0, remembered(&world)), (1, 0));
+    }
+}
+
 /// The last of them: who is served goes on, also where a gateway knows nothing of it; nobody else is.
 #[test]
 fn b4_a_pool_that_runs_empty_keeps_its_connections() {

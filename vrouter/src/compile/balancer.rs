@@ -279,7 +279,8 @@ impl<'a> Compiler<'a> {
                 network: network_id,
                 port: Be16::new(member.protocol_port),
                 flags: if up { MEMBER_UP } else { 0 }
-                    | if health == MemberHealth::Down { MEMBER_DOWN } else { 0 },
+                    | if usable { 0 } else { MEMBER_DOWN }
+                    | if health == MemberHealth::Lost { MEMBER_LOST } else { 0 },
                 // Whether it is used says the image.
                 number: self.ids.id(NAME_MEMBER, &name)?,
                 mac,

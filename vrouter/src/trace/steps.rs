@@ -538,6 +538,7 @@ impl Speaker<'_> {
         let member: PoolMember = step.value()?;
         let name = self.object(NAME_MEMBER, member.number);
         let how = match member.flags {
+            flags if flags & MEMBER_LOST != 0 => ", whose node is silent",
             flags if flags & MEMBER_DOWN != 0 => ", which is down",
             flags if flags & MEMBER_UP == 0 => ", which takes nothing new",
             _ => "",

@@ -209,6 +209,7 @@ pub fn entries(view: &View, name: &str, tell: Tell) -> Result<()> {
                     network: network(member.network),
                     up: member.flags & MEMBER_UP != 0,
                     down: member.flags & MEMBER_DOWN != 0,
+                    lost: member.flags & MEMBER_LOST != 0,
                     mac: Mac(member.mac),
                 ],
             )

@@ -55,7 +55,7 @@ struct MemberRow {
     network: String,
     /// `here`, a node, or `unknown`.
     node: String,
-    /// `up`; `down`, by its health monitor; `draining`: takes nothing new.
+    /// `up`; `down`, by its health monitor; `lost`: its node is silent; `draining`: takes nothing new.
     state: &'static str,
     /// Its part of the slots, in percent.
     share: f64,
@@ -166,6 +166,7 @@ fn members(
                 None => "unknown".to_owned(),
             },
             state: match member.flags {
+                flags if flags & MEMBER_LOST != 0 => "lost",
                 flags if flags & MEMBER_DOWN != 0 => "down",
                 flags if flags & MEMBER_UP != 0 => "up",
                 _ => "draining",

@@ -196,3 +196,21 @@ fn an_edit_elsewhere_changes_no_monitored_member() {
     assert_eq!(before.len(), 1, "m1 is behind a port of this node");
     assert_eq!(monitored(&format!("# More lines\n# above.\n{document}")), before);
 }
+
+/// Members that are not used lose their streams, whether they are down or nobody speaks for them.
+#[test]
+fn what_a_member_is_taken_for() {
+    // The pool is m1, m2, and m3 if the router reaches it.
+    let flags = |world: World| -> Vec<u16> {
+        let mut ids = Identities::default();
+        let out = compile_kept(&world, &mut ids);
+        let pool = &out.image.pools[&ids.number(NAME_POOL, "first ipv4 r1").unwrap()];
+        pool.members.values().map(|member| member.flags).collect()
+    };
+    let (up, lost) = (MEMBER_UP, MEMBER_DOWN | MEMBER_LOST);
+    assert_eq!(flags(World { lost: true, ..World::CALM }), [up, lost, up]);
+    assert_eq!(flags(World { lost: true, down: true, ..World::CALM }), [MEMBER_DOWN, lost, up]);
+    // None is up: who is lost may yet serve.
+    let alone = World { lost: true, down: true, joined: false, ..World::CALM };
+    assert_eq!(flags(alone), [MEMBER_DOWN, MEMBER_UP | MEMBER_LOST]);
+}
