@@ -74,6 +74,8 @@ use underlay::Underlays;
 const UNDERLAY_INTERVAL: Duration = Duration::from_secs(5);
 /// Changes of links come in bursts; one round serves them all.
 const SETTLE: Duration = Duration::from_millis(10);
+/// Without a change for so long the next one is prepared.
+const CALM: Duration = Duration::from_millis(100);
 /// How long routes are used that the routing daemon has taken back, all of them.
 const UNLEARNED: Duration = Duration::from_secs(3);
 
@@ -125,6 +127,7 @@ pub async fn run(config: AgentConfig) -> Result<()> {
                     agent.claim().await;
                 }
             }
+            () = agent.calm() => agent.even_out(),
             networks = moves.next() => agent.commit(&Touch::Networks(networks)).await,
             Ok(()) = found.changed() => {
                 let found = found.borrow_and_update().clone();
@@ -203,6 +206,8 @@ struct Agent {
     topology: Option<(Topology, u64)>,
     /// Whether what is announced was made what it has to be.
     announced_once: bool,
+    /// When what was brought in force last is written to the bank that is not in force, if it was not yet.
+    even_out_at: Option<Instant>,
     /// The digest of what was brought in force last.
     programmed: Option<u64>,
     /// Ports of routers' addresses, where they are leased.
@@ -290,6 +295,7 @@ impl Agent {
             learned,
             topology: None,
             announced_once: false,
+            even_out_at: None,
             programmed: None,
             ports: None,
             report: None,
@@ -584,6 +590,7 @@ impl Agent {
         let applied = self.banks.apply(compiled.image.clone(), &published, touch)?;
         self.compiled = compiled;
         self.programmed = Some(digest);
+        self.even_out_at = Some(Instant::now() + CALM);
         self.identities.retain(&self.compiled.used, &self.compiled.image.pools);
         self.identities.write(&self.names)?;
         if applied.writes > 0 {
@@ -600,6 +607,23 @@ impl Agent {
         self.services.follow(&self.compiled.served);
         status::lock(&self.status).error = None;
         Ok(())
+    }
+
+    /// Waits until nothing has been brought in force for a while, if the other bank is not the same yet.
+    async fn calm(&self) {
+        match self.even_out_at {
+            Some(at) => tokio::time::sleep_until(at.into()).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Prepares the bank that is not in force for the next change.
+    fn even_out(&mut self) {
+        self.even_out_at = None;
+        if let Err(error) = self.banks.even_out() {
+            // The next change tries again.
+            tracing::warn!("cannot prepare the other bank: {error:#}");
+        }
     }
 
     /// The external interfaces the programs may use: those that have one.

@@ -8,7 +8,8 @@
 //! 4. publishes the commit.
 //!
 //! Dying anywhere before 4 leaves the old topology in force; before 3 flows keep their entries, after it
-//! they are decided again under whichever topology is in force. The writes grow with the change.
+//! they are decided again under whichever topology is in force. The writes grow with the change, and with the one
+//! before it, which the other bank has not seen, unless there was time to [even out](Banks::even_out).
 
 use std::{
     cmp::Ordering,
@@ -337,6 +338,8 @@ pub struct Banks {
     maps: Maps,
     commit: Commit,
     images: [Image; 2],
+    /// No packet reads the bank that is not in force.
+    unread: bool,
 }
 
 impl Banks {
@@ -345,7 +348,7 @@ impl Banks {
         let maps = Maps::open(maps)?;
         let commit = maps.commit()?;
         let images = [maps.read(0)?, maps.read(1)?];
-        Ok(Self { maps, commit, images })
+        Ok(Self { maps, commit, images, unread: false })
     }
 
     /// The state in force.
@@ -388,16 +391,7 @@ impl Banks {
         }
         let epoch = self.commit.epoch.checked_add(1).context("the epoch ran out")?;
         let bank = (epoch & 1) as usize;
-        kernel::wait_for_readers()?;
-        let writes = match self.maps.write(epoch & 1, &self.images[bank], &wanted) {
-            Ok(writes) => writes,
-            Err(error) => {
-                // Half written, but read by nobody: what is there must be known for the next try.
-                self.images[bank] = self.maps.read(epoch & 1)?;
-                return Err(error);
-            }
-        };
-        self.images[bank] = wanted;
+        let writes = self.bring(bank, wanted)?;
         let (old, new) = (&self.images[bank ^ 1], &self.images[bank]);
         let mut touched = touched(old, new, touch_all);
         if let Touch::Networks(networks) = touch {
@@ -413,9 +407,39 @@ impl Banks {
         commit.epoch = epoch;
         commit.applied_at_seconds =
             SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs());
+        self.unread = false;
         self.maps.commit.set(&0, &commit)?;
         self.commit = commit;
         Ok(Applied { epoch, writes, networks: touched.len() })
+    }
+
+    /// Brings the bank that is not in force to what is, so that the next apply has to write its own change alone, and to wait
+    /// for nobody. For a moment at which there is nothing else to do; returns the number of writes.
+    pub fn even_out(&mut self) -> Result<usize> {
+        let other = (self.commit.bank() ^ 1) as usize;
+        if self.commit.epoch == 0 || self.images[other] == *self.in_force() {
+            return Ok(0);
+        }
+        self.bring(other, self.in_force().clone())
+    }
+
+    /// Brings the bank that is not in force to `wanted`.
+    fn bring(&mut self, bank: usize, wanted: Image) -> Result<usize> {
+        if !self.unread {
+            kernel::wait_for_readers()?;
+            self.unread = true;
+        }
+        match self.maps.write(bank as u32, &self.images[bank], &wanted) {
+            Ok(writes) => {
+                self.images[bank] = wanted;
+                Ok(writes)
+            }
+            Err(error) => {
+                // Half written, but read by nobody: what is there must be known for the next try.
+                self.images[bank] = self.maps.read(bank as u32)?;
+                Err(error)
+            }
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 //! never renumbers another, and an agent that restarts goes on with the same numbers.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -30,6 +30,52 @@ pub struct Identities {
     taken: BTreeSet<(u32, u32)>,
     /// Parts of the last compilation that hold such numbers.
     pub(crate) kept: Kept,
+    members: Members,
+}
+
+/// How often members of pools are used: most pools are the same from one change to the next, and are not looked into.
+#[derive(Clone, Debug, Default)]
+struct Members {
+    /// What is counted.
+    pools: BTreeMap<u32, Arc<PoolImage>>,
+    /// By member number.
+    uses: Vec<u32>,
+    /// Members that are used.
+    used: usize,
+}
+
+impl Members {
+    /// Counts these pools instead of those before.
+    fn count(&mut self, pools: &BTreeMap<u32, Arc<PoolImage>>) {
+        let is_in = |pools: &BTreeMap<u32, Arc<PoolImage>>, id: &u32, pool: &Arc<PoolImage>| {
+            pools.get(id).is_some_and(|other| Arc::ptr_eq(other, pool))
+        };
+        let gone: Vec<u32> =
+            self.pools.iter().filter(|(id, pool)| !is_in(pools, id, pool)).map(|(id, _)| *id).collect();
+        let come: Vec<_> = pools.iter().filter(|(id, pool)| !is_in(&self.pools, id, pool)).collect();
+        for pool in gone.iter().filter_map(|id| self.pools.remove(id)) {
+            for member in pool.members.values() {
+                let uses = &mut self.uses[member.number as usize];
+                *uses -= 1;
+                self.used -= usize::from(*uses == 0);
+            }
+        }
+        for (id, pool) in come {
+            for member in pool.members.values() {
+                let number = member.number as usize;
+                if self.uses.len() <= number {
+                    self.uses.resize(number + 1, 0);
+                }
+                self.used += usize::from(self.uses[number] == 0);
+                self.uses[number] += 1;
+            }
+            self.pools.insert(*id, Arc::clone(pool));
+        }
+    }
+
+    fn uses(&self, number: u32) -> bool {
+        self.uses.get(number as usize).is_some_and(|uses| *uses > 0)
+    }
 }
 
 /// The numbers of one kind.
@@ -135,26 +181,21 @@ impl Identities {
 
     /// Forgets what is not in `used` (kind and number), nor one of the members of `pools`.
     pub fn retain(&mut self, used: &BTreeSet<(u32, u32)>, pools: &BTreeMap<u32, Arc<PoolImage>>) {
+        self.members.count(pools);
         for kind in self.kinds.keys().copied().collect::<Vec<_>>() {
             let all = &self.kinds[&kind].by_id;
-            // The lowest free number is given, so there are none beyond, except in maps that somebody else wrote.
-            let most = all.keys().next_back().map_or(0, |id| *id as usize).min(1 << 24);
-            let (mut is_used, mut count) = (vec![false; most + 1], 0);
-            let mut note = |id: u32| {
-                if let Some(is_used) = is_used.get_mut(id as usize) {
-                    count += usize::from(!*is_used);
-                    *is_used = true;
-                }
-            };
-            used.range((kind, 0)..=(kind, u32::MAX)).for_each(|(_, id)| note(*id));
-            if kind == NAME_MEMBER {
-                pools.values().flat_map(|pool| pool.members.values()).for_each(|member| note(member.number));
-            }
+            let of_kind = || used.range((kind, 0)..=(kind, u32::MAX)).map(|(_, id)| *id);
+            // Of members pools speak alone.
+            let count = if kind == NAME_MEMBER { self.members.used } else { of_kind().count() };
             // Whatever is used is here: if it is as many, it is all.
             if count == all.len() {
                 continue;
             }
-            let is_unused = |id: &u32| is_used.get(*id as usize) != Some(&true);
+            let is_used: HashSet<u32> = of_kind().collect();
+            let is_unused = |id: &u32| match kind {
+                NAME_MEMBER => !self.members.uses(*id),
+                _ => !is_used.contains(id),
+            };
             for id in all.keys().copied().filter(is_unused).collect::<Vec<_>>() {
                 self.forget(kind, id);
             }

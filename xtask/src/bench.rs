@@ -98,6 +98,8 @@ pub struct Extra {
     control: Option<Control>,
     /// With many load balancers.
     balancers: Option<Control>,
+    /// With many load balancers, in etcd.
+    balancers_in_etcd: Option<Control>,
     /// A gateway.
     gateway: Option<Gateway>,
 }
@@ -123,8 +125,14 @@ impl Extra {
         } else {
             None
         };
+        let balancers_in_etcd = if wants(rows::BALANCERS_IN_ETCD) {
+            println!("Making a node that has the same from etcd.");
+            Some(Control::new(binary, Much::BalancersInEtcd)?)
+        } else {
+            None
+        };
         let gateway = if wants("xdp_transit") { Some(Gateway::new(binary)?) } else { None };
-        Ok(Self { scales, control, balancers, gateway })
+        Ok(Self { scales, control, balancers, balancers_in_etcd, gateway })
     }
 }
 

@@ -4,6 +4,8 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
 use super::model::{Network, Router, Subnet, Topology};
 use super::ranges::RangeIndex;
 
@@ -73,7 +75,34 @@ impl<'t> Balancers<'t> {
 
     /// The network, joined by a router, that an address is of. External ones hold no members.
     pub fn network_of(&self, router: &Router, address: IpAddr) -> Option<&'t Network> {
-        let (_, at) = self.joined.get(router.name.as_str())?.find(address).ok()??;
-        Some(self.subnets[at].0).filter(|network| !network.external)
+        self.reach(router).network_of(address)
+    }
+
+    /// The networks that a router joins, for more than one question.
+    pub fn reach(&self, router: &Router) -> Reach<'_, 't> {
+        Reach { balancers: self, joined: self.joined.get(router.name.as_str()), last: None }
+    }
+}
+
+/// The networks that a router joins.
+pub struct Reach<'b, 't> {
+    balancers: &'b Balancers<'t>,
+    joined: Option<&'b RangeIndex>,
+    /// Where the last address was: that is where the next one is, most of the time.
+    last: Option<(IpNet, Option<&'t Network>)>,
+}
+
+impl<'t> Reach<'_, 't> {
+    /// The one that an address is of. External ones hold no members.
+    pub fn network_of(&mut self, address: IpAddr) -> Option<&'t Network> {
+        match self.last {
+            Some((range, network)) if range.contains(&address) => network,
+            _ => {
+                let (range, at) = self.joined?.find(address).ok()??;
+                let network = Some(self.balancers.subnets[at].0).filter(|network| !network.external);
+                self.last = Some((range, network));
+                network
+            }
+        }
     }
 }

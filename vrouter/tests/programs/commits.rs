@@ -3,11 +3,11 @@
 use std::fs;
 
 use vrouter::{
-    banks::{Applied, Banks, Touch},
+    banks::{Applied, Banks, Maps, Touch},
     data_path::DataPath,
     kernel::Map,
 };
-use vrouter_common::{addr::Ip, flow::Flow, tables::*};
+use vrouter_common::{addr::Ip, flow::Flow, memory::Image, tables::*};
 
 use crate::{
     frames::*,
@@ -212,6 +212,46 @@ fn both_banks_are_whole() {
             assert_eq!(counts.contains_key("no_route"), no_route, "epoch {epoch}: {counts:?}");
             assert_eq!(ran.verdict, TC_ACT_REDIRECT, "forwarded, or told that there is no route");
         }
+    });
+}
+
+/// In a calm moment the other bank is made the same: the next change writes itself alone, and is as whole.
+#[test]
+fn a_bank_that_was_evened_out_takes_the_next_change_alone() {
+    with_world(|world| {
+        let image = topology::image(&world.ifindexes);
+        let mut small = image.clone();
+        let cut = small.routes.pop_first().expect("a route");
+        let apply = |world: &mut World, image: &Image| {
+            let published = published(1, &world.ifindexes);
+            world.banks.apply(image.clone(), &published, &Touch::Changed).expect("apply")
+        };
+        let held = |world: &World| {
+            let maps = Maps::open(&world.pins().maps()).expect("maps");
+            [0, 1].map(|bank| maps.read(bank).expect("a bank"))
+        };
+        // As yet the other bank is empty.
+        let before = world.banks.commit().epoch;
+        assert_ne!(held(world), [image.clone(), image.clone()]);
+        assert!(world.banks.even_out().expect("even out") > 1);
+        assert_eq!(held(world), [image.clone(), image.clone()]);
+        assert_eq!(world.banks.even_out().expect("even out"), 0);
+        assert_eq!(
+            (world.banks.commit().epoch, world.banks.in_force()),
+            (before, &image),
+            "it is in force still"
+        );
+
+        assert_eq!(apply(world, &small).writes, 1, "the route alone");
+        // One after the other, without calm: both changes.
+        let mut changed = small.clone();
+        changed.floods.pop_first().expect("a list");
+        assert_eq!(apply(world, &changed).writes, 2);
+        assert_eq!(world.banks.even_out().expect("even out"), 1, "the list");
+        assert_eq!(held(world), [changed.clone(), changed.clone()]);
+        let mut mended = changed;
+        mended.routes.insert(cut.0, cut.1);
+        assert_eq!(apply(world, &mended).writes, 1, "the route alone");
     });
 }
 

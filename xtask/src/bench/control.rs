@@ -6,16 +6,19 @@ use std::{
     fs,
     os::fd::AsRawFd as _,
     path::{Path as FilePath, PathBuf},
+    process::Stdio,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
+use serde_json::Value;
 use vrouter_tests::{
-    Agent, AgentOptions, Lab, clean,
+    Agent, AgentOptions, Cluster, Lab, clean, etcd,
     topology::{self, NodeEntry, Port, Router, Topology},
 };
 
 use super::{bpf, vrouter};
+use crate::repository;
 
 /// Networks, and ports of each.
 const NETWORKS: u32 = 100;
@@ -26,6 +29,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_micros(200);
 /// Changes of one round.
 const CHANGES: u16 = 12;
+/// Between changes: an agent prepares for the next one when it has been left alone.
+const PAUSE: Duration = Duration::from_millis(400);
 
 /// What an agent has much of.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -34,6 +39,8 @@ pub enum Much {
     Ports,
     /// Load balancers that it serves: 1,000 VIPs, each with a pool of 100 members.
     Balancers,
+    /// The same, in etcd.
+    BalancersInEtcd,
 }
 
 impl Much {
@@ -41,6 +48,7 @@ impl Much {
         match self {
             Self::Ports => "c",
             Self::Balancers => "l",
+            Self::BalancersInEtcd => "e",
         }
     }
 }
@@ -50,6 +58,8 @@ pub struct Control {
     much: Much,
     binary: PathBuf,
     lab: Lab,
+    /// Where the topology is, unless it is in a file.
+    cluster: Option<Cluster>,
     agent: RefCell<Agent>,
     wanted: RefCell<Topology>,
     /// Milliseconds of every change so far.
@@ -60,12 +70,24 @@ impl Control {
     /// Starts it.
     pub fn new(binary: &FilePath, much: Much) -> Result<Self> {
         let (lab, wanted) = lab(much, much.name(), binary)?;
-        let mut agent = lab.start_agent("node-a", &AgentOptions::default())?;
+        let (cluster, options) = match much {
+            Much::Ports | Much::Balancers => (None, AgentOptions::default()),
+            Much::BalancersInEtcd => {
+                let cluster = Cluster::start(&lab, &[], false)?;
+                let mut apply = lab.foreign(etcd::MEMBERS[0].0).netns().command(binary);
+                apply.args(["apply", "-f"]).arg(lab.topology_path()).args(cluster.arguments(""));
+                repository::run(apply.stdout(Stdio::null()))?;
+                let options = cluster.agent(&lab, "node-a");
+                (Some(cluster), options)
+            }
+        };
+        let mut agent = lab.start_agent("node-a", &options)?;
         agent.wait_ready(PATIENCE)?;
         Ok(Self {
             much,
             binary: binary.to_owned(),
             lab,
+            cluster,
             agent: RefCell::new(agent),
             wanted: RefCell::new(wanted),
             changes: RefCell::new(Vec::new()),
@@ -86,14 +108,22 @@ impl Control {
     pub fn change(&self) -> Result<f64> {
         let (agent, mut wanted) = (self.agent.borrow(), self.wanted.borrow_mut());
         for _ in 0..CHANGES {
+            std::thread::sleep(PAUSE);
             let number = self.changes.borrow().len();
+            if let Some(cluster) = &self.cluster {
+                let took = change_in(cluster, &agent, number)?;
+                self.changes.borrow_mut().push(took);
+                continue;
+            }
             match self.much {
                 Much::Ports => {
                     wanted.group_mut(GROUP).rules[1] =
                         format!("{{ direction: ingress, protocol: tcp, ports: {} }}", 2000 + number);
                 }
                 // A member's weight.
-                Much::Balancers => wanted.pools[number % 1000] = pool(number as u32 % 1000, 2 + number),
+                Much::Balancers | Much::BalancersInEtcd => {
+                    wanted.pools[number % 1000] = pool(number as u32 % 1000, 2 + number)
+                }
             }
             let before = commits(&agent);
             let text = wanted.to_string();
@@ -115,6 +145,19 @@ impl Control {
         let kib: f64 = line.trim().trim_end_matches("kB").trim().parse()?;
         Ok(kib / 1024.0)
     }
+}
+
+/// Changes a member's weight in etcd; milliseconds until it is in force.
+fn change_in(cluster: &Cluster, agent: &Agent, number: usize) -> Result<f64> {
+    let key = format!("{}/config/objects/pools/pool{}", cluster.prefix(), number % 1000);
+    let mut value: Value = serde_json::from_str(&cluster.etcdctl(&["get", "--print-value-only", &key])?)?;
+    let weight = value.pointer_mut("/spec/members/0/weight").context("the pool has no member")?;
+    *weight = (2 + number).into();
+    let before = commits(agent);
+    let start = Instant::now();
+    cluster.put(&key, &value.to_string())?;
+    wait_for_commits(agent, before + 1)?;
+    Ok(start.elapsed().as_secs_f64() * 1000.0)
 }
 
 /// MiB the kernel has for a pinned map.
@@ -148,10 +191,14 @@ fn lab(much: Much, name: &str, binary: &FilePath) -> Result<(Lab, Topology)> {
     wanted.ports.truncate(2);
     wanted.add_group(GROUP, &["{ direction: egress }", "{ direction: ingress, protocol: tcp, ports: 80 }"]);
     wanted.put_into("vm1", &[GROUP]);
-    let lab = Lab::builder().prefix(&prefix).topology(&wanted).vrouter(binary).build()?;
+    let mut builder = Lab::builder().prefix(&prefix).topology(&wanted).vrouter(binary);
+    if much == Much::BalancersInEtcd {
+        builder = etcd::hosts(builder);
+    }
+    let lab = builder.build()?;
     let wanted = match much {
         Much::Ports => fill(wanted),
-        Much::Balancers => balance(fill(wanted)),
+        Much::Balancers | Much::BalancersInEtcd => balance(fill(wanted)),
     };
     lab.write_topology(&wanted)?;
     Ok((lab, wanted))

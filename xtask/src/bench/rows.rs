@@ -43,6 +43,8 @@ pub const CONTROL: [&str; 3] = ["control_start", "control_change", "agent_memory
 
 /// Rows that need a node with many load balancers.
 pub const BALANCERS: [&str; 2] = ["control_lb_start", "control_lb_change"];
+/// The same, with the topology in etcd.
+pub const BALANCERS_IN_ETCD: &str = "control_lb_etcd";
 
 /// Rows of established connections.
 struct Kind {
@@ -625,6 +627,11 @@ impl<'a> Rows<'a, '_> {
                 self.add("control_lb_change", "ms", &[], what, move |_| balancers.change());
                 self.demand(Some(Most(20.0)));
             }
+        }
+        if let Some(balancers) = &self.extra.balancers_in_etcd {
+            let what = "the same with the topology in etcd, from before it is stored";
+            self.add(BALANCERS_IN_ETCD, "ms", &[], what, move |_| balancers.change());
+            self.demand(Some(Most(20.0)));
         }
         let Some(control) = &self.extra.control else { return };
         let what = "100 networks of 100 ports: from an agent's start until all is in force";

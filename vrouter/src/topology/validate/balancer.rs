@@ -1,6 +1,6 @@
 //! Load balancers, what they balance to, and the floating IPs that lead to them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use super::{Check, Taken};
@@ -10,11 +10,14 @@ use crate::topology::model::LoadBalancer;
 use crate::topology::ranges::unusable;
 use crate::topology::yaml::Step;
 
+/// VIPs, by network (its position) and address, and the load balancers (theirs) they are of.
+type Vips = HashMap<usize, BTreeMap<IpAddr, usize>>;
+
 impl Check<'_, '_> {
     /// Fixed IPs are `taken`.
     pub(super) fn load_balancers(&mut self, taken: &Taken<'_>) {
         let balancers = Balancers::of(self.topology);
-        let mut vips: HashMap<(usize, IpAddr), usize> = HashMap::new();
+        let mut vips = Vips::new();
         for (i, balancer) in self.topology.load_balancers.iter().enumerate() {
             if self.is_twin(Kind::LoadBalancer, i) {
                 continue;
@@ -52,12 +55,13 @@ impl Check<'_, '_> {
         index: usize,
         network: usize,
         vip: IpAddr,
-        vips: &mut HashMap<(usize, IpAddr), usize>,
+        vips: &mut Vips,
         taken: &Taken<'_>,
     ) -> Option<(String, String)> {
         let name = &self.network(network).name;
         let other = "use another address of the subnet".to_owned();
-        if let Some(first) = vips.get(&(network, vip)).filter(|first| **first != index) {
+        let vips = vips.entry(network).or_default();
+        if let Some(first) = vips.get(&vip).filter(|first| **first != index) {
             let first = &self.topology.load_balancers[*first].name;
             return Some((format!("{vip} is load balancer {first}'s already on network {name}"), other));
         }
@@ -75,7 +79,7 @@ impl Check<'_, '_> {
         let subnet = self.subnet(place);
         let what = if subnet.gateway == Some(vip) { Some("gateway") } else { unusable(subnet.cidr, vip) };
         if what.is_none() {
-            vips.insert((network, vip), index);
+            vips.insert(vip, index);
         }
         what.map(|what| {
             let message = format!("{vip} is the {what} of subnet {}", subnet.name);
@@ -83,13 +87,7 @@ impl Check<'_, '_> {
         })
     }
 
-    fn listeners(
-        &mut self,
-        index: usize,
-        balancer: &LoadBalancer,
-        balancers: &Balancers<'_>,
-        vips: &HashMap<(usize, IpAddr), usize>,
-    ) {
+    fn listeners(&mut self, index: usize, balancer: &LoadBalancer, balancers: &Balancers<'_>, vips: &Vips) {
         let object = label_of(Kind::LoadBalancer, &balancer.name);
         for (position, listener) in balancer.listeners.iter().enumerate() {
             let object = format!("{object} listeners[{position}]");
@@ -120,40 +118,49 @@ impl Check<'_, '_> {
                     self.report(line, object.clone(), message, remedy);
                     continue;
                 };
-                let is_elsewhere = |address| {
-                    !balancers.is_ambiguous(router) && balancers.network_of(router, address).is_none()
-                };
-                if let Some(member) = members.find(|member| is_elsewhere(member.address)) {
-                    let message = format!(
-                        "member {} of pool {}: {} is on no network that router {} of the VIP {vip} joins",
-                        member.name, pool.name, member.address, router.name
-                    );
-                    let remedy = format!(
-                        "give router {} an interface on the member's subnet, or the member an address of one of its",
-                        router.name
-                    );
-                    self.report(line, object.clone(), message, remedy);
-                    continue;
-                }
-                let network_of = |address| {
-                    let network = balancers.network_of(router, address)?;
-                    self.names[Kind::Network].get(network.name.as_str()).copied()
-                };
-                let of_family =
-                    pool.members.iter().filter(|member| member.address.is_ipv6() == vip.is_ipv6());
-                let own = of_family.clone().find_map(|member| {
-                    let network = network_of(member.address)?;
-                    Some((member, vips.get(&(network, member.address))?))
+                let is_ambiguous = balancers.is_ambiguous(router);
+                let mut reach = balancers.reach(router);
+                // VIPs on the network of the member before.
+                let mut on: Option<(&str, Option<&BTreeMap<IpAddr, usize>>)> = None;
+                let vip_at = |network: &str| vips.get(self.names[Kind::Network].get(network)?);
+                let wrong = members.find_map(|member| {
+                    let Some(network) = reach.network_of(member.address) else {
+                        return (!is_ambiguous).then_some((member, None));
+                    };
+                    if on.is_none_or(|(name, _)| name != network.name) {
+                        on = Some((&network.name, vip_at(&network.name)));
+                    }
+                    let (_, vips) = on?;
+                    // Few are among them, and most are not even near.
+                    let (first, last) = (vips?.first_key_value()?.0, vips?.last_key_value()?.0);
+                    let is_near = (*first..=*last).contains(&member.address);
+                    let other = if is_near { vips?.get(&member.address) } else { None };
+                    Some((member, Some(*other?)))
                 });
-                if let Some((member, other)) = own {
-                    let other = &self.topology.load_balancers[*other].name;
-                    let message = format!(
-                        "member {} of pool {}: {} is the VIP of load balancer {other}",
-                        member.name, pool.name, member.address
-                    );
-                    let remedy =
-                        "name the addresses of workloads: what is balanced once is not balanced again";
-                    self.report(line, object.clone(), message, remedy);
+                match wrong {
+                    None => {}
+                    Some((member, None)) => {
+                        let message = format!(
+                            "member {} of pool {}: {} is on no network that router {} of the VIP {vip} joins",
+                            member.name, pool.name, member.address, router.name
+                        );
+                        let remedy = format!(
+                            "give router {} an interface on the member's subnet, or the member an address of one of \
+                             its",
+                            router.name
+                        );
+                        self.report(line, object.clone(), message, remedy);
+                    }
+                    Some((member, Some(other))) => {
+                        let other = &self.topology.load_balancers[other].name;
+                        let message = format!(
+                            "member {} of pool {}: {} is the VIP of load balancer {other}",
+                            member.name, pool.name, member.address
+                        );
+                        let remedy =
+                            "name the addresses of workloads: what is balanced once is not balanced again";
+                        self.report(line, object.clone(), message, remedy);
+                    }
                 }
             }
         }
