@@ -329,7 +329,7 @@ impl Agent {
                 let Some(topology) = topology else { return self.tell() };
                 tracing::info!(%origin, digest = %format!("{digest:016x}"), "topology read");
                 self.health.topology(&topology);
-                self.liveness.members = self.health.not_up();
+                self.liveness.members = self.health.not_up(&topology);
                 status::lock(&self.status).health.others = self.health.others();
                 self.topology = Some((topology, digest));
                 // An agent that starts has no way out without it.

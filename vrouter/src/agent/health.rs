@@ -21,7 +21,7 @@ pub mod service;
 pub mod shared;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -95,6 +95,7 @@ pub struct Health {
     others: watch::Receiver<Arc<health::Health>>,
     /// For the thread that shares, as long as it was not needed.
     tell_others: Option<watch::Sender<Arc<health::Health>>>,
+    /// Of the members of which something is said.
     index: Index,
     not_up: BTreeMap<shared::MemberName, MemberHealth>,
 }
@@ -137,8 +138,15 @@ impl Health {
 
     /// Another topology is wanted.
     pub fn topology(&mut self, topology: &Topology) {
-        self.index = Index::of(topology);
-        if let (false, Some(store)) = (self.index.is_empty(), &self.store)
+        let mut listeners = topology.load_balancers.iter().flat_map(|it| &it.listeners);
+        let monitored: HashSet<&str> = topology
+            .pools
+            .iter()
+            .filter(|pool| pool.health_monitor.is_some())
+            .map(|pool| pool.name.as_str())
+            .collect();
+        let is_needed = listeners.any(|it| monitored.contains(it.default_pool.as_str()));
+        if let (true, Some(store)) = (is_needed, &self.store)
             && let Some(tell) = self.tell_others.take()
             && let Err(error) = health::start(store.clone(), self.node.clone(), self.words.clone(), tell)
         {
@@ -162,9 +170,11 @@ impl Health {
         Changes { words: self.words.clone(), others: self.others.clone() }
     }
 
-    /// Members that are not up.
-    pub fn not_up(&mut self) -> BTreeMap<shared::MemberName, MemberHealth> {
+    /// Members of a topology that are not up.
+    pub fn not_up(&mut self, topology: &Topology) -> BTreeMap<shared::MemberName, MemberHealth> {
         let (own, others) = (self.words.borrow().clone(), self.others.borrow().clone());
+        // Mostly all is well, and nobody need be found among a hundred thousand.
+        self.index = Index::of(topology, shared::spoken_of(&own, &others).as_ref());
         let not_up = self.index.not_up(&self.node, &own, &others);
         if not_up != self.not_up {
             self.log(&not_up);

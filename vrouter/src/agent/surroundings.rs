@@ -237,7 +237,8 @@ impl Agent {
 
     /// Members of pools died, or live again.
     pub(super) async fn follow_health(&mut self) {
-        let now = Liveness { members: self.health.not_up(), ..self.liveness.clone() };
+        let Some((topology, _)) = &self.topology else { return };
+        let now = Liveness { members: self.health.not_up(topology), ..self.liveness.clone() };
         status::lock(&self.status).health.others = self.health.others();
         self.live(now).await;
     }

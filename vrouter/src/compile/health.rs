@@ -26,11 +26,9 @@ pub struct MonitoredMember {
 impl Compiler<'_> {
     /// Finds them, before the ports, which are to have their answers handed to the agent.
     pub(super) fn monitored(&mut self) {
-        for it in monitored(self.topology) {
-            let (Some(node), Some(interface)) = (&it.port.node, &it.port.interface) else { continue };
-            if *node != self.around.node {
-                continue;
-            }
+        let (topology, node) = (self.topology, &self.around.node);
+        for it in monitored(topology, |_| true, |port| port.node.as_ref() == Some(node)) {
+            let Some(interface) = &it.port.interface else { continue };
             let ipv6 = it.member.address.is_ipv6();
             let leg = it.router.interfaces.iter().find(|leg| {
                 let subnet = self.subnets.get(leg.subnet.as_str());

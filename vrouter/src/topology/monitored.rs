@@ -1,7 +1,7 @@
 //! Which port is behind a member that is monitored. Every node must give the same answer, so it depends on nothing but
 //! the document's content.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 
 use super::Balancers;
@@ -18,17 +18,27 @@ pub struct Monitored<'t> {
     pub port: &'t Port,
 }
 
-/// All whose address is a fixed IP of a port; nobody can ask the others.
-pub fn monitored(topology: &Topology) -> Vec<Monitored<'_>> {
+/// All whose address is a fixed IP of a port; nobody can ask the others. Only those of some `pools`, behind some `ports`:
+/// there may be many that the caller does not ask for.
+pub fn monitored<'t>(
+    topology: &'t Topology,
+    pools: impl Fn(&Pool) -> bool,
+    ports: impl Fn(&Port) -> bool,
+) -> Vec<Monitored<'t>> {
     let mut of_pool: BTreeMap<&str, Vec<&Router>> = BTreeMap::new();
     let monitors = topology.pools.iter().filter_map(|pool| Some((&**pool, pool.health_monitor.as_ref()?)));
-    let monitors: Vec<(&Pool, &HealthMonitor)> = monitors.collect();
+    let monitors: Vec<(&Pool, &HealthMonitor)> = monitors.filter(|(pool, _)| pools(pool)).collect();
     if monitors.is_empty() {
         return Vec::new();
     }
+    let mut behind: HashMap<(&str, IpAddr), &Port> = HashMap::new();
+    for port in topology.ports.iter().filter(|port| ports(port)) {
+        behind.extend(port.fixed_ips.iter().map(|ip| ((port.network.as_str(), *ip), port)));
+    }
+    // On whatever network.
+    let addresses: HashSet<IpAddr> = behind.keys().map(|(_, ip)| *ip).collect();
     let balancers = Balancers::of(topology);
-    let is_monitored: std::collections::HashSet<&str> =
-        monitors.iter().map(|(pool, _)| pool.name.as_str()).collect();
+    let is_monitored: HashSet<&str> = monitors.iter().map(|(pool, _)| pool.name.as_str()).collect();
     for balancer in &topology.load_balancers {
         for listener in &balancer.listeners {
             if !is_monitored.contains(listener.default_pool.as_str()) {
@@ -45,19 +55,15 @@ pub fn monitored(topology: &Topology) -> Vec<Monitored<'_>> {
         routers.sort_by_key(|router| router.name.as_str());
         routers.dedup_by_key(|router| router.name.as_str());
     }
-    let mut ports: HashMap<(&str, IpAddr), &Port> = HashMap::new();
-    for port in &topology.ports {
-        ports.extend(port.fixed_ips.iter().map(|ip| ((port.network.as_str(), *ip), port)));
-    }
     let mut found = Vec::new();
     for (pool, monitor) in monitors {
         let Some(routers) = of_pool.get(pool.name.as_str()) else { continue };
-        for member in &pool.members {
-            let behind = routers.iter().find_map(|&router| {
+        for member in pool.members.iter().filter(|member| addresses.contains(&member.address)) {
+            let port = routers.iter().find_map(|&router| {
                 let network = balancers.network_of(router, member.address)?;
-                Some((router, *ports.get(&(network.name.as_str(), member.address))?))
+                Some((router, *behind.get(&(network.name.as_str(), member.address))?))
             });
-            if let Some((router, port)) = behind {
+            if let Some((router, port)) = port {
                 found.push(Monitored { pool, member, monitor, router, port });
             }
         }
@@ -99,10 +105,15 @@ nodes: [{ name: a, vtep: 192.0.2.1 }]
     #[test]
     fn members_of_pools_in_use_are_found_by_their_ports() {
         let topology = crate::topology::parse("test", DOCUMENT).expect("a topology in order");
-        let found: Vec<_> = monitored(&topology)
-            .iter()
-            .map(|it| (&*it.pool.name, &*it.member.name, &*it.port.name, &*it.router.name))
-            .collect();
-        assert_eq!(found, [("asked", "m1", "vm1", "r1"), ("asked", "m2", "vm2", "r1")]);
+        let names = |found: Vec<Monitored>| -> Vec<[String; 4]> {
+            let names = |it: &Monitored| {
+                [&it.pool.name, &it.member.name, &it.port.name, &it.router.name].map(Clone::clone)
+            };
+            found.iter().map(names).collect()
+        };
+        let (first, second) = (["asked", "m1", "vm1", "r1"], ["asked", "m2", "vm2", "r1"]);
+        assert_eq!(names(monitored(&topology, |_| true, |_| true)), [first, second]);
+        assert_eq!(names(monitored(&topology, |_| true, |port| port.node.is_some())), [first]);
+        assert!(monitored(&topology, |pool| pool.name != "asked", |_| true).is_empty());
     }
 }

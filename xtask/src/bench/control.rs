@@ -270,5 +270,6 @@ fn pool(number: u32, weight: usize) -> String {
         )
     };
     let members: Vec<String> = (0..PORTS).map(member).collect();
-    format!("{{ name: pool{number}, members: [{}] }}", members.join(", "))
+    let monitor = "health_monitor: { type: tcp, delay: 5, timeout: 2 }";
+    format!("{{ name: pool{number}, {monitor}, members: [{}] }}", members.join(", "))
 }

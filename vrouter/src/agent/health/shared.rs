@@ -1,36 +1,44 @@
 //! What is known of all members, put together from what the nodes say.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use crate::{
     compile::MemberHealth,
     store::health::{Health, Words},
-    topology::{model::Topology, monitored},
+    topology::{
+        model::{Pool, Topology},
+        monitored,
+    },
 };
 
 /// A member by its pool and name.
 pub type MemberName = (String, String);
+
+/// Pools of which nodes say something; `None`: who fell silent says something of all.
+pub fn spoken_of<'w>(own: &'w Words, others: &'w Health) -> Option<HashSet<&'w str>> {
+    if others.values().any(|other| other.words.is_some() && !other.alive) {
+        return None;
+    }
+    let words = others.values().filter_map(|other| other.words.as_ref()).chain([own]);
+    Some(words.flat_map(|words| words.down.keys().map(String::as_str)).collect())
+}
 
 /// The members whose health somebody finds out, by the node that does.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Index(BTreeMap<String, BTreeSet<MemberName>>);
 
 impl Index {
-    /// Of a topology.
-    pub fn of(topology: &Topology) -> Self {
+    /// Of some pools of a topology; `None`: of all.
+    pub fn of(topology: &Topology, pools: Option<&HashSet<&str>>) -> Self {
         let mut by_node: BTreeMap<String, BTreeSet<MemberName>> = BTreeMap::new();
-        for it in monitored(topology) {
+        let is_asked = |pool: &Pool| pools.is_none_or(|pools| pools.contains(pool.name.as_str()));
+        for it in monitored(topology, is_asked, |port| port.node.is_some()) {
             if let Some(node) = &it.port.node {
                 let name = (it.pool.name.clone(), it.member.name.clone());
                 by_node.entry(node.clone()).or_default().insert(name);
             }
         }
         Self(by_node)
-    }
-
-    /// Whether there is nothing to find out.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
     }
 
     /// Members that are not up. A node's own words are what it knows itself, whatever others have heard.
@@ -75,6 +83,17 @@ mod tests {
     fn down(members: &[&str]) -> Words {
         let down = members.iter().map(|member| ((*member).to_owned(), "refused".to_owned())).collect();
         Words { down: BTreeMap::from([("web".to_owned(), down)]), ..Words::default() }
+    }
+
+    #[test]
+    fn silence_is_about_every_pool() {
+        let of = |names: &[&'static str]| Some(names.iter().copied().collect::<HashSet<_>>());
+        assert_eq!(spoken_of(&Words::default(), &Health::new()), of(&[]));
+        assert_eq!(spoken_of(&down(&["m1"]), &Health::new()), of(&["web"]));
+        let other = |words, alive| Health::from([("b".to_owned(), NodeHealth { words, alive })]);
+        assert_eq!(spoken_of(&Words::default(), &other(Some(down(&["m1"])), true)), of(&["web"]));
+        assert_eq!(spoken_of(&Words::default(), &other(Some(Words::default()), false)), None);
+        assert_eq!(spoken_of(&Words::default(), &other(None, false)), of(&[]), "it has not begun");
     }
 
     #[test]
