@@ -2,6 +2,8 @@
 
 use core::net::IpAddr;
 
+use proptest::prelude::*;
+
 use super::{fixture::*, world::*};
 use crate::{
     addr::{Be16, Ip},
@@ -726,6 +728,95 @@ fn b1_a_vip_answers_as_a_host() {
                 panic!("{client}: not refused")
             };
             assert_eq!(refused, Some(DropReason::VipClosed));
+        }
+    }
+}
+
+/// What a node believes of the pools.
+#[derive(Clone, Debug)]
+struct Belief {
+    /// Of each member.
+    flags: [u16; 3],
+    /// The members, and whether the other one leaves, of slots in turn.
+    slots: [(u16, u16, bool); 5],
+    /// Where each member is: on the node it is on, on the other, on none.
+    places: [u8; 3],
+}
+
+fn belief() -> impl Strategy<Value = Belief> {
+    let flags = prop::sample::select(vec![0, MEMBER_UP, MEMBER_DOWN, MEMBER_DOWN | MEMBER_LOST]);
+    let slot = (0_u16..4, 0_u16..4, any::<bool>());
+    let place = prop_oneof![4 => Just(0_u8), 1 => Just(1_u8), 1 => Just(2_u8)];
+    let (flags, slots) = (prop::array::uniform3(flags), prop::array::uniform5(slot));
+    (flags, slots, prop::array::uniform3(place)).prop_map(|(flags, slots, places)| Belief {
+        flags,
+        slots,
+        places,
+    })
+}
+
+/// Has a node believe it.
+fn persuade(tables: &mut MemoryTables, node: usize, belief: &Belief) {
+    let named = |index: u16| if index < 3 { index } else { SLOT_NOBODY };
+    for (index, host) in MEMBERS.into_iter().enumerate() {
+        flags(tables, index as u32, belief.flags[index]);
+        let is_here = host.node == node && belief.places[index] == 0;
+        for f in BOTH {
+            let mac = member_mac(f, index);
+            let station =
+                Station { mac, kind: STATION_MEMBER, place: PLACE_EVERYWHERE, at: index as u32, owner: RA };
+            tables.image.pool_mut(pool(f)).stations.insert(FdbKey::new(0, PUBLIC, mac), station);
+            let key = AddressKey::new(0, host.network, host.ip(f).into());
+            let at = tables.image.addresses.get_mut(&key).expect("it is there");
+            (at.place, at.at) = match belief.places[index] {
+                _ if is_here => (PLACE_LOCAL, host.ifindex),
+                2 => (PLACE_UNBOUND, 0),
+                _ => (PLACE_REMOTE, 2 - node as u32),
+            };
+        }
+    }
+    deal(tables, |slot| {
+        let (member, other, leaves) = belief.slots[slot as usize % 5];
+        let other = named(other);
+        let leaves = if leaves && other != SLOT_NOBODY { SLOT_LEAVES } else { 0 };
+        Slot { member: named(member), other: other | leaves }
+    });
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever two nodes believe, and however often they change their minds, a packet comes to its end after three
+    /// tunnels ([`World::carry`] panics else), and what arrives is what was sent.
+    #[test]
+    fn b3_no_disagreement_keeps_a_packet_on_its_way(
+        minds in prop::collection::vec([belief(), belief()], 1..4),
+        packets in prop::collection::vec((0_usize..12, any::<bool>(), 1500_u16..1508, any::<bool>(), any::<bool>()), 1..30),
+    ) {
+        let mut world = world(RULE_STATEFUL);
+        for beliefs in &minds {
+            commit(&mut world, |_| {});
+            for (node, (tables, belief)) in world.nodes.iter_mut().zip(beliefs).enumerate() {
+                persuade(tables, node, belief);
+            }
+            for &(client, v6, sport, udp, begins) in &packets {
+                let f = if v6 { Family::V6 } else { Family::V4 };
+                let clients = clients(f);
+                let (client, to) = clients[client % clients.len()];
+                let proto = if udp { PROTO_UDP } else { PROTO_TCP };
+                let flags = if begins { TCP_SYN } else { TCP_ACK };
+                match world.send(client, &question(f, proto, client, to, sport, flags)) {
+                    Arrived::Port(host, frame) => {
+                        assert_valid(&frame);
+                        let seen = read(&frame);
+                        prop_assert!(MEMBERS.contains(&host) && seen.dst == host.ip(f) && ports(&seen).1 == INSIDE);
+                        prop_assert!(seen.ttl >= 60, "{}", seen.ttl);
+                    }
+                    Arrived::Outside(..) => prop_assert!(false, "to nowhere"),
+                    Arrived::Else(_, Verdict::Passed) => prop_assert!(false, "to the kernel"),
+                    Arrived::Else(..) => {}
+                }
+            }
         }
     }
 }
