@@ -49,7 +49,7 @@ pub fn recall<P: Packet, T: Tables>(
     plan.answer.hops = 0;
     plan.moved = 0;
     plan.block = false;
-    plan.service = false;
+    plan.service = Asked::Nothing;
     plan.asked = ASKED_NOBODY;
     plan.way_moves = false;
     plan.entered_network = 0;
@@ -66,9 +66,11 @@ pub fn recall<P: Packet, T: Tables>(
     }
     let binding = &plan.binding;
     admit::ip(packet, tables, plan.bank, binding, headers)?;
-    let asked = service::asked(tables, headers, plan);
-    plan.service = asked != Asked::Nothing;
-    if asked == Asked::Always { Ok(()) } else { policy::leaving(tables, headers, plan) }
+    plan.service = service::asked(tables, headers, plan);
+    match plan.service {
+        Asked::Always | Asked::Probed => Ok(()),
+        Asked::Nothing | Asked::ByRules => policy::leaving(tables, headers, plan),
+    }
 }
 
 /// Decides. `Err`: dropped, with no answer.
@@ -136,7 +138,7 @@ fn from_port<P: Packet, T: Tables>(
     if headers.arp {
         return answer::arp::decide(packet, tables, ingress, headers, plan);
     }
-    if plan.service {
+    if plan.service != Asked::Nothing {
         return Ok(Decision::Service);
     }
     if headers.v6

@@ -6,6 +6,7 @@ use crate::{
     packet::{Packet, View},
     parse::{Headers, Quoted},
     reason::DropReason,
+    service::Asked,
     tables::{Binding, Commit, SNAT_BLOCK},
     tunnel::Outer,
     wire::*,
@@ -116,8 +117,8 @@ pub struct Plan {
     pub moved: u32,
     /// Its way is that of all packets to a block of ports, and remembered as such.
     pub block: bool,
-    /// It is for a service of this node.
-    pub service: bool,
+    /// Whether it is for a service of this node.
+    pub service: Asked,
     /// No flow has its key: the fast path has looked, and says so for each packet it leaves.
     pub unknown: bool,
     /// The next hop of the router the packet is at.

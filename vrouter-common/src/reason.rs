@@ -170,12 +170,14 @@ counted! {
         /// Fragments of more than 65535 bytes.
         FragmentTooLong = 139 => "fragment_too_long",
 
-        /// For a service of the node, and more comes from its workloads than the agent takes.
+        /// For a service of the node, and its port has its share of what the agent has not taken yet.
         ServiceBusy = 144 => "service_busy",
         /// For a service of the node, and too long to be handed to the agent.
         ServiceTooLong = 145 => "service_too_long",
         /// For the address of the node's services, where nothing listens.
         ServiceUnknown = 146 => "service_unknown",
+        /// For a service of the node, and more comes from its port than is looked at.
+        ServiceRate = 147 => "service_rate",
 
         /// No member of the pool takes connections at the moment.
         PoolEmpty = 152 => "pool_empty",

@@ -31,15 +31,18 @@ const DHCP: (u16, u16) = (68, 67);
 const DHCPV6: (u16, u16) = (546, 547);
 
 /// Whether a packet is for a service.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Asked {
     /// It is not.
+    #[default]
     Nothing,
     /// It is, if the port's security groups let it out.
     ByRules,
-    /// It is, whatever they say: without it a workload has no address, or it is the answer to what the node
-    /// itself has asked.
+    /// It is, whatever they say: without it a workload has no address.
     Always,
+    /// It is, whatever they say: it may be the answer to what the node itself has asked.
+    Probed,
 }
 
 /// Whether a packet of `plan.binding`'s port, which may send it, is for a service. Fragments are told by their
@@ -59,12 +62,12 @@ pub fn asked<T: Tables>(tables: &T, headers: &Headers, plan: &Plan) -> Asked {
             Asked::Always
         }
         PROTO_TCP if flags & BINDING_METADATA != 0 && is_metadata(headers) => Asked::ByRules,
-        PROTO_TCP if ports.1 >= PROBE_PORT_FIRST && is_probed(tables, headers, plan) => Asked::Always,
+        PROTO_TCP if ports.1 >= PROBE_PORT_FIRST && is_probed(tables, headers, plan) => Asked::Probed,
         PROTO_ICMP if !headers.v6 && icmp == ICMP_ECHO_REPLY && is_probed(tables, headers, plan) => {
-            Asked::Always
+            Asked::Probed
         }
         PROTO_ICMPV6 if headers.v6 && icmp == ICMPV6_ECHO_REPLY && is_probed(tables, headers, plan) => {
-            Asked::Always
+            Asked::Probed
         }
         _ => Asked::Nothing,
     }

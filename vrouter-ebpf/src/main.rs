@@ -20,6 +20,9 @@ mod claim;
 mod expire;
 mod maps;
 mod monitor;
+mod serve;
+#[cfg(not(feature = "trace"))]
+mod share;
 mod tables;
 mod tc;
 #[cfg(feature = "trace")]

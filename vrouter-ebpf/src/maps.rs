@@ -130,9 +130,9 @@ pub static FREE_HOPS: Stack<u32, { HOPS_MAX as usize }> = Stack::new();
 #[btf_map]
 pub static UPCALLS: RingBuf<(), { 1 << 20 }> = RingBuf::new();
 /// What workloads send to services of this node. Not in [`UPCALLS`]: whoever floods it keeps no packet from its next
-/// hop.
+/// hop. What a port may have of it, `share.rs` says.
 #[btf_map]
-pub static SERVICES: RingBuf<(), { 1 << 18 }> = RingBuf::new();
+pub static SERVICES: RingBuf<(), { 1 << 19 }> = RingBuf::new();
 /// Histogram of ports tried for a translation.
 #[btf_map]
 pub static NAT_TRIES: PerCpuArray<u64, { NAT_TRIES_BUCKETS as usize }> = PerCpuArray::new();

@@ -31,7 +31,7 @@ use vrouter_common::{
 #[cfg(feature = "trace")]
 use vrouter_common::traced::Copied;
 
-use crate::{Maps, maps, monitor};
+use crate::{Maps, maps, monitor, serve};
 
 /// Bytes of headers that must be directly readable: outer and inner, with the longest IPv4 header.
 const HEADERS: u32 = 160;
@@ -134,7 +134,7 @@ impl View for Bytes {
 impl Skb {
     /// Of a program's context, whose headers lie in the linear part.
     #[inline(always)]
-    fn new(context: *mut __sk_buff) -> Self {
+    pub fn new(context: *mut __sk_buff) -> Self {
         Self { context, kept: false }
     }
 
@@ -349,7 +349,7 @@ impl Packet for Skb {
 
 /// Ends a packet's way with a reason, which [`ended`] turns into the program's result.
 #[inline(always)]
-fn dropped(reason: DropReason, bytes: u64) -> i32 {
+pub fn dropped(reason: DropReason, bytes: u64) -> i32 {
     Maps.count_drop(reason, bytes);
     DROPPED | reason as i32
 }
@@ -579,7 +579,7 @@ fn first(skb: *mut __sk_buff) -> i32 {
         },
         TO_ANSWER => vr_tc_answer(skb),
         TO_FLOOD => vr_tc_flood(skb),
-        TO_SERVICE => vr_tc_serve(skb),
+        TO_SERVICE => serve::vr_tc_serve(skb),
         TO_PASS => {
             Maps.count(Event::ToKernel);
             TC_ACT_UNSPEC
@@ -804,40 +804,6 @@ pub extern "C" fn vr_tc_upcall(skb: *mut __sk_buff, kind: u32) -> i32 {
     record.submit(0);
     Maps.count(if kind == UPCALL_WAIT { Event::HopQueued } else { Event::FragmentQueued });
     0
-}
-
-/// Hands the packet to the agent, which serves it.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn vr_tc_serve(skb: *mut __sk_buff) -> i32 {
-    let bytes = Skb::new(skb).len() as u64;
-    if bytes == 0 || bytes > UPCALL_FRAME_MAX as u64 {
-        return dropped(DropReason::ServiceTooLong, bytes);
-    }
-    const SIZE: usize = size_of::<ServiceCall>() + UPCALL_FRAME_MAX;
-    let Some(mut record) = maps::SERVICES.reserve_bytes(SIZE, 0) else {
-        return dropped(DropReason::ServiceBusy, bytes);
-    };
-    let at = record.as_mut_ptr();
-    // SAFETY: the record has room for both; ring buffer records are aligned to 8 bytes.
-    let loaded = unsafe {
-        let call = at.cast::<ServiceCall>();
-        (*call).ifindex = (*skb).ifindex;
-        (*call).len = bytes as u32;
-        let len = core::hint::black_box(bytes as u32);
-        if len == 0 || len > UPCALL_FRAME_MAX as u32 {
-            -1
-        } else {
-            helpers::bpf_skb_load_bytes(skb.cast(), 0, at.add(size_of::<ServiceCall>()).cast(), len)
-        }
-    };
-    if loaded != 0 {
-        record.discard(0);
-        return dropped(DropReason::Internal, bytes);
-    }
-    record.submit(0);
-    Maps.count(Event::ServiceQueued);
-    TC_ACT_SHOT
 }
 
 /// Turns the packet, of which the agent has a copy, into the request for its next hop, if it is time for one.

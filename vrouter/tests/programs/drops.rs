@@ -21,11 +21,12 @@ const NOT_PROVOKED: [DropReason; 4] =
     [DropReason::NoRoom, DropReason::Internal, DropReason::FlowReused, DropReason::HopTableFull];
 
 /// It takes more than one packet: see `connections`.
-const BY_SEVERAL: [DropReason; 10] = [
+const BY_SEVERAL: [DropReason; 11] = [
     // See `services`.
     DropReason::ServiceBusy,
     DropReason::ServiceTooLong,
     DropReason::ServiceUnknown,
+    DropReason::ServiceRate,
     DropReason::FlowTableFull,
     DropReason::SnatExhausted,
     DropReason::NatClash,
