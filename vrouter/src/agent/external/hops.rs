@@ -34,6 +34,8 @@ pub const KEEP: Duration = Duration::from_secs(600);
 pub const WATCHED_FRESH: Duration = Duration::from_millis(700);
 pub const WATCHED_INTERVAL: Duration = Duration::from_millis(300);
 pub const WATCHED_FAILED_INTERVAL: Duration = Duration::from_secs(1);
+/// How long a next hop may be on a network that is not known.
+const UNTOLD: Duration = Duration::from_secs(1);
 /// A request this young was sent for a packet that came just now: no need for another.
 const ASKED_JUST_NOW: Duration = Duration::from_millis(900);
 
@@ -153,13 +155,20 @@ impl Hops {
                 }
                 Readiness::Ready
             }
-            Seen::Unreachable => {
-                if self.phase(index) != Some(Phase::Failed) {
+            Seen::Unreachable => match self.phase(index) {
+                // Packets come as soon as a network is in force, maybe before it is told here.
+                None => {
+                    self.set(index, Phase::Asking { tries: 0 }, now + UNTOLD, now);
+                    Readiness::Wait
+                }
+                Some(Phase::Asking { tries: 0 }) => Readiness::Wait,
+                Some(Phase::Failed) => Readiness::Failed,
+                Some(_) => {
                     // It is marked in its turn.
                     self.set(index, Phase::Asking { tries: TRIES }, now, now);
+                    Readiness::Failed
                 }
-                Readiness::Failed
-            }
+            },
             Seen::Failed => {
                 if self.phase(index) != Some(Phase::Failed) {
                     self.set(index, Phase::Failed, now + FAILED_INTERVAL, now);
@@ -468,6 +477,26 @@ mod tests {
         assert_eq!(hops.observe(HOP, Seen::Unreachable, start + seconds(11)), Readiness::Failed);
         assert_eq!(hops.due(start + seconds(11), 10), [HOP]);
         assert_eq!(hops.step(HOP, Seen::Unreachable, start + seconds(11)), Step::Fail);
+    }
+
+    #[test]
+    fn a_packet_on_a_network_that_is_told_later_waits_for_that() {
+        let start = Instant::now();
+        let mut hops = Hops::default();
+        assert_eq!(hops.arrive(HOP, Seen::Unreachable, start), Readiness::Wait);
+        assert_eq!(hops.arrive(HOP, Seen::Unreachable, start), Readiness::Wait, "and the next");
+        assert!(hops.due(start, 10).is_empty());
+        // Told, and answered meanwhile.
+        assert_eq!(hops.observe(HOP, Seen::Resolved(seconds(0)), start), Readiness::Ready);
+        hops.forget(HOP);
+        // Told, and not answered yet: it is asked for.
+        hops.arrive(HOP, Seen::Unreachable, start);
+        assert_eq!(hops.observe(HOP, A_SECOND, start), Readiness::Wait);
+        assert_eq!(run(&mut hops, start, seconds(1), A_SECOND), [(1, Step::Ask)]);
+        hops.forget(HOP);
+        // Never told.
+        hops.arrive(HOP, Seen::Unreachable, start);
+        assert_eq!(run(&mut hops, start, seconds(1), Seen::Unreachable), [(1, Step::Fail)]);
     }
 
     #[test]
