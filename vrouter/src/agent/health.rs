@@ -267,7 +267,7 @@ async fn run(
                 }
                 let now = wanted.borrow_and_update().clone();
                 if let Some(now) = now {
-                    differs |= checker.follow(&now, Instant::now());
+                    differs |= checker.follow(&now, Instant::now(), &mut out);
                     known = true;
                     told = Instant::now() - STATUS_INTERVAL;
                 }

@@ -72,21 +72,21 @@ impl Checker {
     }
 
     /// From now on these; whether there is something else to say.
-    pub fn follow(&mut self, wanted: &[MonitoredMember], now: Instant) -> bool {
+    pub fn follow(&mut self, wanted: &[MonitoredMember], now: Instant, out: &mut Vec<Sent>) -> bool {
         let names: BTreeSet<MemberName> =
             wanted.iter().map(|target| (target.pool.clone(), target.member.clone())).collect();
         let gone: Vec<MemberName> =
             self.members.keys().filter(|name| !names.contains(*name)).cloned().collect();
         let mut differs = !gone.is_empty();
         for name in gone {
-            self.forget(&name);
+            self.forget(&name, out);
         }
         for target in wanted {
             let name = (target.pool.clone(), target.member.clone());
             if self.members.get(&name).is_some_and(|entry| entry.target == *target) {
                 continue;
             }
-            let before = self.forget(&name);
+            let before = self.forget(&name, out);
             let state = match before {
                 // Asked in another way, it is as it was found before.
                 Some(entry) if entry.target.address == target.address => entry.machine.state().clone(),
@@ -122,14 +122,12 @@ impl Checker {
         }
     }
 
-    fn forget(&mut self, name: &MemberName) -> Option<Entry> {
-        let entry = self.members.remove(name)?;
+    fn forget(&mut self, name: &MemberName, out: &mut Vec<Sent>) -> Option<Entry> {
+        let mut entry = self.members.remove(name)?;
         if let Some(at) = entry.timer {
             self.timers.remove(&(at, name.clone()));
         }
-        if let (Some((_, number)), Some(ifindex)) = (&entry.probe, entry.target.ifindex) {
-            self.asked.remove(&(ifindex, *number));
-        }
+        leave(&mut entry, &mut self.asked, out);
         Some(entry)
     }
 
@@ -221,10 +219,7 @@ impl Checker {
     /// A check ended; whether there is something else to say.
     fn end(&mut self, name: &MemberName, outcome: Outcome, out: &mut Vec<Sent>) -> bool {
         let Some(entry) = self.members.get_mut(name) else { return false };
-        if let (Some((mut probe, number)), Some(ifindex)) = (entry.probe.take(), entry.target.ifindex) {
-            out.extend(probe.leave().into_iter().map(|frame| (ifindex, frame)));
-            self.asked.remove(&(ifindex, number));
-        }
+        leave(entry, &mut self.asked, out);
         entry.counts[match outcome {
             Outcome::Good => 0,
             Outcome::Bad(_) => 1,
@@ -294,6 +289,14 @@ impl Checker {
     }
 }
 
+/// Ends the check in progress, if there is one, of which the member is to keep nothing.
+fn leave(entry: &mut Entry, asked: &mut HashMap<(u32, u16), MemberName>, out: &mut Vec<Sent>) {
+    if let (Some((mut probe, number)), Some(ifindex)) = (entry.probe.take(), entry.target.ifindex) {
+        out.extend(probe.leave().into_iter().map(|frame| (ifindex, frame)));
+        asked.remove(&(ifindex, number));
+    }
+}
+
 fn tell((pool, member): &MemberName, machine: &Machine) {
     match machine.state() {
         State::Down(why) => tracing::warn!(%pool, %member, "pool {pool} member {member}: down: {why}"),
@@ -318,12 +321,9 @@ mod tests {
     use super::*;
     use crate::topology::model::{HealthCheck, HealthMonitor};
 
-    /// More members behind one interface than there are numbers for checks at once: the rest waits, and all others
-    /// are checked.
-    #[test]
-    fn who_gets_no_number_is_checked_later() {
-        let monitor = HealthMonitor {
-            kind: HealthCheck::Ping,
+    fn monitor(kind: HealthCheck) -> HealthMonitor {
+        HealthMonitor {
+            kind,
             delay_ms: 1000,
             timeout_ms: 1000,
             max_retries: 1,
@@ -333,8 +333,11 @@ mod tests {
             expected_codes: vec![(200, 200)],
             monitor_port: None,
             line: 0,
-        };
-        let member = |number: usize, ifindex: u32| MonitoredMember {
+        }
+    }
+
+    fn member(number: usize, ifindex: u32, kind: HealthCheck) -> MonitoredMember {
+        MonitoredMember {
             pool: "many".to_owned(),
             member: format!("m{number}"),
             interface: format!("tap{ifindex}"),
@@ -344,18 +347,60 @@ mod tests {
             address: [10, 0, 0, 2].into(),
             mac: [4; 6],
             protocol_port: 80,
-            monitor: monitor.clone(),
-        };
-        let mut members: Vec<_> = (0..NUMBERS.len() + 10).map(|number| member(number, 7)).collect();
-        members.push(member(members.len(), 8));
+            monitor: monitor(kind),
+        }
+    }
+
+    /// More members behind one interface than there are numbers for checks at once: the rest waits, and all others
+    /// are checked.
+    #[test]
+    fn who_gets_no_number_is_checked_later() {
+        let mut members: Vec<_> =
+            (0..NUMBERS.len() + 10).map(|number| member(number, 7, HealthCheck::Ping)).collect();
+        members.push(member(members.len(), 8, HealthCheck::Ping));
         let start = Instant::now();
         let mut checker = Checker::new(Words::default());
-        checker.follow(&members, start);
         let mut out = Vec::new();
+        checker.follow(&members, start, &mut out);
         // Everybody's moment has come.
         checker.tick(start + Duration::from_millis(1000), &mut out);
         let sent = |ifindex| out.iter().filter(|(at, _)| *at == ifindex).count();
         assert_eq!((sent(7), sent(8)), (NUMBERS.len(), 1));
         assert!(checker.due().is_some_and(|due| due > start + Duration::from_millis(1000)));
+    }
+
+    /// What a frame of TCP is: whether it begins or resets a connection, its source port and sequence number.
+    fn segment((ifindex, frame): &Sent) -> (u32, bool, bool, u16, u32) {
+        let packet = etherparse::SlicedPacket::from_ethernet(frame).expect("a packet");
+        let Some(etherparse::TransportSlice::Tcp(tcp)) = packet.transport else { panic!("no TCP") };
+        (*ifindex, tcp.syn(), tcp.rst(), tcp.source_port(), tcp.sequence_number())
+    }
+
+    #[test]
+    fn a_check_that_is_given_up_leaves_nothing_behind() {
+        let start = Instant::now();
+        let mut now = start;
+        let mut checker = Checker::new(Words::default());
+        let mut wanted = member(1, 7, HealthCheck::Tcp);
+        let checked_otherwise = MonitoredMember { protocol_port: 81, ..wanted.clone() };
+        let plugged_again = MonitoredMember { ifindex: Some(8), ..wanted.clone() };
+        for (name, then) in [
+            ("it is checked in another way", Some(checked_otherwise)),
+            ("its interface is another", Some(plugged_again)),
+            ("it leaves", None),
+        ] {
+            let mut out = Vec::new();
+            checker.follow(std::slice::from_ref(&wanted), now, &mut out);
+            now += Duration::from_millis(1000);
+            checker.tick(now, &mut out);
+            let begun = out.iter().map(segment).next_back().expect("a check begins");
+            assert_eq!((begun.1, begun.2), (true, false), "{name}");
+            out.clear();
+            checker.follow(then.as_slice(), now, &mut out);
+            let left: Vec<_> = out.iter().map(segment).collect();
+            assert_eq!(left, [(begun.0, false, true, begun.3, begun.4.wrapping_add(1))], "{name}");
+            assert!(checker.asked.is_empty(), "{name}");
+            wanted = then.unwrap_or(wanted);
+        }
     }
 }
