@@ -150,12 +150,12 @@ struct World {
 }
 
 impl World {
-    fn start() -> Self {
+    fn start(balanced: &str) -> Self {
         let topology = standard();
         let lab = etcd::hosts(Lab::builder().topology(&topology)).build().unwrap();
         let cluster = Cluster::start(&lab, &NODES, true).unwrap();
         let mut world = Self { agents: Vec::new(), cluster, lab };
-        world.apply(&format!("{topology}{BALANCED}"));
+        world.apply(&format!("{topology}{balanced}"));
         let agents = NODES
             .iter()
             .map(|node| world.lab.start_agent(node, &world.cluster.agent(&world.lab, node)).unwrap())
@@ -239,7 +239,7 @@ const VIP6: &str = "[fd00:1::200]:80";
 
 #[test]
 fn members_leave_when_they_die_and_return_when_they_are_well() {
-    let mut world = World::start();
+    let mut world = World::start(BALANCED);
     let lab = &world.lab;
     let mut servers: BTreeMap<&str, Server> =
         ["vm2", "vm4", "vm5"].map(|name| (name, Server::start(lab.workload(name)))).into();
@@ -350,4 +350,74 @@ fn members_leave_when_they_die_and_return_when_they_are_well() {
     servers.insert("vm2", Server::start(world.lab.workload("vm2")));
     wait::until("vm2 returns without etcd", SOON, || Ok(world.not_up("node-a").is_empty())).unwrap();
     assert_eq!(world.answers("vm1", VIP), names(all));
+}
+
+/// Members behind vm5 in so many pools, whose names alone are more than a value of etcd may have: 1.5 MiB.
+fn many(pools: usize) -> String {
+    const MEMBERS: usize = 500;
+    let mut text =
+        "load_balancers:\n  - name: lb\n    network: web\n    vip_addresses: [10.0.1.200]\n    listeners:\n"
+            .to_owned();
+    for pool in 0..pools {
+        let port = 1000 + pool;
+        text += &format!(
+            "      - {{ name: l{pool}, protocol: tcp, protocol_port: {port}, default_pool: p{pool} }}\n"
+        );
+    }
+    text += "pools:\n";
+    for pool in 0..pools {
+        text += &format!(
+            "  - name: p{pool}\n    health_monitor: {{ type: tcp, delay: 60, timeout: 10 }}\n    members:\n"
+        );
+        for member in 0..MEMBERS {
+            let name = format!("member-{member:0>200}");
+            text +=
+                &format!("      - {{ name: {name}, address: 10.0.2.15, protocol_port: {} }}\n", 1 + member);
+        }
+    }
+    text
+}
+
+#[test]
+fn more_members_may_be_down_than_fit_one_value_of_etcd() {
+    const POOLS: usize = 20;
+    const LONG: Duration = Duration::from_secs(90);
+    // Little by little: all of it is more than one change may have.
+    let mut world = World::start(&many(5));
+    (2..=POOLS / 5).for_each(|part| world.apply(&format!("{}{}", standard(), many(5 * part))));
+    let hears_of = |world: &World, members: usize| {
+        let mut seen = 0;
+        wait::until("node-a hears of them", LONG, || {
+            let health = world.health("node-a");
+            let others = health["others"].as_array().map(Vec::as_slice).unwrap_or_default();
+            seen = others.iter().filter(|it| it["state"] == "down").count();
+            Ok(seen == members && others.len() == members)
+        })
+        .unwrap_or_else(|error| panic!("{error:#}: {seen} of {members}"));
+    };
+    let parts = |world: &World| {
+        let prefix = format!("{}/health/node-b/words/", world.cluster.prefix());
+        world
+            .cluster
+            .etcdctl(&["get", "--prefix", "--keys-only", &prefix])
+            .unwrap()
+            .split_whitespace()
+            .count()
+    };
+    // All at once.
+    world.lab.workload("vm5").unplug().unwrap();
+    hears_of(&world, POOLS * 500);
+    assert!(parts(&world) > 0);
+    assert!(!world.log_of("node-b").contains("is not shared"), "{}", world.log_of("node-b"));
+    // Who starts later, and who starts again.
+    for node in NODES {
+        world.agent_mut(node).kill9();
+        world.agent_mut(node).restart().unwrap();
+        world.agent_mut(node).wait_ready(START).unwrap();
+        hears_of(&world, POOLS * 500);
+    }
+    // What is short again is in one value.
+    world.apply(&format!("{}{}", standard(), many(1)));
+    hears_of(&world, 500);
+    wait::until("parts are gone", SOON, || Ok(parts(&world) == 0)).unwrap();
 }

@@ -12,7 +12,7 @@ use etcd_client::{Client, ConnectOptions, Error, GetOptions, GetResponse, KvClie
 
 use super::{
     config::{REQUEST_TIMEOUT, StoreConfig},
-    health::{self, Health},
+    health::{self, Kept},
     keys::{Key, Keys, ObjectName},
     record::{Head, Record, Staged, Unusable},
     report::NodeState,
@@ -153,14 +153,14 @@ impl Store {
     }
 
     /// What nodes say of the members they check, and the revision that is of.
-    pub async fn health(&mut self) -> Result<(i64, Health)> {
+    pub async fn health(&mut self) -> Result<(i64, BTreeMap<String, Kept>)> {
         let prefix = self.keys.healths().to_owned();
         let (revision, raw) = self.range(&prefix).await.context("cannot read members' health from etcd")?;
-        let mut health = Health::new();
+        let mut kept = BTreeMap::new();
         for (key, raw) in raw {
-            health::note(&self.keys, &mut health, key.as_bytes(), Some(&raw.value));
+            health::note(&self.keys, &mut kept, key.as_bytes(), Some(&raw.value));
         }
-        Ok((revision, health))
+        Ok((revision, kept))
     }
 
     /// As [`patient`], which the compiler cannot tell to be fit for another thread.

@@ -1,81 +1,47 @@
 //! What nodes say of the members they check, shared by all.
 //!
 //! ```text
-//! health/<node>/words   {"schema": 1, "down": {"web": {"m2": "HTTP 503 3 times"}}}
-//! health/<node>/alive   with its agent's lease
+//! health/<node>/words          {"schema": 1, "down": {"web": {"m2": "HTTP 503 3 times"}}}
+//! health/<node>/words/<part>   the same, if there is much to say
+//! health/<node>/alive          with its agent's lease
 //! ```
 //!
-//! Only members that are down are named: what is well costs nothing. The words outlive the agent, so that everybody,
-//! also who starts later, knows that a node has spoken and is silent now. The lease is not returned when an agent ends
-//! in order: one that starts again soon was never missed.
+//! Only members that are down are named: what is well costs nothing. How much that is not is kept, `health/words.rs` says.
+//! Words outlive the agent, so that everybody, also who starts later, knows that a node has spoken and is silent now. The
+//! lease is not returned when an agent ends in order: one that starts again soon was never missed.
 //!
 //! A thread and a connection of its own, made when there is something to say or to hear. Whatever happens to it, what
 //! was heard last counts.
 
+mod words;
+
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
 use etcd_client::{EventType, PutOptions, Txn, TxnOp, WatchOptions, WatchStream};
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::{
     client::{Store, bounded, end_of, explained, is_denied},
     config::StoreConfig,
     follow::{BACKOFF, LEASE_RENEWAL, Lease, PROGRESS, jitter},
-    keys::HealthKey,
-    record::{SCHEMA, Unusable, versioned},
+    keys::{HealthKey, Keys},
 };
+pub(super) use words::Kept;
+pub use words::{Health, NodeHealth, Words};
 
 /// How long a node may be silent: an agent that starts again is to have its programs verified meanwhile, on a busy machine.
 const LEASE_SECONDS: i64 = 15;
 /// The shortest time between two words: what happens meanwhile is said at once.
 const WORDS: Duration = Duration::from_millis(50);
+/// Bytes of words in a second, in the long run: etcd keeps all of them for a while, and every node hears them.
+const PACE: f64 = 2e6;
 /// How long to wait when this node's user may not do what is needed.
 const DENIED: Duration = Duration::from_secs(60);
-
-/// What a node says.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Words {
-    pub schema: u32,
-    /// Why members are down, by pool and name.
-    #[serde(default)]
-    pub down: BTreeMap<String, BTreeMap<String, String>>,
-}
-
-/// What is known of a node.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NodeHealth {
-    /// `None`: it has said nothing yet.
-    pub words: Option<Words>,
-    /// Whether its agent runs.
-    pub alive: bool,
-}
-
-/// What is known, by node.
-pub type Health = BTreeMap<String, NodeHealth>;
-
-impl Default for Words {
-    fn default() -> Self {
-        Self { schema: SCHEMA, down: BTreeMap::new() }
-    }
-}
-
-impl Words {
-    /// Reads a value.
-    pub fn read(value: &[u8]) -> Result<Self, Unusable> {
-        versioned(value)
-    }
-
-    /// As they are written.
-    pub fn bytes(&self) -> Vec<u8> {
-        serde_json::to_vec(self).unwrap_or_default()
-    }
-}
 
 /// Starts to say `words` for `node`, and to tell what the others say, in the network namespace of the calling thread.
 pub fn start(
@@ -88,7 +54,8 @@ pub fn start(
     std::thread::Builder::new()
         .name("health-store".to_owned())
         .spawn(move || {
-            let follow = Follow { config, node, words, tell, known: Health::new() };
+            let (known, health) = (BTreeMap::new(), Health::new());
+            let follow = Follow { config, node, words, tell, known, health };
             runtime.block_on(follow.run());
         })
         .context("cannot start the thread that shares members' health")?;
@@ -101,7 +68,10 @@ struct Follow {
     node: String,
     words: watch::Receiver<Words>,
     tell: watch::Sender<Arc<Health>>,
-    known: Health,
+    /// What is in etcd, by node.
+    known: BTreeMap<String, Kept>,
+    /// What that says of the others.
+    health: Health,
 }
 
 impl Follow {
@@ -134,13 +104,15 @@ impl Follow {
     async fn session(&mut self) -> Result<()> {
         let mut store = Store::connect(&self.config).await?;
         let (revision, known) = store.health().await?;
-        let mut said = known.get(&self.node).and_then(|it| it.words.clone());
+        let mut said = known.get(&self.node).cloned().unwrap_or_default();
         // Who did not hear of it for a while knows no better than those who did.
+        self.health.clear();
+        let nodes = known.keys().cloned().collect();
         self.known = known;
-        self.tell();
+        self.tell(&nodes);
         let mut stream = self.watch(&store, revision).await?;
         let mut lease = Lease::grant(&mut store, LEASE_SECONDS).await?;
-        self.begin(&mut store, &lease, &mut said).await?;
+        let mut quiet = self.say(&mut store, &mut lease, &mut said, true).await?;
         let mut renewal = tokio::time::interval(LEASE_RENEWAL);
         let mut progress = tokio::time::interval(PROGRESS.0);
         let mut heard = Instant::now();
@@ -152,20 +124,16 @@ impl Follow {
                     if message.canceled() || message.compact_revision() > 0 {
                         bail!("the watch was cancelled: {}", message.cancel_reason());
                     }
-                    let mut differs = false;
-                    for event in message.events() {
-                        differs |= self.take(store.keys(), event);
-                    }
-                    if differs {
-                        self.tell();
-                    }
+                    let events = message.events().iter();
+                    let nodes: BTreeSet<String> =
+                        events.filter_map(|event| self.take(store.keys(), event)).collect();
+                    self.tell(&nodes);
                 }
-                changed = self.words.changed() => {
+                changed = next(&mut self.words, quiet) => {
                     if changed.is_err() {
                         return Ok(());
                     }
-                    self.say(&mut store, &mut said).await?;
-                    tokio::time::sleep(WORDS).await;
+                    quiet = self.say(&mut store, &mut lease, &mut said, false).await?;
                 }
                 _ = renewal.tick() => lease.renew().await?,
                 _ = progress.tick() => {
@@ -185,70 +153,80 @@ impl Follow {
         bounded(store.watcher().watch(prefix, Some(options))).await.context("cannot watch etcd")
     }
 
-    /// Both keys at once: nobody is to take what was said before for what is so, nor this node for silent.
-    async fn begin(&mut self, store: &mut Store, lease: &Lease, said: &mut Option<Words>) -> Result<()> {
-        let words = self.words.borrow_and_update().clone();
-        let [alive, key] =
-            [HealthKey::Alive, HealthKey::Words].map(|key| store.keys().health(&self.node, key));
-        let options = PutOptions::new().with_lease(lease.id());
-        let mut puts = vec![TxnOp::put(alive, "{}", Some(options))];
-        if said.as_ref() != Some(&words) {
-            puts.push(TxnOp::put(key, words.bytes(), None));
+    /// Says what there is to say, and, if it `begins`, that this node is there; when there may be more.
+    async fn say(
+        &mut self,
+        store: &mut Store,
+        lease: &mut Lease,
+        said: &mut Kept,
+        begins: bool,
+    ) -> Result<Instant> {
+        let wanted = Kept::of(&self.words.borrow_and_update(), said);
+        let steps = said.steps(&wanted, begins);
+        let pause =
+            WORDS + Duration::from_secs_f64(steps.iter().map(words::bytes).sum::<usize>() as f64 / PACE);
+        for (number, step) in steps.into_iter().enumerate() {
+            if number > 0 {
+                // There may be many.
+                lease.renew().await?;
+            }
+            let operations = step.into_iter().map(|(key, value)| {
+                let name = store.keys().health(&self.node, key);
+                let lease = (key == HealthKey::Alive).then(|| PutOptions::new().with_lease(lease.id()));
+                match value {
+                    Some(value) => TxnOp::put(name, value, lease),
+                    None => TxnOp::delete(name, None),
+                }
+            });
+            let txn = Txn::new().and_then(operations.collect::<Vec<_>>());
+            bounded(store.client().txn(txn)).await.context("cannot write to etcd")?;
         }
-        bounded(store.client().txn(Txn::new().and_then(puts))).await.context("cannot write to etcd")?;
-        *said = Some(words);
-        Ok(())
+        *said = wanted;
+        Ok(Instant::now() + pause)
     }
 
-    async fn say(&mut self, store: &mut Store, said: &mut Option<Words>) -> Result<()> {
-        let words = self.words.borrow_and_update().clone();
-        if said.as_ref() != Some(&words) {
-            let key = store.keys().health(&self.node, HealthKey::Words);
-            bounded(store.client().put(key, words.bytes(), None)).await.context("cannot write to etcd")?;
-            *said = Some(words);
-        }
-        Ok(())
-    }
-
-    /// Takes what happened to a key; whether it says anything new.
-    fn take(&mut self, keys: &super::keys::Keys, event: &etcd_client::Event) -> bool {
-        let Some(kv) = event.kv() else { return false };
+    /// Takes what happened to a key; of which node it says anything new.
+    fn take(&mut self, keys: &Keys, event: &etcd_client::Event) -> Option<String> {
+        let kv = event.kv()?;
         let value = (event.event_type() == EventType::Put).then(|| kv.value());
         note(keys, &mut self.known, kv.key(), value)
     }
 
-    fn tell(&self) {
-        let others: Health = self
-            .known
-            .iter()
-            .filter(|(node, _)| **node != self.node)
-            .map(|(node, health)| (node.clone(), health.clone()))
-            .collect();
+    /// Tells what is known, of which that of these nodes may be new.
+    fn tell(&mut self, nodes: &BTreeSet<String>) {
+        for node in nodes.iter().filter(|node| **node != self.node) {
+            let health = self.known.get(node).map(Kept::health).unwrap_or_default();
+            self.health.insert(node.clone(), health);
+        }
         self.tell.send_if_modified(|told| {
-            let differs = **told != others;
+            let differs = **told != self.health;
             if differs {
-                *told = Arc::new(others);
+                *told = Arc::new(self.health.clone());
             }
             differs
         });
     }
 }
 
-/// Notes a key's value, or that it is gone; whether that is new.
-pub(super) fn note(keys: &super::keys::Keys, health: &mut Health, key: &[u8], value: Option<&[u8]>) -> bool {
-    let Some((node, key)) = keys.read_health(key) else { return false };
-    let of = health.entry(node.clone()).or_default();
-    let before = of.clone();
-    match key {
-        HealthKey::Alive => of.alive = value.is_some(),
-        HealthKey::Words => match value.map(Words::read) {
-            Some(Ok(words)) => of.words = Some(words),
-            // What was said before counts.
-            Some(Err(wrong)) => tracing::warn!(%node, "what it says of members' health is not used: {wrong}"),
-            None => of.words = None,
-        },
+/// Waits for something to say, and until it may be said.
+async fn next(words: &mut watch::Receiver<Words>, quiet: Instant) -> Result<(), watch::error::RecvError> {
+    tokio::time::sleep_until(quiet.into()).await;
+    words.changed().await
+}
+
+/// Notes a key's value, or that it is gone; of which node that may be new.
+pub(super) fn note(
+    keys: &Keys,
+    known: &mut BTreeMap<String, Kept>,
+    key: &[u8],
+    value: Option<&[u8]>,
+) -> Option<String> {
+    let (node, key) = keys.read_health(key)?;
+    if let Err(wrong) = known.entry(node.clone()).or_default().note(key, value) {
+        tracing::warn!(%node, "what it says of members' health is not used: {wrong}");
+        return None;
     }
-    *of != before
+    Some(node)
 }
 
 #[cfg(test)]
@@ -260,15 +238,17 @@ mod tests {
     fn words_stay_when_their_node_is_gone_and_damaged_ones_are_not_taken() {
         let keys = Keys::new("/vrouter");
         let (alive, words) = (keys.health("a", HealthKey::Alive), keys.health("a", HealthKey::Words));
-        let mut health = Health::new();
-        let mut note = |key: &str, value: Option<&[u8]>| note(&keys, &mut health, key.as_bytes(), value);
+        let mut known = BTreeMap::new();
+        let mut note =
+            |key: &str, value: Option<&[u8]>| note(&keys, &mut known, key.as_bytes(), value).is_some();
         let said = br#"{"schema":1,"down":{"web":{"m2":"refused"}},"later":7}"#;
-        assert!(note(&words, Some(said)) && !note(&words, Some(said)) && note(&alive, Some(b"{}")));
+        assert!(note(&words, Some(said)) && note(&alive, Some(b"{}")));
         for wrong in [&b"no"[..], br#"{"schema":9}"#, br#"{"schema":1,"down":[]}"#, b"[1,{}]"] {
             assert!(!note(&words, Some(wrong)));
         }
         assert!(note(&alive, None));
         assert!(!note("/vrouter/health/a", Some(b"{}")) && !note("/vrouter/health/a/b/words", Some(b"{}")));
+        let health: Health = known.into_iter().map(|(node, kept)| (node, kept.health())).collect();
         let down = BTreeMap::from([("m2".to_owned(), "refused".to_owned())]);
         let words = Words { down: BTreeMap::from([("web".to_owned(), down)]), ..Words::default() };
         assert_eq!(health, Health::from([("a".to_owned(), NodeHealth { words: Some(words), alive: false })]));

@@ -8,6 +8,7 @@
 //! config/blocks/<router>/<block>       who has a block of ports of a router's address
 //! state/<node>                         how a node is; gone when its agent is
 //! health/<node>/words                  which of the members it checks are down
+//! health/<node>/words/<part>           the same in parts, if they are many
 //! health/<node>/alive                  gone when its agent is
 //! ```
 //!
@@ -53,6 +54,8 @@ pub enum Key {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HealthKey {
     Words,
+    /// A part of them.
+    Part(u8),
     Alive,
 }
 
@@ -135,11 +138,12 @@ impl Keys {
 
     /// A node's key of the health of members.
     pub fn health(&self, node: &str, key: HealthKey) -> String {
-        let last = match key {
-            HealthKey::Words => "words",
-            HealthKey::Alive => "alive",
-        };
-        format!("{}{node}/{last}", self.health)
+        let node = format!("{}{node}", self.health);
+        match key {
+            HealthKey::Words => format!("{node}/words"),
+            HealthKey::Part(part) => format!("{node}/words/{part:02x}"),
+            HealthKey::Alive => format!("{node}/alive"),
+        }
     }
 
     /// Reads a key of the health of members.
@@ -148,7 +152,10 @@ impl Keys {
         let key = match last {
             "words" => HealthKey::Words,
             "alive" => HealthKey::Alive,
-            _ => return None,
+            _ => match last.strip_prefix("words/")? {
+                part if part.len() == 2 => HealthKey::Part(u8::from_str_radix(part, 16).ok()?),
+                _ => return None,
+            },
         };
         (!node.is_empty()).then(|| (node.to_owned(), key))
     }
@@ -217,5 +224,12 @@ mod tests {
         assert_eq!(keys.read(b"/vrouter/config/objects/ports/\xff"), None);
         assert_eq!(keys.read_state(b"/vrouter/state/a"), Some("a".to_owned()));
         assert_eq!(keys.read_state(b"/vrouter/state/a/b"), None);
+        for key in [HealthKey::Words, HealthKey::Part(0), HealthKey::Part(0xfe), HealthKey::Alive] {
+            let name = keys.health("a", key);
+            assert_eq!(keys.read_health(name.as_bytes()), Some(("a".to_owned(), key)), "{name}");
+        }
+        for key in ["a/words/", "a/words/1", "a/words/100", "a/words/xx", "a/words/0/0", "a/other", "a"] {
+            assert_eq!(keys.read_health(format!("/vrouter/health/{key}").as_bytes()), None, "{key}");
+        }
     }
 }

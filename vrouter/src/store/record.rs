@@ -93,6 +93,11 @@ pub type Unusable = String;
 
 /// Reads a value written by this or an older vrouter.
 pub(super) fn versioned<T: for<'de> Deserialize<'de>>(value: &[u8]) -> Result<T, Unusable> {
+    versioned_to(value, SCHEMA)
+}
+
+/// The same up to another schema.
+pub(super) fn versioned_to<T: for<'de> Deserialize<'de>>(value: &[u8], newest: u32) -> Result<T, Unusable> {
     #[derive(Deserialize)]
     struct Version {
         schema: u32,
@@ -109,9 +114,9 @@ pub(super) fn versioned<T: for<'de> Deserialize<'de>>(value: &[u8]) -> Result<T,
     if version.schema == 0 {
         return Err("its value is damaged: its schema is 0".to_owned());
     }
-    if version.schema > SCHEMA {
+    if version.schema > newest {
         return Err(format!(
-            "it is of schema {}, this vrouter reads up to {SCHEMA}: upgrade vrouter on this node",
+            "it is of schema {}, this vrouter reads up to {newest}: upgrade vrouter on this node",
             version.schema
         ));
     }
