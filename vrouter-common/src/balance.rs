@@ -223,7 +223,7 @@ fn node_of<T: Tables>(tables: &T, bank: u32, member: &PoolMember) -> (u32, bool)
     match who_has(tables, bank, member.network, member.ip) {
         Some(station) if station.place == PLACE_REMOTE => {
             let by_topology = tables.address(&AddressKey::new(bank, member.network, member.ip));
-            (station.at, !by_topology.is_some_and(|it| it.place != PLACE_UNBOUND))
+            (station.at, by_topology.is_none_or(|it| it.place == PLACE_UNBOUND))
         }
         _ => (0, false),
     }

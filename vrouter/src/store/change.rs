@@ -409,6 +409,22 @@ async fn commit(
     Ok(revision)
 }
 
+/// Cuts a list into parts of so many elements and so many bytes at the most; an element that is larger is a part.
+fn chunks<T>(list: &[T], most: usize, bytes: usize, len: impl Fn(&T) -> usize) -> Vec<&[T]> {
+    let (mut parts, mut from, mut sum) = (Vec::new(), 0, 0);
+    for (at, element) in list.iter().enumerate() {
+        sum += len(element);
+        if at > from && (at - from == most || sum > bytes) {
+            parts.push(&list[from..at]);
+            (from, sum) = (at, len(element));
+        }
+    }
+    if from < list.len() {
+        parts.push(&list[from..]);
+    }
+    parts
+}
+
 /// Puts in as few transactions as etcd takes.
 #[derive(Default)]
 struct Batch {
@@ -454,7 +470,7 @@ async fn unstage(store: &mut Store, snapshot: &Snapshot, head: &Head, head_revis
     let prefix = keys.staged_of(Some(id));
     let staged = snapshot.raw.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix));
     let staged: Vec<_> = staged.collect();
-    for chunk in staged.chunks(MOVED_AT_ONCE) {
+    for chunk in chunks(&staged, MOVED_AT_ONCE, BYTES_AT_ONCE, |(_, raw)| raw.value.len()) {
         let (mut conditions, mut operations) = (Vec::new(), Vec::new());
         for (key, raw) in chunk {
             // Another writer may have moved it already, and a third may have changed the object since.
@@ -602,6 +618,17 @@ routers:
         let objects = snapshot.objects(keys).unwrap();
         let (record, _) = &objects[&ObjectName::new(Kind::Router, router)];
         record.as_ref().unwrap().ids.vrid.unwrap()
+    }
+
+    #[test]
+    fn parts_are_as_many_and_as_large_as_etcd_takes() {
+        let cut = |list: &[usize]| -> Vec<Vec<usize>> {
+            chunks(list, 3, 10, |len| *len).into_iter().map(<[usize]>::to_vec).collect()
+        };
+        assert!(cut(&[]).is_empty());
+        assert_eq!(cut(&[1, 1, 1, 1]), [vec![1, 1, 1], vec![1]]);
+        assert_eq!(cut(&[6, 4, 6, 5, 5]), [vec![6, 4], vec![6], vec![5, 5]]);
+        assert_eq!(cut(&[20, 1, 20]), [vec![20], vec![1], vec![20]]);
     }
 
     #[test]

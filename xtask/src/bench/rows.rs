@@ -632,6 +632,8 @@ impl<'a> Rows<'a, '_> {
             let what = "the same with the topology in etcd, from before it is stored";
             self.add(BALANCERS_IN_ETCD, "ms", &[], what, move |_| balancers.change());
             self.demand(Some(Most(20.0)));
+            let what = "the same, half of the changes";
+            self.add("control_lb_etcd_p50", "ms", &[], what, move |_| balancers.within(50));
         }
         let Some(control) = &self.extra.control else { return };
         let what = "100 networks of 100 ports: from an agent's start until all is in force";
