@@ -83,13 +83,13 @@ impl ServedPort {
         })
     }
 
-    /// Whether DHCP over IPv4 is answered: see [`Self::is_told`].
+    /// Whether DHCP over IPv4 is answered: some subnet of its network has that, and not all its addresses are of others.
     #[must_use]
     pub fn has_dhcp(&self) -> bool {
         self.is_told(tells_ipv4, IpAddr::is_ipv4)
     }
 
-    /// Whether routers are advertised, and DHCP over IPv6 is answered: see [`Self::is_told`].
+    /// Whether routers are advertised, and DHCP over IPv6 is answered: likewise.
     #[must_use]
     pub fn has_ipv6(&self) -> bool {
         self.is_told(|subnet| subnet.ipv6_mode.is_some(), IpAddr::is_ipv6)
