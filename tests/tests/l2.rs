@@ -454,7 +454,9 @@ fn l3_address_pairs_and_no_port_security_let_it_through() {
         let (node, drops): (_, &[_]) =
             if redirect { ("node-a", &[("icmp_unrelated", 1)]) } else { ("node-b", &[]) };
         // What hosts believed of an earlier one they ask about after five seconds, three times, at an address nobody has.
-        [vm1, vm2].map(|host| host.netns().run("ip neigh flush all").unwrap());
+        for host in [vm1, vm2] {
+            host.netns().run("ip neigh flush all").unwrap();
+        }
         let arrived = system.expect_drops(node, drops, || Ok(arrives(vm4, &frame))).unwrap();
         assert_eq!(arrived, !redirect, "{reason}: {frame:02x?}");
     }
