@@ -65,6 +65,8 @@ pub struct Control {
     /// Milliseconds of every change so far.
     changes: RefCell<Vec<f64>>,
     is_warm: Cell<bool>,
+    /// Changes, those included that do not count.
+    made: Cell<usize>,
 }
 
 impl Control {
@@ -93,6 +95,7 @@ impl Control {
             wanted: RefCell::new(wanted),
             changes: RefCell::new(Vec::new()),
             is_warm: Cell::new(false),
+            made: Cell::new(0),
         })
     }
 
@@ -130,7 +133,8 @@ impl Control {
         let (agent, mut wanted) = (self.agent.borrow(), self.wanted.borrow_mut());
         for _ in 0..CHANGES {
             std::thread::sleep(PAUSE);
-            let number = self.changes.borrow().len();
+            // Each is another than those before.
+            let number = self.made.replace(self.made.get() + 1);
             if let Some(cluster) = &self.cluster {
                 let took = change_in(cluster, &agent, number)?;
                 self.changes.borrow_mut().push(took);
