@@ -12,7 +12,7 @@
 //! Gateways only know the slots, so a slot that moves takes the packets of running connections along, to a node that
 //! does not know them. That node asks the slot's other candidate ([`Slot::other`]), who had the slot before or would
 //! have it: if the connection is known there, it goes on there. If not, it is sent to who has the slot, and served there
-//! ([`Plan::asked`]): nodes that differ in what they know of members pass nothing on a third time.
+//! ([`Plan::asked`]): however much nodes differ in what they know of members, a packet is passed on three times at most.
 
 use crate::{
     addr::{Be16, Ip},

@@ -395,12 +395,13 @@ fn b3_new_datagrams_do_not_ask_a_member_that_is_down() {
             flags(tables, 1, MEMBER_DOWN);
             deal(tables, |_| Slot { member: 0, other: 1 | SLOT_LEAVES });
         });
+        assert_eq!(MEMBERS[0].node, owner(RA), "on the gateway itself");
         assert_ne!(MEMBERS[0].node, MEMBERS[1].node);
         let way = world.nodes[MEMBERS[0].node].underlay.clone();
         world.nodes[MEMBERS[0].node].underlay.clear();
         let outside = public(f, FLOATING);
         for sport in 1500..1530 {
-            assert_eq!(exchange_at_gateway(&world, f, outside, sport), 0, "{sport}");
+            assert_eq!(exchange(&world, f, PROTO_UDP, End::Outside, outside, sport), 0, "{sport}");
         }
         // One that drains has streams of its own: it is asked.
         commit(&mut world, |tables| flags(tables, 1, 0));
@@ -410,13 +411,6 @@ fn b3_new_datagrams_do_not_ask_a_member_that_is_down() {
         world.nodes[MEMBERS[0].node].underlay = way;
         assert_eq!(served(world.send(End::Outside, &frame)).0, 0, "it does not know it");
     }
-}
-
-/// Datagrams to a member on the gateway itself.
-#[track_caller]
-fn exchange_at_gateway(world: &World, f: Family, to: IpAddr, sport: u16) -> usize {
-    assert_eq!(MEMBERS[0].node, owner(RA));
-    exchange(world, f, PROTO_UDP, End::Outside, to, sport)
 }
 
 /// An unanswered connection has nothing that it could lose: its next try goes to who serves.

@@ -319,22 +319,7 @@ fn seconds() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::topology::model::{HealthCheck, HealthMonitor};
-
-    fn monitor(kind: HealthCheck) -> HealthMonitor {
-        HealthMonitor {
-            kind,
-            delay_ms: 1000,
-            timeout_ms: 1000,
-            max_retries: 1,
-            max_retries_down: 1,
-            http_method: "GET".to_owned(),
-            url_path: "/".to_owned(),
-            expected_codes: vec![(200, 200)],
-            monitor_port: None,
-            line: 0,
-        }
-    }
+    use crate::{agent::health::probe::tests::monitor, topology::model::HealthCheck};
 
     fn member(number: usize, ifindex: u32, kind: HealthCheck) -> MonitoredMember {
         MonitoredMember {

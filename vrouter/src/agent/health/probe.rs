@@ -418,4 +418,4 @@ fn reply6(icmp: &Icmpv6Slice<'_>) -> Option<(u16, Answer<'static>)> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -25,7 +25,8 @@ fn back(ipv6: bool) -> Reach {
     Reach { source: address, source_mac: mac, address: source, mac: source_mac, number: PORT }
 }
 
-fn monitor(kind: HealthCheck) -> HealthMonitor {
+/// Checks each second, and believes the first outcome.
+pub fn monitor(kind: HealthCheck) -> HealthMonitor {
     HealthMonitor {
         kind,
         delay_ms: 1000,
