@@ -26,6 +26,7 @@ pub mod checksum;
 pub mod decide;
 pub mod deliver;
 pub mod external;
+pub mod flood;
 pub mod flow;
 pub mod learn;
 #[cfg(any(test, feature = "user"))]

@@ -8,6 +8,7 @@ use crate::{
     answer,
     apply::{Exit, Hook},
     checksum,
+    flood::{Next, Round},
     flow::{FLOW_FRAMES, Flow, FlowKey},
     packet::{NoRoom, Packet, View},
     parse::Headers,
@@ -15,6 +16,7 @@ use crate::{
     plan::{Decision, Ingress, Plan, Work},
     reason::{DropReason, Event},
     tables::*,
+    traced::Copied,
     track::{self, Search, Settled},
     tunnel,
     wire::*,
@@ -252,6 +254,8 @@ pub struct MemoryTables {
     /// The tables of flows. Entries are leaked boxes: a reader may hold one while it is replaced.
     flows: RefCell<BTreeMap<FlowKey, &'static Flow>>,
     transient: RefCell<BTreeMap<FlowKey, &'static Flow>>,
+    /// Whose value a box is or was, by its address: two keys may have one tag.
+    keys: RefCell<BTreeMap<usize, (FlowTable, FlowKey)>>,
     /// Entries the table of answered flows takes; `None`: any number.
     pub flows_max: Option<usize>,
     /// Whether flows are stored.
@@ -308,17 +312,22 @@ impl MemoryTables {
         }
     }
 
+    fn leak(&self, table: FlowTable, key: &FlowKey, flow: Flow) -> &'static Flow {
+        let leaked = Box::leak(Box::new(flow));
+        self.keys.borrow_mut().insert(std::ptr::from_ref(leaked).addr(), (table, *key));
+        leaked
+    }
+
     /// Changes the entry of which `flow` is, or was a moment ago, the value.
     fn change(&self, flow: &Flow, change: impl Fn(&mut Flow)) {
-        for table in [&self.flows, &self.transient] {
-            let mut table = table.borrow_mut();
-            if let Some(entry) = table.values_mut().find(|entry| entry.tag == flow.tag) {
-                let mut changed = **entry;
-                change(&mut changed);
-                *entry = Box::leak(Box::new(changed));
-                return;
-            }
-        }
+        let whose = self.keys.borrow().get(&std::ptr::from_ref(flow).addr()).copied();
+        let (table, key) = whose.expect("a flow of these tables");
+        let Some(mut changed) = self.table(table).borrow().get(&key).map(|flow| **flow) else {
+            return;
+        };
+        change(&mut changed);
+        let changed = self.leak(table, &key, changed);
+        self.table(table).borrow_mut().insert(key, changed);
     }
 }
 
@@ -371,7 +380,7 @@ impl Tables for MemoryTables {
         } else if table == FlowTable::Flows && self.flows_max.is_some_and(|max| entries.len() >= max) {
             return Err(StoreError::Full);
         }
-        entries.insert(*key, Box::leak(Box::new(*flow)));
+        entries.insert(*key, self.leak(table, key, *flow));
         Ok(())
     }
 
@@ -483,6 +492,10 @@ impl Tables for MemoryTables {
 
     fn pool_member_at(&self, key: &PoolMemberAt) -> Option<u32> {
         self.image.pools.get(&key.pool.id())?.members_at.get(key).copied()
+    }
+
+    fn flood(&self, key: &FloodKey) -> Option<&Flood> {
+        self.image.floods.get(key)
     }
 
     fn is_master(&self, key: &MasterKey) -> bool {
@@ -624,6 +637,8 @@ pub enum Verdict {
     Flooded {
         /// Network number.
         network: u32,
+        /// Who gets a copy: ports, then nodes.
+        copies: Vec<Copied>,
     },
     /// Left to the kernel or the next hook.
     Passed,
@@ -640,6 +655,16 @@ pub enum Verdict {
     Served,
     /// Dropped.
     Dropped(DropReason),
+}
+
+impl Verdict {
+    /// The number of the network that a frame was flooded on.
+    pub fn flooded(&self) -> Option<u32> {
+        match self {
+            Self::Flooded { network, .. } => Some(*network),
+            _ => None,
+        }
+    }
 }
 
 /// Where a frame enters.
@@ -713,7 +738,7 @@ fn try_run<T: Tables>(
         }
         Decision::Flood => {
             tables.count(Event::FrameFlooded);
-            Ok(Verdict::Flooded { network: plan.flood_network })
+            Ok(flood(tables, &ingress, headers, plan, packet.len()))
         }
         Decision::Wait => {
             if packet.len() > UPCALL_FRAME_MAX {
@@ -748,6 +773,29 @@ fn try_run<T: Tables>(
             Ok(Verdict::Passed)
         }
     }
+}
+
+fn flood<T: Tables>(tables: &T, ingress: &Ingress, headers: &Headers, plan: &Plan, len: usize) -> Verdict {
+    let mut round = Round::new(plan.bank, plan.flood_network, ingress);
+    let mut copies = Vec::new();
+    loop {
+        match round.port(tables, headers) {
+            Next::Port(ifindex) => copies.push(Copied { ifindex, node: 0 }),
+            Next::End => break,
+            _ => {}
+        }
+    }
+    let bytes = (len + OUTER_LEN) as u64;
+    if !ingress.tunnelled() && round.remote(tables) {
+        loop {
+            match round.node(tables, bytes) {
+                Next::Node(node, _) => copies.push(Copied { ifindex: 0, node }),
+                Next::End => break,
+                _ => {}
+            }
+        }
+    }
+    Verdict::Flooded { network: plan.flood_network, copies }
 }
 
 fn settle<T: Tables>(

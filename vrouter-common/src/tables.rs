@@ -1313,6 +1313,8 @@ pub trait Tables {
     fn pool_member(&self, key: &PoolMemberKey) -> Option<&PoolMember>;
     /// The index of a member.
     fn pool_member_at(&self, key: &PoolMemberAt) -> Option<u32>;
+    /// Who receives a network's broadcasts.
+    fn flood(&self, key: &FloodKey) -> Option<&Flood>;
     /// Whether this node answers for a virtual router.
     fn is_master(&self, key: &MasterKey) -> bool;
     /// Whether this node carries what is sent to a virtual router.

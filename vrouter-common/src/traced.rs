@@ -407,6 +407,12 @@ impl<T: Tables, R: Recorder> Tables for Traced<T, R> {
     }
 
     #[inline(always)]
+    fn flood(&self, key: &FloodKey) -> Option<&Flood> {
+        // Who gets a copy is taken down as such.
+        self.tables.flood(key)
+    }
+
+    #[inline(always)]
     fn is_master(&self, key: &MasterKey) -> bool {
         self.says(What::Master, key, self.tables.is_master(key))
     }

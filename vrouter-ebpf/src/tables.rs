@@ -220,6 +220,11 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn flood(&self, key: &FloodKey) -> Option<&Flood> {
+        get!(FLOODS, key)
+    }
+
+    #[inline(always)]
     fn is_master(&self, key: &MasterKey) -> bool {
         get!(MASTERS, key).is_some_and(Master::speaks)
     }

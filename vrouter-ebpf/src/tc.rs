@@ -15,11 +15,11 @@ use vrouter_common::{
     addr::{Be16, Be32},
     answer,
     apply::{Exit, Hook},
+    flood::{Next, RECEIVERS_MAX, Round},
     monitor::{MONITOR_KNOWN_DECISION, MONITOR_KNOWN_NOTHING, MONITOR_KNOWN_PACKET, MONITOR_KNOWN_PLACE},
     packet::{NoRoom, Packet, SUM_MAX, View},
     pipeline,
     plan::{self, Decision, Ingress, Work},
-    policy,
     reason::{DropReason, Event},
     route::ROUTERS_MAX,
     tables::*,
@@ -885,16 +885,11 @@ pub extern "C" fn vr_tc_answer(skb: *mut __sk_buff) -> i32 {
 }
 
 /// What a round of flooding needs.
-struct Round {
+struct Copying {
     skb: *mut __sk_buff,
-    network: Scoped,
-    cursor: u32,
-    except: u32,
+    round: Round,
     vni: u32,
 }
-
-/// Receivers one frame is copied to at the most.
-const RECEIVERS_MAX: u32 = 8192;
 
 /// Copies a frame to every receiver of its network: the ports of this node, and, if it came from one, the
 /// other nodes (behaviour L5).
@@ -926,22 +921,14 @@ pub extern "C" fn vr_tc_flood(skb: *mut __sk_buff) -> i32 {
         eth.put_macs(0, &macs);
         eth.put_be16(12, ethertype);
     }
-    // Not back to the port it came from.
-    let except = if tunnelled { 0 } else { ingress.zone };
     // Work's decision was made under this commit's bank or the one before; both are whole.
-    let network = Scoped::new(commit.bank(), network);
-    let mut round = Round { skb, network, cursor: FLOOD_LOCAL, except, vni };
+    let round = Round::new(commit.bank(), network, &ingress);
+    let mut copying = Copying { skb, round, vni };
     // SAFETY: the callbacks take what they are given here, and live as long as the program.
     unsafe {
-        helpers::bpf_loop(RECEIVERS_MAX, flood_port as *mut c_void, (&raw mut round).cast(), 0);
+        helpers::bpf_loop(RECEIVERS_MAX, flood_port as *mut c_void, (&raw mut copying).cast(), 0);
     }
-    if tunnelled {
-        return TC_ACT_SHOT;
-    }
-    round.cursor = FLOOD_REMOTE;
-    let first = FloodKey { network, cursor: FLOOD_REMOTE };
-    // SAFETY: see `Tables`.
-    if unsafe { maps::FLOODS.get(first) }.is_none() {
+    if tunnelled || !copying.round.remote(&Maps) {
         return TC_ACT_SHOT;
     }
     if packet.push_outer().is_err() {
@@ -954,7 +941,7 @@ pub extern "C" fn vr_tc_flood(skb: *mut __sk_buff) -> i32 {
     eth.put_be16(12, ethertype);
     // SAFETY: as above.
     unsafe {
-        helpers::bpf_loop(RECEIVERS_MAX, flood_node as *mut c_void, (&raw mut round).cast(), 0);
+        helpers::bpf_loop(RECEIVERS_MAX, flood_node as *mut c_void, (&raw mut copying).cast(), 0);
     }
     TC_ACT_SHOT
 }
@@ -975,60 +962,38 @@ fn copy(_skb: *mut __sk_buff, ifindex: u32, node: u32) {
 }
 
 /// One port of this node.
-extern "C" fn flood_port(_index: u32, round: *mut c_void) -> i64 {
-    // SAFETY: the `Round` of `vr_tc_flood`.
-    let round = unsafe { &mut *round.cast::<Round>() };
-    // SAFETY: see `Tables`.
-    let Some(receiver) =
-        (unsafe { maps::FLOODS.get(FloodKey { network: round.network, cursor: round.cursor }) })
-    else {
+extern "C" fn flood_port(_index: u32, copying: *mut c_void) -> i64 {
+    // SAFETY: the `Copying` of `vr_tc_flood`.
+    let copying = unsafe { &mut *copying.cast::<Copying>() };
+    let Some(work) = maps::WORK.get_ptr_mut(0) else {
         return 1;
     };
-    round.cursor = receiver.next;
-    if receiver.at != round.except && accepts(round.network.bank(), receiver.at) {
-        copy(round.skb, receiver.at, 0);
+    // SAFETY: as in `vr_tc_first`.
+    match copying.round.port(&Maps, unsafe { &(*work).headers }) {
+        Next::Port(ifindex) => copy(copying.skb, ifindex, 0),
+        Next::End => return 1,
+        _ => {}
     }
     0
 }
 
-/// Whether the port behind an interface may receive the frame in the scratch.
-#[inline(always)]
-fn accepts(bank: u32, ifindex: u32) -> bool {
-    let key = BindingKey { ifindex: Scoped::new(bank, ifindex) };
-    let (Some(work), Some(binding)) = (maps::WORK.get_ptr_mut(0), Maps.binding(&key)) else {
-        return false;
-    };
-    // SAFETY: as in `vr_tc_first`.
-    let accepts = policy::floods_to(&Maps, bank, binding, unsafe { &(*work).headers });
-    if !accepts {
-        Maps.count_drop(DropReason::PolicyIngress, 0);
-    }
-    accepts
-}
-
 /// One other node.
-extern "C" fn flood_node(_index: u32, round: *mut c_void) -> i64 {
-    // SAFETY: the `Round` of `vr_tc_flood`.
-    let round = unsafe { &mut *round.cast::<Round>() };
-    // SAFETY: see `Tables`.
-    let Some(receiver) =
-        (unsafe { maps::FLOODS.get(FloodKey { network: round.network, cursor: round.cursor }) })
-    else {
-        return 1;
-    };
-    round.cursor = receiver.next;
-    let packet = Skb::new(round.skb);
-    let Some(way) = maps::UNDERLAY.get(receiver.at).filter(|way| way.flags & UNDERLAY_RESOLVED != 0) else {
-        Maps.count_drop(DropReason::UnderlayUnreachable, packet.len() as u64);
-        return 0;
+extern "C" fn flood_node(_index: u32, copying: *mut c_void) -> i64 {
+    // SAFETY: the `Copying` of `vr_tc_flood`.
+    let copying = unsafe { &mut *copying.cast::<Copying>() };
+    let packet = Skb::new(copying.skb);
+    let (node, way) = match copying.round.node(&Maps, packet.len() as u64) {
+        Next::Node(node, way) => (node, way),
+        Next::End => return 1,
+        _ => return 0,
     };
     let Some(eth) = packet.view(OUTER_LEN, ETH_LEN) else {
         return 1;
     };
     let (macs, ethertype) = (eth.macs(0), eth.be16(12));
     let sport = tunnel::outer_sport(macs.0[2] ^ macs.0[1]);
-    if tunnel::write(&packet, way, round.vni, sport, &macs, ethertype).is_ok() {
-        copy(round.skb, way.ifindex, receiver.at);
+    if tunnel::write(&packet, way, copying.vni, sport, &macs, ethertype).is_ok() {
+        copy(copying.skb, way.ifindex, node);
     }
     0
 }

@@ -4,9 +4,10 @@ use core::net::IpAddr;
 
 use super::{fixture::*, world::*};
 use crate::{
-    memory::{Entry, MemoryTables, Verdict},
+    memory::{self, Entry, MemoryPacket, MemoryTables, Verdict},
     reason::DropReason,
     tables::*,
+    traced::Copied,
     wire::*,
 };
 
@@ -157,6 +158,57 @@ fn r7_fragments_follow_their_first_through_policy() {
                 assert_eq!(world.send(End::Inside(server), &piece), Arrived::Else(server.node, refused));
             }
         }
+    }
+}
+
+#[test]
+fn r7_fragments_that_are_flooded_follow_their_first_through_the_receivers_policies() {
+    for f in BOTH {
+        let mut world = World::new(0);
+        let tables = &mut world.nodes[A2.node];
+        tables.image.rules.clear();
+        for (key, binding) in &mut tables.image.bindings {
+            binding.policy = key.ifindex.id();
+        }
+        let v6 = if f == Family::V6 { RULE_V6 } else { 0 };
+        for (policy, direction, prefix_len, proto, port) in [
+            (A2.ifindex, v6, RuleKey::ANY_BITS, 0, 0),
+            (A1.ifindex, RULE_INGRESS | v6, RuleKey::ALL_BITS, PROTO_UDP, 53_u16),
+        ] {
+            let port = crate::addr::Be16::new(port);
+            let key =
+                RuleKey { prefix_len, policy: Scoped::new(0, policy), class: 0, direction, proto, port };
+            tables.image.rules.insert(key, Rule { rule: 0, flags: 0 });
+        }
+        let network = Scoped::new(0, A);
+        for (cursor, next, at) in [
+            (FLOOD_LOCAL, 1, A2.ifindex),
+            (1, FLOOD_END, A1.ifindex),
+            (FLOOD_REMOTE, FLOOD_REMOTE + 1, 1 + 1 - A2.node as u32),
+            // One that cannot be reached.
+            (FLOOD_REMOTE + 1, FLOOD_END, 99),
+        ] {
+            tables.image.floods.insert(FloodKey { network, cursor }, Flood { next, at });
+        }
+        let (group, mac) = match f {
+            Family::V4 => ("224.0.0.251", [0x01, 0, 0x5e, 0, 0, 0xfb]),
+            Family::V6 => ("ff02::fb", [0x33, 0x33, 0, 0, 0, 0xfb]),
+        };
+        let node = Copied { ifindex: 0, node: 1 + 1 - A2.node as u32 };
+        let to_port = Copied { ifindex: A1.ifindex, node: 0 };
+        for (port, copies, refused) in [(53, vec![to_port, node], 0), (54, vec![node], 1)] {
+            let before = tables.drops.borrow().get(&DropReason::PolicyIngress).copied().unwrap_or(0);
+            let pkt = from(f, End::Inside(A2), group.parse().unwrap()).via(mac);
+            for piece in cut(&datagram(pkt, 1500, port), port) {
+                let verdict = memory::run(tables, Entry::Port(A2.ifindex), MemoryPacket::new(&piece));
+                assert_eq!(verdict, Verdict::Flooded { network: A, copies: copies.clone() }, "port {port}");
+            }
+            assert_eq!(
+                tables.drops.borrow().get(&DropReason::PolicyIngress).copied().unwrap_or(0),
+                before + 3 * refused
+            );
+        }
+        assert_eq!(tables.drops.borrow()[&DropReason::UnderlayUnreachable], 6);
     }
 }
 

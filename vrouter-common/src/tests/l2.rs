@@ -145,10 +145,10 @@ fn l2_arp_is_answered_from_the_askers_own_network() {
     // web has 10.0.1.12 as well, elsewhere; island has nobody there.
     let me = (port_mac(1, 11), ip(Family::V4, 1, 11));
     let asked = arp(BROADCAST, me.0, 1, me, ip(Family::V4, 1, 13));
-    assert_eq!(run(&tables, Entry::Port(OTHER2), &asked), Verdict::Flooded { network: OTHER });
+    assert_eq!(run(&tables, Entry::Port(OTHER2), &asked).flooded(), Some(OTHER));
     let me = (port_mac(4, 11), ip(Family::V4, 4, 11));
     let asked = arp(BROADCAST, me.0, 1, me, ip(Family::V4, 1, 12));
-    assert_eq!(run(&tables, Entry::Port(ISLAND1), &asked), Verdict::Flooded { network: ISLAND });
+    assert_eq!(run(&tables, Entry::Port(ISLAND1), &asked).flooded(), Some(ISLAND));
 }
 
 #[test]
@@ -157,11 +157,11 @@ fn l2_arp_for_an_unknown_or_own_address_is_flooded_and_its_reply_switched() {
     let me = (port_mac(1, 11), ip(Family::V4, 1, 11));
     for host in [99, 11] {
         let asked = arp(BROADCAST, me.0, 1, me, ip(Family::V4, 1, host));
-        assert_eq!(run(&tables, Entry::Port(WEB1), &asked), Verdict::Flooded { network: WEB });
+        assert_eq!(run(&tables, Entry::Port(WEB1), &asked).flooded(), Some(WEB));
     }
     // An announcement in the form of a reply.
     let announced = arp(BROADCAST, me.0, 2, me, me.1);
-    assert_eq!(run(&tables, Entry::Port(WEB1), &announced), Verdict::Flooded { network: WEB });
+    assert_eq!(run(&tables, Entry::Port(WEB1), &announced).flooded(), Some(WEB));
     let reply = arp(port_mac(1, 12), me.0, 2, me, ip(Family::V4, 1, 12));
     assert_eq!(sent(run(&tables, Entry::Port(WEB1), &reply)), (WEB2, reply));
     let reply = arp(port_mac(1, 13), me.0, 2, me, ip(Family::V4, 1, 13));
@@ -184,7 +184,7 @@ fn l2_arp_from_another_node_reaches_its_port() {
     assert_eq!(sent(run(&tables, Entry::Uplink, &vxlan(VTEP2, 1001, &reply))), (WEB1, reply));
     let asked = arp(BROADCAST, remote.0, 1, remote, ip(Family::V4, 1, 11));
     // Answered where it was asked, or flooded because nobody knew: never answered a second time here.
-    assert_eq!(run(&tables, Entry::Uplink, &vxlan(VTEP2, 1001, &asked)), Verdict::Flooded { network: WEB });
+    assert_eq!(run(&tables, Entry::Uplink, &vxlan(VTEP2, 1001, &asked)).flooded(), Some(WEB));
     assert!(tables.transients().is_empty());
 }
 
@@ -197,7 +197,7 @@ fn l2_an_arp_probe_for_an_address_in_use_is_answered() {
     assert_eq!(refused, None);
     assert_eq!(answer[22..32], [port_mac(1, 12).as_slice(), &[10, 0, 1, 12]].concat());
     let own = arp(BROADCAST, probe.0, 1, probe, ip(Family::V4, 1, 11));
-    assert_eq!(run(&tables, Entry::Port(WEB1), &own), Verdict::Flooded { network: WEB });
+    assert_eq!(run(&tables, Entry::Port(WEB1), &own).flooded(), Some(WEB));
 }
 
 #[test]
@@ -259,7 +259,7 @@ fn l2_nd_for_an_unknown_or_own_address_is_flooded() {
     let me = (port_mac(1, 11), ip(Family::V6, 1, 11));
     for target in [ip(Family::V6, 1, 99), me.1] {
         let asked = solicit(me, target).frame();
-        assert_eq!(run(&tables, Entry::Port(WEB1), &asked), Verdict::Flooded { network: WEB });
+        assert_eq!(run(&tables, Entry::Port(WEB1), &asked).flooded(), Some(WEB));
     }
 }
 
@@ -276,7 +276,7 @@ fn l2_duplicate_address_detection_is_answered_to_all_nodes() {
     // Not solicited: there was no address to solicit from.
     assert_eq!(advert(&answer), (ip(Family::V6, 1, 12), 0x20, port_mac(1, 12)));
     let own = solicit(me, ip(Family::V6, 1, 11)).frame();
-    assert_eq!(run(&tables, Entry::Port(WEB1), &own), Verdict::Flooded { network: WEB });
+    assert_eq!(run(&tables, Entry::Port(WEB1), &own).flooded(), Some(WEB));
 }
 
 #[test]
@@ -329,10 +329,10 @@ fn l5_broadcast_and_multicast_are_flooded_on_their_network_alone() {
             for _ in 0..2 {
                 let frame = pkt.frame();
                 for (ifindex, network) in [(WEB1, WEB), (OTHER2, OTHER)] {
-                    assert_eq!(run(&tables, Entry::Port(ifindex), &frame), Verdict::Flooded { network });
+                    assert_eq!(run(&tables, Entry::Port(ifindex), &frame).flooded(), Some(network));
                 }
                 let verdict = run(&tables, Entry::Uplink, &vxlan(VTEP2, 1003, &frame));
-                assert_eq!(verdict, Verdict::Flooded { network: OTHER });
+                assert_eq!(verdict.flooded(), Some(OTHER));
             }
         }
         assert!(tables.transients().is_empty());

@@ -517,7 +517,7 @@ proptest! {
                     });
                     prop_assert!(known, "{} answers", answer.src);
                 }
-                Verdict::Flooded { network: flooded } => {
+                Verdict::Flooded { network: flooded, .. } => {
                     prop_assert_eq!((*flooded as usize, pkt.dst_mac[0] & 1), (network, 1));
                 }
                 Verdict::Fragmented(flow) => {

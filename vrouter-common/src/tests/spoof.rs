@@ -106,7 +106,7 @@ fn l3_an_advertisement_must_speak_for_its_target() {
     // The same to everybody.
     let all = ([0x33, 0x33, 0, 0, 0, 1], "ff02::1".parse().unwrap());
     let announced = nd(ND_NEIGHBOR_ADVERT, me, all, me.1, Some((2, ME)));
-    assert_eq!(run(&tables, Entry::Port(WEB1), &announced.frame()), Verdict::Flooded { network: WEB });
+    assert_eq!(run(&tables, Entry::Port(WEB1), &announced.frame()).flooded(), Some(WEB));
     let theirs = nd(ND_NEIGHBOR_ADVERT, me, all, to.1, Some((2, ME)));
     dropped(&tables, &theirs, DropReason::SpoofedNd);
 }
@@ -176,7 +176,7 @@ fn l3_a_port_is_no_ipv6_router() {
             dropped(&tables, &pkt, DropReason::RogueRa);
         }
         let solicit = nd(ND_ROUTER_SOLICIT, me, all, me.1, None);
-        assert_eq!(run(&tables, Entry::Port(WEB1), &solicit.frame()), Verdict::Flooded { network: WEB });
+        assert_eq!(run(&tables, Entry::Port(WEB1), &solicit.frame()).flooded(), Some(WEB));
     }
 }
 
@@ -207,7 +207,7 @@ fn l3_allowed_address_pairs_may_be_used_with_their_own_mac_alone() {
                 let sender = (mac, ip(f, 1, host));
                 run(&tables, Entry::Port(WEB1), &arp(BROADCAST, mac, 2, sender, sender.1))
             };
-            assert_eq!(announce(vrrp, 0x4f), Verdict::Flooded { network: WEB });
+            assert_eq!(announce(vrrp, 0x4f).flooded(), Some(WEB));
             assert_eq!(announce(vrrp, 0x50), Verdict::Dropped(DropReason::SpoofedMac));
             assert_eq!(announce(ME, 0x40), Verdict::Dropped(DropReason::SpoofedArp));
         } else {
@@ -217,9 +217,9 @@ fn l3_allowed_address_pairs_may_be_used_with_their_own_mac_alone() {
                 let pkt = nd(ND_NEIGHBOR_ADVERT, me, all, me.1, Some((2, mac)));
                 run(&tables, Entry::Port(WEB1), &pkt.frame())
             };
-            assert_eq!(announce(vrrp, 0x4f), Verdict::Flooded { network: WEB });
+            assert_eq!(announce(vrrp, 0x4f).flooded(), Some(WEB));
             assert_eq!(announce(vrrp, 0x50), Verdict::Dropped(DropReason::SpoofedMac));
-            assert_eq!(announce(ME, 0x60), Verdict::Flooded { network: WEB });
+            assert_eq!(announce(ME, 0x60).flooded(), Some(WEB));
         }
     }
 }
@@ -229,7 +229,7 @@ fn l3_the_unspecified_source_is_for_dhcp_and_address_detection_alone() {
     let tables = tables();
     let discover =
         Pkt::udp(Family::V4, (1, 11), (1, 12)).from(ANY4).to([255; 4].into()).via(BROADCAST).ports(68, 67);
-    assert_eq!(run(&tables, Entry::Port(WEB1), &discover.frame()), Verdict::Flooded { network: WEB });
+    assert_eq!(run(&tables, Entry::Port(WEB1), &discover.frame()).flooded(), Some(WEB));
     dropped(&tables, &discover.clone().ports(68, 68), DropReason::SpoofedIp);
     dropped(&tables, &discover.clone().ping(1, b""), DropReason::SpoofedIp);
     let payload = vec![0; 16];
@@ -241,10 +241,10 @@ fn l3_the_unspecified_source_is_for_dhcp_and_address_detection_alone() {
 
     let me = (ME, ANY6);
     let probe = solicit(me, ip(Family::V6, 1, 11));
-    assert_eq!(run(&tables, Entry::Port(WEB1), &probe.frame()), Verdict::Flooded { network: WEB });
+    assert_eq!(run(&tables, Entry::Port(WEB1), &probe.frame()).flooded(), Some(WEB));
     let mut report = probe.clone().icmp(143, 0, &[0; 20]);
     report.extensions = vec![(PROTO_HOPOPTS, vec![0, 0, 5, 2, 0, 0, 1, 0])];
-    assert_eq!(run(&tables, Entry::Port(WEB1), &report.frame()), Verdict::Flooded { network: WEB });
+    assert_eq!(run(&tables, Entry::Port(WEB1), &report.frame()).flooded(), Some(WEB));
     dropped(&tables, &probe.clone().ports(546, 547), DropReason::SpoofedIp);
     dropped(&tables, &probe.clone().ping(1, b""), DropReason::SpoofedIp);
     let mut foreign = probe;
@@ -269,11 +269,11 @@ fn l3_without_port_security_a_port_may_claim_anything() {
     let tables = tables();
     let claim = ([2, 7, 7, 7, 7, 7], ip(Family::V4, 1, 1));
     let frame = arp(BROADCAST, claim.0, 2, claim, claim.1);
-    assert_eq!(run(&tables, Entry::Port(WEB_OPEN), &frame), Verdict::Flooded { network: WEB });
+    assert_eq!(run(&tables, Entry::Port(WEB_OPEN), &frame).flooded(), Some(WEB));
     let all = ([0x33, 0x33, 0, 0, 0, 1], "ff02::1".parse().unwrap());
     let me = (claim.0, link_local(claim.0));
     for kind in [ND_ROUTER_ADVERT, ND_REDIRECT, ND_NEIGHBOR_ADVERT] {
         let frame = nd(kind, me, all, ip(Family::V6, 1, 1), Some((2, me.0))).frame();
-        assert_eq!(run(&tables, Entry::Port(WEB_OPEN), &frame), Verdict::Flooded { network: WEB });
+        assert_eq!(run(&tables, Entry::Port(WEB_OPEN), &frame).flooded(), Some(WEB));
     }
 }

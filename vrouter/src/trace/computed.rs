@@ -14,7 +14,7 @@ use vrouter_common::{
     memory::{self, MemoryPacket, MemoryTables, Verdict},
     plan::Work,
     tables::*,
-    traced::{Copied, Leaves, Recorder, Traced, What},
+    traced::{Leaves, Recorder, Traced, What},
     wire::OVERLAY_OVERHEAD,
 };
 
@@ -82,7 +82,6 @@ pub fn run(tables: &mut MemoryTables, entry: Entry, frame: &[u8], afresh: bool) 
     let verdict = memory::run_with(&traced, &mut work, at, MemoryPacket::new(frame));
     let leaves = |ifindex, nexthop| Leaves { ifindex, nexthop, peer: 0 };
     let nowhere = Be32::new(0);
-    let mut flooded = None;
     let out = match verdict {
         Verdict::Sent { ifindex, frame } => {
             traced.leave(leaves(ifindex, nowhere));
@@ -98,43 +97,18 @@ pub fn run(tables: &mut MemoryTables, entry: Entry, frame: &[u8], afresh: bool) 
             }
             frame
         }
-        Verdict::Flooded { network } => {
-            flooded = Some(network);
+        Verdict::Flooded { copies, .. } => {
+            for to in copies {
+                traced.copy(to);
+            }
             frame.to_vec()
         }
         Verdict::Waiting { request: Some((_, frame)), .. } => frame,
         _ => frame.to_vec(),
     };
     let (mut used, notes) = traced.into_parts();
-    let mut steps = notes.steps.into_inner();
-    if let Some(network) = flooded {
-        steps.extend(receivers(&used, entry, network));
-    }
     std::mem::swap(tables, &mut used);
-    Run { steps, frame: out }
-}
-
-/// Who gets a copy of what is flooded.
-fn receivers(tables: &MemoryTables, entry: Entry, network: u32) -> Vec<Step> {
-    let network = Scoped::new(0, network);
-    let mut to = Vec::new();
-    for first in [FLOOD_LOCAL, FLOOD_REMOTE] {
-        if first == FLOOD_REMOTE && entry == Entry::Uplink {
-            continue;
-        }
-        let mut cursor = first;
-        while let Some(flood) = tables.image.floods.get(&FloodKey { network, cursor }) {
-            match first {
-                FLOOD_REMOTE => to.push(Copied { ifindex: 0, node: flood.at }),
-                _ if entry == Entry::Port(flood.at) => {}
-                _ => to.push(Copied { ifindex: flood.at, node: 0 }),
-            }
-            cursor = flood.next;
-        }
-    }
-    let steps =
-        to.iter().map(|to| Step { what: What::Copy, found: true, key: bytes_of(to), value: Vec::new() });
-    steps.collect()
+    Run { steps: notes.steps.into_inner(), frame: out }
 }
 
 /// A node of a topology, as it would decide.

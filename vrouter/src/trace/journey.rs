@@ -387,6 +387,17 @@ fn conclude(world: &World, run: &Run) -> (Verdict, Next) {
         let verdict = Verdict { reason: refused.map(DropReason::name), ..Verdict::new("answered", text) };
         return (verdict, Next::Nothing);
     }
+    // Before what was refused: that may be one receiver's copy.
+    if has(Event::FrameFlooded) {
+        let copies = run.steps.iter().filter(|step| step.what == What::Copy).count();
+        let none = run.steps.iter().filter(|step| steps::reason(step).is_some()).count();
+        let mut text = format!("flooded: {copies} receivers");
+        if let Some(reason) = refused {
+            text +=
+                &format!(", and {none} that get no copy: {}: {}", reason.name(), reason.describe().trim());
+        }
+        return (Verdict::new("flooded", text), Next::Nothing);
+    }
     if let Some(reason) = refused {
         let text = format!("dropped: {}: {}", reason.name(), reason.describe().trim());
         let verdict = Verdict { reason: Some(reason.name()), ..Verdict::new("dropped", text) };
@@ -402,10 +413,6 @@ fn conclude(world: &World, run: &Run) -> (Verdict, Next) {
     if has(Event::ServiceQueued) {
         let text = "handed to this node's agent, which answers: it is for a service of the node";
         return (Verdict::new("served", text), Next::Nothing);
-    }
-    if has(Event::FrameFlooded) {
-        let copies = run.steps.iter().filter(|step| step.what == What::Copy).count();
-        return (Verdict::new("flooded", format!("flooded: {copies} receivers")), Next::Nothing);
     }
     let Some(leaves) = leaves else {
         return (
@@ -593,7 +600,11 @@ nodes:
 "#;
 
     fn follow(packet: &str) -> Journey {
-        let topology = topology::parse("test", DOCUMENT).unwrap_or_else(|problems| panic!("{problems}"));
+        follow_in(DOCUMENT, packet)
+    }
+
+    fn follow_in(document: &str, packet: &str) -> Journey {
+        let topology = topology::parse("test", document).unwrap_or_else(|problems| panic!("{problems}"));
         let worlds = Worlds { pins: None, topology: topology.into(), fetch: None, node: None, afresh: false };
         worlds.follow(&Start::Port("vm1".to_owned()), &Request::parse(packet).unwrap()).unwrap()
     }
@@ -609,6 +620,19 @@ nodes:
         );
         let names: Vec<&str> = journey.path.iter().map(|object| object.name.as_str()).collect();
         assert_eq!(names, ["a", "vm1", "web", "vm3", "b"]);
+    }
+
+    #[test]
+    fn a_receiver_that_refuses_its_copy_ends_nobody_elses() {
+        let (before, after) = DOCUMENT.split_once("fixed_ips: [10.0.1.12], security_groups: [open]").unwrap();
+        let document = format!("{before}fixed_ips: [10.0.1.12], security_groups: []{after}");
+        let journey = follow_in(&document, "udp 10.0.1.11 > 10.0.1.255:9 to ff:ff:ff:ff:ff:ff");
+        assert_eq!((journey.verdict.kind, journey.verdict.reason), ("flooded", None));
+        let text = &journey.verdict.text;
+        assert!(text.starts_with("flooded: 1 receivers, and 1 that get no copy: policy_ingress"), "{text}");
+        let copies =
+            journey.hops[0].steps.iter().filter_map(|step| step.text.strip_prefix("a copy goes to "));
+        assert_eq!(copies.collect::<Vec<_>>(), ["node b"]);
     }
 
     #[test]

@@ -9,10 +9,7 @@ use vrouter_common::{
     addr::Be32,
     flow::{Flow, FlowKey},
     memory::{self, Entry, MemoryPacket, MemoryTables, Verdict},
-    parse, policy,
-    reason::DropReason,
     tables::*,
-    wire::OUTER_LEN,
 };
 
 use crate::{
@@ -52,10 +49,7 @@ fn by_tc(tables: &MemoryTables, entry: Entry, frame: &[u8]) -> Expected {
         | Verdict::SentToNeighbour { frame, .. }
         | Verdict::Answered { frame, .. } => (TC_ACT_REDIRECT, Some(frame)),
         // The copies have left, and the original is not needed any more.
-        Verdict::Flooded { network } => {
-            count_refused(tables, entry, frame, network);
-            (TC_ACT_SHOT, None)
-        }
+        Verdict::Flooded { .. } => (TC_ACT_SHOT, None),
         Verdict::Waiting { hop, request } => {
             upcall = Some(Handed::Wait(hop));
             match request {
@@ -72,26 +66,6 @@ fn by_tc(tables: &MemoryTables, entry: Entry, frame: &[u8]) -> Expected {
         Verdict::Dropped(_) => (TC_ACT_SHOT, None),
     };
     Expected { verdict, frame, upcall }
-}
-
-/// User space copies nothing; what the receivers' policies would have refused is counted here.
-fn count_refused(tables: &MemoryTables, entry: Entry, frame: &[u8], network: u32) {
-    let (at, sender) = match entry {
-        Entry::Port(ifindex) => (0, ifindex),
-        _ => (OUTER_LEN, 0),
-    };
-    let Ok(headers) = parse::full(&MemoryPacket::new(frame), at) else {
-        panic!("flooded, but not understood");
-    };
-    let network = Scoped::new(0, network);
-    let mut cursor = FLOOD_LOCAL;
-    while let Some(receiver) = tables.image.floods.get(&FloodKey { network, cursor }) {
-        let key = BindingKey { ifindex: Scoped::new(0, receiver.at) };
-        if receiver.at != sender && !policy::floods_to(tables, 0, &tables.image.bindings[&key], &headers) {
-            tables.count_drop(DropReason::PolicyIngress, 0);
-        }
-        cursor = receiver.next;
-    }
 }
 
 fn by_xdp(tables: &MemoryTables, entry: Entry, frame: &[u8]) -> Expected {
