@@ -203,7 +203,7 @@ struct Agent {
     services: Services,
     /// Who claims what the topology leaves open.
     learned: Map<LearnedKey, Learned>,
-    topology: Option<(Topology, u64)>,
+    topology: Option<(Arc<Topology>, u64)>,
     /// Whether what is announced was made what it has to be.
     announced_once: bool,
     /// When what was brought in force last is written to the bank that is not in force, if it was not yet.

@@ -82,6 +82,8 @@ pub fn assemble(source: &str, parts: Parts) -> Result<Topology, Problems> {
     checked(decoded, problems)
 }
 
+pub use validate::balancer::may_replace;
+
 fn checked(decoded: decode::Decoded<'_>, mut problems: Problems) -> Result<Topology, Problems> {
     validate::validate(&decoded, &mut problems);
     if problems.is_empty() {

@@ -11,6 +11,7 @@ use std::{
         unix::fs::{MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -46,7 +47,7 @@ pub struct Read {
     /// Tells one from another: of a file's content, or etcd's revision.
     pub digest: u64,
     /// `Ok(None)`: what is in force is to stay.
-    pub topology: Result<Option<Topology>, Problems>,
+    pub topology: Result<Option<Arc<Topology>>, Problems>,
     /// What is left out of it, or stays as it was, and why.
     pub skipped: Problems,
 }
@@ -132,7 +133,8 @@ impl FileSource {
             Ok(text) => topology::parse(&name, &text),
             Err(_) => Err(Problems::of_document(&name, "is not UTF-8 text", "save it as UTF-8")),
         };
-        Some(Read { digest, topology: topology.map(Some), skipped: Problems::default() })
+        let topology = topology.map(|topology| Some(Arc::new(topology)));
+        Some(Read { digest, topology, skipped: Problems::default() })
     }
 
     /// A file that is gone is reported once; it may be on its way back, as when an editor replaces it.

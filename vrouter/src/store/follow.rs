@@ -66,7 +66,7 @@ pub struct News {
     /// The revision it is of.
     pub revision: i64,
     /// `None`: what is in force is to stay.
-    pub topology: Option<Topology>,
+    pub topology: Option<Arc<Topology>>,
     /// What is left out, or stays as it was, and why.
     pub skipped: Problems,
     /// It is what the last agent had: etcd was not asked yet.

@@ -99,7 +99,7 @@ struct Plug {
 #[derive(Clone, Debug)]
 pub struct Assembled {
     /// `None`: nothing could be made of it, and what is in force is to stay.
-    pub topology: Option<Topology>,
+    pub topology: Option<Arc<Topology>>,
     /// What is left out, or stays as it was, and why.
     pub skipped: Problems,
 }
@@ -115,6 +115,8 @@ pub struct View {
     index: Index,
     /// What the last assembly was made of.
     part: Part,
+    /// What came of it, while the node's part has no fault.
+    last: Option<Arc<Topology>>,
     /// What changed since.
     touched: HashSet<ObjectName>,
     /// Objects that cannot be read, for all to see: there should be none.
@@ -134,6 +136,7 @@ impl View {
             plugs: HashMap::new(),
             index: Index::default(),
             part: Part::default(),
+            last: None,
             touched: HashSet::new(),
             unusable: HashSet::new(),
             gone: HashSet::new(),
@@ -308,11 +311,16 @@ impl View {
     /// The node's part, if anything in it changed since the last call.
     pub fn assemble(&mut self) -> Option<Assembled> {
         let touched = std::mem::take(&mut self.touched);
-        if self.assembled && !touched.iter().any(|name| self.concerns(name)) {
-            self.forget();
-            return None;
+        if self.assembled {
+            let concerned: Vec<&ObjectName> = touched.iter().filter(|name| self.concerns(name)).collect();
+            let exchanged = if concerned.is_empty() { None } else { self.exchange(&concerned) };
+            if concerned.is_empty() || exchanged.is_some() {
+                self.forget();
+                return exchanged;
+            }
         }
         self.assembled = true;
+        self.last = None;
         let mut skipped = Problems::new("etcd");
         let mut wrong: Vec<_> = self.unusable.iter().collect();
         wrong.sort();
@@ -327,9 +335,11 @@ impl View {
             let (part, parts) = self.collect(&earlier, &left_out);
             match topology::assemble("etcd", parts) {
                 Ok(topology) => {
+                    let topology = Arc::new(topology);
                     self.accept(part, &earlier, &mut skipped);
                     // What mends it may not be named by it: while anything is wrong, look each time.
                     self.assembled = skipped.is_empty();
+                    self.last = self.assembled.then(|| Arc::clone(&topology));
                     return Some(Assembled { topology: Some(topology), skipped });
                 }
                 Err(problems) => {
@@ -342,6 +352,29 @@ impl View {
         // Nothing could be made of it: what is in force stays.
         self.assembled = false;
         Some(Assembled { topology: None, skipped })
+    }
+
+    /// The part as it was, but for pools that changed, where that can break no rule: members come and go, and weights
+    /// change, more often than everything else together. `None`: it has to be collected and checked anew.
+    fn exchange(&mut self, concerned: &[&ObjectName]) -> Option<Assembled> {
+        let mut last = Arc::clone(self.last.as_ref()?);
+        let mut pools = Vec::new();
+        for name in concerned {
+            let Some(Ok(item)) = &self.objects.get(name)?.current else { return None };
+            let Single::Pool(new) = &item.says else { return None };
+            let at = last.pools.iter().position(|pool| pool.name == new.name)?;
+            if !topology::may_replace(&last.pools[at], new) {
+                return None;
+            }
+            pools.push((at, Arc::clone(new), Arc::clone(item)));
+        }
+        let topology = Arc::make_mut(&mut last);
+        for ((at, pool, item), name) in pools.into_iter().zip(concerned) {
+            topology.pools[at] = pool;
+            self.objects.get_mut(name)?.good = Some(item);
+        }
+        self.last = Some(Arc::clone(&last));
+        Some(Assembled { topology: Some(last), skipped: Problems::new("etcd") })
     }
 
     /// Leaves out what is wrong, in favour of an earlier version if there is one: of what the problems blame, or of

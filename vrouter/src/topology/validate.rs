@@ -4,7 +4,7 @@
 //! that is taken already, and for whatever refers to an object that could not be read. Everything is looked
 //! up in indexes built on the way, so the work grows with the document and not with its square.
 
-mod balancer;
+pub mod balancer;
 mod floating_ip;
 mod network;
 mod port;

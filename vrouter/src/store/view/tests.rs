@@ -70,7 +70,7 @@ fn view(node: &str, externals: &[&str], text: &str) -> View {
     view
 }
 
-fn assembled(view: &mut View) -> Topology {
+fn assembled(view: &mut View) -> Arc<Topology> {
     let Assembled { topology, skipped } = view.assemble().expect("something for this node");
     assert!(skipped.is_empty(), "{skipped}");
     topology.expect("a topology")
@@ -162,22 +162,26 @@ fn only_what_concerns_a_node_is_assembled_again() {
     assert!(view.assemble().is_some(), "every node is everybody's business");
 }
 
-/// Whatever order things come in, and however they change on the way, what is assembled at the end is what a view
-/// makes that has only ever seen the end.
-#[test]
-fn changes_one_by_one_lead_to_what_all_at_once_does() {
+/// Numbers below a limit.
+fn random() -> impl FnMut(usize) -> usize {
     let seed = std::env::var("VROUTER_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
-    let seed: u64 = seed.unwrap_or_else(|| {
+    let mut state: u64 = seed.unwrap_or_else(|| {
         std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
             .map_or(1, |age| age.as_nanos() as u64)
     });
-    println!("VROUTER_TEST_SEED={seed}");
-    let mut state = seed;
-    let mut below = |limit: usize| {
+    println!("VROUTER_TEST_SEED={state}");
+    move |limit| {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) as usize % limit
-    };
+    }
+}
+
+/// Whatever order things come in, and however they change on the way, what is assembled at the end is what a view
+/// makes that has only ever seen the end.
+#[test]
+fn changes_one_by_one_lead_to_what_all_at_once_does() {
+    let mut below = random();
     let all = values(TEXT);
     let names: Vec<&ObjectName> = all.keys().collect();
     let nodes = ["a", "b", "c", "d", "e"];
@@ -223,6 +227,76 @@ fn changes_one_by_one_lead_to_what_all_at_once_does() {
         assert_eq!(part, assembled(&mut view(node, externals, TEXT)), "{node} with {externals:?}");
         assert_same(node, externals, TEXT, &part);
     }
+}
+
+/// What a VIP needs, beside a pool.
+const BALANCED: &str = r#"
+networks:
+  - name: web
+    subnets: [{ name: web4, cidr: 10.0.1.0/24, gateway: 10.0.1.1 }, { name: web6, cidr: "fd00:1::/64", gateway: "fd00:1::1" }]
+routers: [{ name: r1, interfaces: [web4, web6] }]
+ports: [{ name: web1, network: web, mac: "02:00:00:00:01:01", fixed_ips: [10.0.1.11, "fd00:1::b"], node: a, interface: tap1 }]
+load_balancers:
+  - { name: lb4, network: web, vip_addresses: [10.0.1.200], listeners: [{ name: l, protocol: tcp, protocol_port: 80, default_pool: p }] }
+  - { name: lb, network: web, vip_addresses: [10.0.1.201, "fd00:1::201"], listeners: [{ name: l, protocol: tcp, protocol_port: 80, default_pool: p2 }] }
+pools:
+  - { name: p, members: [{ name: m0, address: 10.0.1.11, protocol_port: 80 }] }
+  - { name: p2 }
+nodes: [{ name: a, vtep: 192.0.2.1 }]
+"#;
+
+#[test]
+fn a_pool_that_is_exchanged_is_as_one_that_is_checked() {
+    let mut below = random();
+    // The last two are nobody's to balance to: on no network of the router, and a VIP.
+    let addresses =
+        ["10.0.1.11", "10.0.1.12", "10.0.1.13", "fd00:1::b", "fd00:1::c", "10.7.0.1", "10.0.1.200"];
+    let mut view = view("a", &[], BALANCED);
+    let mut before = assembled(&mut view);
+    let all = values(BALANCED);
+    let mut good: BTreeMap<&str, Vec<u8>> =
+        ["p", "p2"].map(|pool| (pool, all[&name(Kind::Pool, pool)].clone())).into();
+    let (mut exchanged, mut checked, mut refused) = (0, 0, 0);
+    for round in 0..600 {
+        let pool = ["p", "p2"][below(2)];
+        let known = if round % 3 == 0 { addresses.len() } else { 5 };
+        let members: Vec<String> = (0..below(6))
+            .map(|member| {
+                let (address, weight) = (addresses[below(known)], below(3));
+                format!(
+                    r#"{{"name":"m{member}","address":"{address}","protocol_port":80,"weight":{weight}}}"#
+                )
+            })
+            .collect();
+        let spec = format!(r#"{{"schema":1,"spec":{{"name":"{pool}","members":[{}]}}}}"#, members.join(","));
+        view.apply([put(&name(Kind::Pool, pool), spec.as_bytes())]);
+        let Assembled { topology, skipped } = view.assemble().expect("a pool in use");
+        let topology = topology.expect("a topology");
+        let may = topology::may_replace(before.pool(pool).unwrap(), topology.pool(pool).unwrap());
+        // Whoever sees all of it for the first time says the same, or refuses it as well.
+        let mut new = View::new("a", Vec::new());
+        new.apply(view.known().map(|(name, raw)| put(name, raw)).collect::<Vec<_>>());
+        let Assembled { topology: anew, skipped: faults } = new.assemble().expect("something");
+        assert_eq!(skipped.is_empty(), faults.is_empty(), "{spec}: {skipped}{faults}");
+        if skipped.is_empty() {
+            assert_eq!(anew.as_ref(), Some(&topology), "{spec}");
+            *if may { &mut exchanged } else { &mut checked } += 1;
+            good.insert(pool, spec.into_bytes());
+            before = topology;
+        } else {
+            assert_eq!(topology, before, "{spec}: what was in force stays");
+            refused += 1;
+            view.apply([put(&name(Kind::Pool, pool), &good[pool])]);
+            assert_eq!(assembled(&mut view), before);
+        }
+    }
+    println!("{exchanged} exchanged, {checked} checked, {refused} refused");
+    assert!(exchanged > 20 && checked > 20 && refused > 20);
+    // What stays if a later version cannot be used is what was exchanged last.
+    let last = before.pool("p").unwrap().clone();
+    view.apply([put(&name(Kind::Pool, "p"), b"damaged")]);
+    let Assembled { topology, skipped } = view.assemble().unwrap();
+    assert_eq!((topology.unwrap().pool("p"), skipped.is_empty()), (Some(&last), false));
 }
 
 #[test]

@@ -1,17 +1,31 @@
 //! Load balancers, what they balance to, and the floating IPs that lead to them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 
 use super::{Check, Taken};
 use crate::topology::Balancers;
 use crate::topology::decode::{Kind, label_of};
-use crate::topology::model::LoadBalancer;
+use crate::topology::model::{LoadBalancer, Pool};
 use crate::topology::ranges::unusable;
 use crate::topology::yaml::Step;
 
 /// VIPs, by network (its position) and address, and the load balancers (theirs) they are of.
 type Vips = HashMap<usize, BTreeMap<IpAddr, usize>>;
+
+/// Whether a topology in which every rule holds is still one with `new` in the place of its pool `old`, as far as can be
+/// told of these two: nothing else has to be looked at. No rule between objects is about anything of a pool but its
+/// name and its members' addresses.
+pub fn may_replace(old: &Pool, new: &Pool) -> bool {
+    let known: HashSet<IpAddr> = old.members.iter().map(|member| member.address).collect();
+    let has = |ipv6: bool| new.members.iter().any(|member| member.address.is_ipv6() == ipv6);
+    let families = [false, true];
+    let had = families.map(|ipv6| known.iter().any(|address| address.is_ipv6() == ipv6));
+    old.name == new.name
+        && new.members.iter().all(|member| known.contains(&member.address))
+        // A VIP's listener needs a member of the VIP's family, or a pool without any.
+        && (new.members.is_empty() || families.into_iter().zip(had).all(|(ipv6, had)| !had || has(ipv6)))
+}
 
 impl Check<'_, '_> {
     /// Fixed IPs are `taken`.
