@@ -16,10 +16,6 @@ use crate::{
     wire::*,
 };
 
-const DHCP_SERVER: u16 = 67;
-const DHCP_CLIENT: u16 = 68;
-const DHCPV6_SERVER: u16 = 547;
-const DHCPV6_CLIENT: u16 = 546;
 const ND_OPTION_SOURCE: u8 = 1;
 const ND_OPTION_TARGET: u8 = 2;
 const ND_OPTIONS_MAX: usize = 4;
@@ -49,10 +45,9 @@ pub fn ip<P: Packet, T: Tables>(
     match headers.proto {
         // A first fragment carries the ports, and is as much of an offer as a whole packet.
         PROTO_UDP if !headers.later_fragment => {
-            let (sport, dport) = (headers.sport.get(), headers.dport.get());
-            if sport == DHCP_SERVER && dport == DHCP_CLIENT
-                || sport == DHCPV6_SERVER && dport == DHCPV6_CLIENT
-            {
+            // Clients do not ask which port an answer comes from.
+            let client = if headers.v6 { DHCPV6_CLIENT } else { DHCP_CLIENT };
+            if headers.dport.get() == client {
                 return Err(DropReason::RogueDhcp);
             }
         }

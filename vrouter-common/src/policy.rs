@@ -62,14 +62,25 @@ fn rule<T: Tables>(
 }
 
 /// What passes whatever the rules say, as with Neutron: neighbour and router discovery, multicast listener
-/// reports, DHCP (what a port may claim in them was checked by [`crate::admit`]).
+/// reports, DHCP from clients and to them (what a port may claim in them was checked by [`crate::admit`]). All of it
+/// is a link's own: what passes a router, here (`hops`) or on another node, is nobody's need and is asked for rules.
 #[inline(always)]
-pub fn is_exempt(tuple: &Tuple, later_fragment: bool) -> bool {
+fn is_exempt(headers: &Headers, tuple: &Tuple, sender: bool, hops: u8) -> bool {
+    if headers.later_fragment {
+        return false;
+    }
+    let next = if sender { headers.macs.dst() } else { headers.macs.src() };
+    let routed = hops > 0 || next[0] == ROUTER_MAC;
     let kind = (tuple.dport.get() >> 8) as u8;
     match tuple.proto {
-        PROTO_ICMPV6 if tuple.v6 && !later_fragment => matches!(kind, 130..=136 | 143),
-        PROTO_UDP if !later_fragment => {
-            matches!((tuple.sport.get(), tuple.dport.get()), (68, 67) | (67, 68) | (546, 547) | (547, 546))
+        // Routers discover neighbours, too; and no router passes it on.
+        PROTO_ICMPV6 if tuple.v6 && matches!(kind, 133..=136) => true,
+        PROTO_ICMPV6 if tuple.v6 && matches!(kind, 130..=132 | 143) => !routed,
+        PROTO_UDP if !routed => {
+            let (client, server) =
+                if tuple.v6 { (DHCPV6_CLIENT, DHCPV6_SERVER) } else { (DHCP_CLIENT, DHCP_SERVER) };
+            let (sport, dport) = if sender { (client, server) } else { (server, client) };
+            tuple.sport.get() == sport && tuple.dport.get() == dport
         }
         _ => false,
     }
@@ -105,7 +116,7 @@ fn end<T: Tables>(
 ) -> Result<(), DropReason> {
     if binding.flags & BINDING_NO_SECURITY != 0
         || plan.role == ROLE_RELATED
-        || is_exempt(&plan.tuple, headers.later_fragment)
+        || is_exempt(headers, &plan.tuple, sender, plan.flow.hops)
     {
         return Ok(());
     }
@@ -150,6 +161,6 @@ pub fn floods_to<T: Tables>(tables: &T, bank: u32, binding: &Binding, headers: &
         return true;
     }
     let tuple = headers.tuple();
-    is_exempt(&tuple, headers.later_fragment)
+    is_exempt(headers, &tuple, false, 0)
         || allows(tables, bank, binding.policy, RULE_INGRESS, &tuple).is_some()
 }

@@ -99,7 +99,7 @@ counted! {
         RouterLoop = 53 => "router_loop",
         /// A source or destination that no router forwards.
         Martian = 54 => "martian",
-        /// A link-local address cannot cross a router.
+        /// A link-local address cannot cross a router, nor can neighbour discovery.
         LinkLocalRouted = 55 => "link_local_routed",
         /// Multicast or broadcast sent to a router for forwarding.
         MulticastRouted = 56 => "multicast_routed",

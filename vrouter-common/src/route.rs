@@ -105,6 +105,10 @@ pub fn pass<P: Packet, T: Tables>(
             return answer::refuse(headers, came_in, refusal, DropReason::RouteUnreachable, plan);
         }
     }
+    // Its receiver would not take it: the hop limit would show that it was routed (RFC 4861).
+    if headers.v6 && headers.is_neighbour_discovery() {
+        return Err(DropReason::LinkLocalRouted);
+    }
     if headers.v6 && (headers.src.is_v6_link_local() || headers.dst.is_v6_link_local()) {
         return answer::refuse(headers, came_in, Refusal::Scope, DropReason::LinkLocalRouted, plan);
     }

@@ -27,8 +27,8 @@ pub const PROBE_PORT_FIRST: u16 = 49152;
 /// The metadata service's TCP port.
 pub const METADATA_PORT: u16 = 80;
 
-const DHCP: (u16, u16) = (68, 67);
-const DHCPV6: (u16, u16) = (546, 547);
+const DHCP: (u16, u16) = (DHCP_CLIENT, DHCP_SERVER);
+const DHCPV6: (u16, u16) = (DHCPV6_CLIENT, DHCPV6_SERVER);
 
 /// Whether a packet is for a service.
 #[repr(u8)]

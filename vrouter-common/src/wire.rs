@@ -13,6 +13,13 @@ pub const OUTER_LEN: usize = 50;
 pub const OVERLAY_OVERHEAD: u16 = 50;
 /// RFC 7348.
 pub const VXLAN_PORT: u16 = 4789;
+/// The first byte of routers' hardware addresses, and of no other that is made up here: locally administered.
+pub const ROUTER_MAC: u8 = 0x0e;
+
+pub const DHCP_SERVER: u16 = 67;
+pub const DHCP_CLIENT: u16 = 68;
+pub const DHCPV6_SERVER: u16 = 547;
+pub const DHCPV6_CLIENT: u16 = 546;
 
 pub const ETHERTYPE_IPV4: u16 = 0x0800;
 pub const ETHERTYPE_ARP: u16 = 0x0806;

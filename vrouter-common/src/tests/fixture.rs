@@ -82,7 +82,7 @@ pub fn port_mac(subnet: u32, host: u32) -> Mac {
 }
 
 pub fn router_mac(subnet: u32, host: u32) -> Mac {
-    [2, 0xff, 0, 0, subnet as u8, host as u8]
+    [ROUTER_MAC, 0xff, 0, 0, subnet as u8, host as u8]
 }
 
 pub fn link_local(mac: Mac) -> IpAddr {

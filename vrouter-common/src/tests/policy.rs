@@ -505,10 +505,8 @@ fn p1_what_a_network_needs_to_work_passes_without_rules() {
     // To another port, by unicast: what is exempt arrives, and nothing else.
     let pkt = from(Family::V4, End::Inside(A2), A5.ip(Family::V4));
     let arrives = |pkt: &Pkt| sent(run(tables, entry, &pkt.frame())).0 == A5.ifindex;
-    assert!(arrives(&pkt.clone().ports(68, 67)));
     assert_eq!(run(tables, entry, &pkt.ports(68, 69).frame()), Verdict::Dropped(DropReason::PolicyEgress));
     let to = (A5.mac(), A5.ip(Family::V6));
-    assert!(arrives(&from(Family::V6, End::Inside(A2), to.1).ports(546, 547)));
     assert!(arrives(&nd(ND_NEIGHBOR_SOLICIT, me, to, ip(Family::V6, A, 99), Some((1, me.0)))));
     assert!(arrives(&nd(ND_NEIGHBOR_ADVERT, me, to, me.1, Some((2, me.0)))));
     let mut report = from(Family::V6, End::Inside(A2), to.1).icmp(143, 0, &[0; 20]);
@@ -518,6 +516,71 @@ fn p1_what_a_network_needs_to_work_passes_without_rules() {
     let frame = arp(A5.mac(), A2.mac(), 1, (A2.mac(), A2.ip(Family::V4)), ip(Family::V4, A, 99));
     assert_eq!(sent(run(tables, entry, &frame)).0, A5.ifindex);
     assert!(tables.transients().iter().all(|flow| flow.1.role == ROLE_NONE));
+}
+
+#[test]
+fn p1_dhcp_passes_without_rules_from_clients_and_to_them_on_their_link_alone() {
+    for f in BOTH {
+        let (client, server, others) =
+            if f == Family::V4 { (68, 67, (546, 547)) } else { (546, 547, (68, 67)) };
+        // Two servers, without port security as they must be; their clients have no rule.
+        let mut world = closed();
+        for tables in &mut world.nodes {
+            for binding in tables.image.bindings.values_mut() {
+                if [A5, C1].iter().any(|host| binding.policy == host.ifindex) {
+                    binding.flags |= BINDING_NO_SECURITY;
+                }
+            }
+        }
+        let try_udp =
+            |from: Host, to: Host, sport, dport| try_send(&world, f, from, to, udp(sport, dport)).map(drop);
+        assert_eq!(try_udp(A2, A5, client, server), Ok(()));
+        assert_eq!(try_udp(A5, A2, server, client), Ok(()));
+        // The same from a server on another node.
+        let mut pkt = Pkt::udp(f, (A, 13), (A, 12)).ports(server, client);
+        (pkt.src_mac, pkt.dst_mac) = (A3.mac(), A2.mac());
+        let arrives =
+            |pkt: &Pkt| run(&world.nodes[0], Entry::Uplink, &vxlan([192, 0, 2, 2], 1000 + A, &pkt.frame()));
+        assert_eq!(sent(arrives(&pkt)).0, A2.ifindex);
+        // But of those that are behind a router of that node: rules are asked.
+        pkt.src_mac = router_mac(A, 1);
+        assert_eq!(arrives(&pkt), Verdict::Dropped(DropReason::PolicyIngress));
+        // What a client does not send, and is not sent.
+        let (egress, ingress) = (Err(DropReason::PolicyEgress), Err(DropReason::PolicyIngress));
+        for (sport, dport) in [(client, server + 100), (server, server), others] {
+            assert_eq!(try_udp(A2, A5, sport, dport), egress, "{sport} to {dport}");
+        }
+        for (sport, dport) in [(client, server), (server, client + 100), (others.1, others.0)] {
+            assert_eq!(try_udp(A5, A2, sport, dport), ingress, "{sport} to {dport}");
+        }
+        // By a router.
+        assert_eq!(try_udp(A2, C1, client, server), egress);
+        assert_eq!(try_udp(C1, A2, server, client), ingress);
+    }
+}
+
+#[test]
+fn p1_nothing_from_outside_passes_without_rules_and_nothing_leaves() {
+    let world = closed();
+    for f in BOTH {
+        let mut pkts: Vec<L4> =
+            [(67, 68), (68, 67), (546, 547), (547, 546)].map(|(sport, dport)| udp(sport, dport)).into();
+        if f == Family::V6 {
+            let kinds = [130, 131, 132, 133, 134, 135, 136, 143];
+            pkts.extend(kinds.map(|kind| L4::Icmp { kind, code: 0, rest: [0; 4], payload: vec![0; 20] }));
+        }
+        for l4 in pkts {
+            let what = format!("{l4:?}");
+            for ttl in [64, 255] {
+                let pkt = from(f, End::Outside, A1.floating(f)).l4(l4.clone()).ttl(ttl);
+                let came = world.send(End::Outside, &pkt.frame());
+                assert!(!matches!(came, Arrived::Port(..) | Arrived::Outside(..)), "{what}: {came:?}");
+                let pkt = from(f, End::Inside(A1), remote(f)).l4(l4.clone()).ttl(ttl);
+                let left = world.send(End::Inside(A1), &pkt.frame());
+                assert!(!matches!(left, Arrived::Port(..) | Arrived::Outside(..)), "{what}: {left:?}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -330,7 +330,7 @@ fn moved(plan: &Plan, mut pkt: Pkt, local: Local) -> Pkt {
     pkt.src_mac = port_mac(subnet, host);
     let legs: Vec<usize> = plan.legs.iter().filter(|leg| leg.1 == network).map(|leg| leg.0).collect();
     let pick = usize::from(pkt.dst_mac[5]) + usize::from(pkt.dst_mac[4]);
-    if pkt.dst_mac[..2] == [2, 0xff] {
+    if pkt.dst_mac[..2] == [ROUTER_MAC, 0xff] {
         let router = legs.get(pick % legs.len().max(1)).copied().unwrap_or(ROUTERS);
         pkt.dst_mac = router_mac(subnet, router as u32 + 1);
     } else if pkt.dst_mac[..2] == [2, 0] {
@@ -471,7 +471,7 @@ proptest! {
             let (ifindex, network, ..) = local;
             let pkt = moved(&plan, pkt, local);
             let frame = pkt.frame();
-            let routed = pkt.dst_mac[..2] == [2, 0xff];
+            let routed = pkt.dst_mac[..2] == [ROUTER_MAC, 0xff];
             let distances = plan.distances(network);
             // Twice: decided, and by the flow entry.
             let verdicts = [0; 2].map(|_| run(&tables, Entry::Port(ifindex), &frame));

@@ -6,6 +6,8 @@
 
 use std::ops::RangeInclusive;
 
+use vrouter_common::wire::ROUTER_MAC;
+
 use super::model::Mac;
 
 /// First VNI of the derived half of the number space; what people number by hand usually lies below it.
@@ -23,14 +25,14 @@ pub fn derive_vni(network_name: &str) -> u32 {
 
 /// The MAC of a router on a network: the same on every node, since every node is that router.
 ///
-/// 0x0e marks it as locally administered unicast.
+/// [`ROUTER_MAC`] marks it as locally administered unicast, and a router's.
 #[must_use]
 pub fn derive_router_mac(router_name: &str, network_name: &str) -> Mac {
     let hash = fnv1a(FNV_OFFSET, router_name.as_bytes());
     // Names hold no control characters, so a zero byte keeps ("ab", "c") apart from ("a", "bc").
     let hash = fnv1a(fnv1a(hash, &[0]), network_name.as_bytes());
     let [_, _, _, a, b, c, d, e] = (hash ^ (hash >> 40)).to_be_bytes();
-    Mac([0x0e, a, b, c, d, e])
+    Mac([ROUTER_MAC, a, b, c, d, e])
 }
 
 /// The MAC of the services that every node has on a network, such as the one for metadata.
@@ -51,7 +53,7 @@ pub fn derive_external_mac(router_name: &str, network_name: &str, node_name: &st
     let hash = fnv1a(fnv1a(hash, &[0]), network_name.as_bytes());
     let hash = fnv1a(fnv1a(hash, &[0]), node_name.as_bytes());
     let [_, _, _, a, b, c, d, e] = (hash ^ (hash >> 40)).to_be_bytes();
-    Mac([0x0e, a, b, c, d, e])
+    Mac([ROUTER_MAC, a, b, c, d, e])
 }
 
 /// Who of several nodes owns something, by rendezvous hashing: of all nodes the one whose hash with the

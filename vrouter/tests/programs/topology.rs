@@ -29,6 +29,7 @@ use vrouter_common::{
     addr::{Be16, Be32, Ip, Macs},
     memory::Image,
     tables::*,
+    wire::ROUTER_MAC,
 };
 
 pub type Mac = [u8; 6];
@@ -106,7 +107,7 @@ pub const fn member_mac(pool: u32, index: u32) -> Mac {
 }
 
 pub const fn router_mac(router: u32, network: u32) -> Mac {
-    [2, router as u8, 0xff, 0, 0, network as u8]
+    [ROUTER_MAC, router as u8, 0xff, 0, 0, network as u8]
 }
 
 pub fn link_local(mac: Mac) -> Ipv6Addr {
