@@ -300,6 +300,10 @@ impl Drop for Agent {
         if std::thread::panicking() {
             // The lab's directory goes away with the lab, so this is the last chance to see it.
             eprintln!("{}: {}", self.instance, self.log_tail());
+            if let Ok(counted) = self.vrouter(&["show", "drops"]) {
+                let counted = String::from_utf8_lossy(&counted.stdout).into_owned();
+                eprintln!("{}: what it dropped:\n{counted}", self.instance);
+            }
         }
     }
 }

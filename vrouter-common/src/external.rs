@@ -238,7 +238,11 @@ pub fn pass_to_member<P: Packet, T: Tables>(
     let way = SnatOwner { node: plan.way_node, mac: plan.way_mac, zero: 0 };
     // As it came in.
     plan.tuple = headers.tuple();
-    pass(packet, tables, headers, way, plan)?;
+    let decision = pass(packet, tables, headers, way, plan)?;
+    if decision != Decision::ForwardOnce {
+        // Too long for the tunnel, and its sender is told.
+        return Ok(decision);
+    }
     match plan.asked {
         ASKED_NOBODY => {}
         ASKED_ONE | ASKED_ALL => plan.flow.out_macs = Macs::new(way.mac, asking(way.mac, plan.asked)),

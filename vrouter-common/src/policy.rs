@@ -22,7 +22,13 @@ use crate::{
 
 /// The rule that allows, if one does.
 #[inline(always)]
-pub fn allows<T: Tables>(tables: &T, bank: u32, policy: u32, direction: u8, tuple: &Tuple) -> Option<Rule> {
+pub fn allows<'t, T: Tables>(
+    tables: &'t T,
+    bank: u32,
+    policy: u32,
+    direction: u8,
+    tuple: &Tuple,
+) -> Option<&'t Rule> {
     let (remote, port) =
         if direction == RULE_INGRESS { (tuple.src, tuple.dport) } else { (tuple.dst, tuple.dport) };
     let class = class_of(tables, bank, remote);
@@ -48,17 +54,17 @@ fn class_of<T: Tables>(tables: &T, bank: u32, ip: Ip) -> u32 {
 }
 
 #[inline(always)]
-fn rule<T: Tables>(
-    tables: &T,
+fn rule<'t, T: Tables>(
+    tables: &'t T,
     bank: u32,
     policy: u32,
     class: u32,
     direction: u8,
     proto: u8,
     port: Be16,
-) -> Option<Rule> {
+) -> Option<&'t Rule> {
     let policy = Scoped::new(bank, policy);
-    tables.rule(&RuleKey { prefix_len: RuleKey::ALL_BITS, policy, class, direction, proto, port }).copied()
+    tables.rule(&RuleKey { prefix_len: RuleKey::ALL_BITS, policy, class, direction, proto, port })
 }
 
 /// What passes whatever the rules say, as with Neutron: neighbour and router discovery, multicast listener
@@ -123,6 +129,10 @@ fn end<T: Tables>(
     let (mut direction, mut reason) =
         if sender { (0, DropReason::PolicyEgress) } else { (RULE_INGRESS, DropReason::PolicyIngress) };
     let mut tuple = plan.tuple;
+    if !sender && plan.role == ROLE_REPLY {
+        // It is translated where it is applied: from a VIP's member, say, to the VIP that the receiver knows.
+        tuple = plan.known.translated(&plan.known_key);
+    }
     let relies = if plan.role != ROLE_REPLY {
         false
     } else if sender {

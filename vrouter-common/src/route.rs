@@ -145,6 +145,10 @@ pub fn pass<P: Packet, T: Tables>(
         plan.at_network = network;
         return Ok(Decision::Route);
     }
+    if station.kind == STATION_VIP && nexthop != plan.tuple.dst {
+        // It serves who asks for it, and is nobody's router.
+        return answer::refuse(headers, came_in, Refusal::Host, DropReason::NextHopUnknown, plan);
+    }
     if station.kind == STATION_VIP {
         return vip(packet, tables, network, station.owner, headers, plan);
     }

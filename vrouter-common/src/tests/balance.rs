@@ -777,6 +777,109 @@ fn persuade(tables: &mut MemoryTables, node: usize, belief: &Belief) {
     });
 }
 
+/// An answer comes from the VIP, for the client's groups, too (behaviours B1, P1): a client need not know members.
+#[test]
+fn p1_a_client_needs_a_rule_for_the_vip_alone() {
+    for (f, stateful) in BOTH.into_iter().flat_map(|f| [(f, true), (f, false)]) {
+        for (client, to) in clients(f) {
+            let End::Inside(host) = client else { continue };
+            for proto in [PROTO_TCP, PROTO_UDP] {
+                let dport = if proto == PROTO_TCP { PORT } else { DNS };
+                let mut world = world(0);
+                for tables in &mut world.nodes {
+                    tables.image.rules.clear();
+                    for (key, binding) in &mut tables.image.bindings {
+                        binding.policy = key.ifindex.id();
+                    }
+                    // The VIP, as the client knows it.
+                    let class = 7;
+                    let key = ClassKey {
+                        prefix_len: ClassKey::FIXED_BITS + 128,
+                        bank: Scoped::new(0, 0),
+                        ip: to.into(),
+                    };
+                    tables.image.classes.insert(key, class);
+                    let flags = if stateful { RULE_STATEFUL } else { 0 };
+                    let mut allow = |host: Host, class: u32, direction: u8, port: Option<u16>| {
+                        let bits = if port.is_some() { 16 } else { 0 };
+                        let key = RuleKey {
+                            prefix_len: RuleKey::PROTO_BITS + bits,
+                            policy: Scoped::new(0, host.ifindex),
+                            class,
+                            direction: direction | if f == Family::V6 { RULE_V6 } else { 0 },
+                            proto,
+                            port: Be16::new(port.unwrap_or(0)),
+                        };
+                        tables.image.rules.insert(key, Rule { rule: host.ifindex, flags });
+                    };
+                    allow(host, class, 0, Some(dport));
+                    for member in MEMBERS {
+                        allow(member, 0, RULE_INGRESS, Some(INSIDE));
+                    }
+                    if !stateful {
+                        // Each direction by itself.
+                        allow(host, class, RULE_INGRESS, None);
+                        for member in MEMBERS {
+                            allow(member, 0, 0, None);
+                        }
+                    }
+                }
+                for sport in 1500..1520 {
+                    let what = format!("{f:?} {client} to {to}, protocol {proto}, stateful {stateful}");
+                    let question = question(f, proto, client, to, sport, TCP_SYN);
+                    let (member, seen) = served(world.send(client, &question));
+                    let answer = answer(f, proto, member, &seen);
+                    let arrived = world.send(End::Inside(MEMBERS[member]), &answer);
+                    assert!(matches!(&arrived, Arrived::Port(at, _) if *at == host), "{what}: {arrived:?}");
+                }
+            }
+        }
+    }
+}
+
+/// A network whose MTU is larger than what fits the tunnel (behaviours N6, R5).
+#[test]
+fn what_is_too_long_for_the_tunnel_to_a_member_is_told_to_its_sender() {
+    for f in BOTH {
+        let mut world = world(RULE_STATEFUL);
+        for tables in &mut world.nodes {
+            for leg in tables.image.router_legs.values_mut() {
+                leg.mtu = 1500;
+            }
+            deal(tables, |_| Slot { member: 1, other: SLOT_NOBODY });
+        }
+        assert_eq!(MEMBERS[1].node, 1, "by a tunnel");
+        let l4 = L4::Udp { sport: 1500, dport: DNS, payload: vec![7; 1440] };
+        let pkt = from(f, End::Outside, public(f, FLOATING)).l4(l4);
+        let arrived = world.send(End::Outside, &pkt.frame());
+        let Arrived::Else(0, Verdict::Answered { refused, .. }) = &arrived else { panic!("{arrived:?}") };
+        assert_eq!(*refused, Some(DropReason::TooBig));
+        assert!(world.nodes[0].transients().is_empty());
+    }
+}
+
+#[test]
+fn a_vip_is_nobodys_router() {
+    for f in BOTH {
+        let mut world = world(RULE_STATEFUL);
+        let somebody = beyond(f, 99);
+        for tables in &mut world.nodes {
+            let route = Route { kind: ROUTE_VIA, network: A, nexthop: vip(f).into() };
+            tables.image.routes.insert(RouteKey::lookup(0, RA, somebody.into()), route);
+        }
+        let mut ping = from(f, End::Inside(C1), somebody).ping(7, b"ping");
+        ping.dst_mac = router_mac(C1.network, 1);
+        for frame in [ping.frame(), question(f, PROTO_TCP, End::Inside(C1), somebody, 1500, TCP_SYN)] {
+            let arrived = world.send(End::Inside(C1), &frame);
+            let Arrived::Else(_, Verdict::Answered { refused, frame }) = &arrived else {
+                panic!("{arrived:?}")
+            };
+            assert_eq!(*refused, Some(DropReason::NextHopUnknown));
+            assert_ne!(read(frame).src, somebody, "nobody answers in its name");
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 

@@ -249,6 +249,8 @@ impl<'a> Compiler<'a> {
         let any_up = members
             .iter()
             .any(|it| it.weight > 0 && it.admin_state_up && health(&it.name) == MemberHealth::Up);
+        // What weight a member had that is draining is not known: in most pools, that of the others.
+        let heaviest = members.iter().filter(|it| it.admin_state_up).map(|it| it.weight).max().unwrap_or(1);
         let mut candidates = Vec::new();
         let mut image = PoolImage::default();
         // The network of the member before.
@@ -261,7 +263,7 @@ impl<'a> Compiler<'a> {
                 candidates.push(Candidate {
                     index: index as u16,
                     hash: fnv1a_of(&[&pool.name, &member.name]),
-                    weight: member.weight.max(1),
+                    weight: if member.weight == 0 { heaviest.max(1) } else { member.weight },
                     leaves: member.weight == 0 || !usable,
                 });
             }

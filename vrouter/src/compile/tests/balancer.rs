@@ -198,6 +198,45 @@ fn an_edit_elsewhere_changes_no_monitored_member() {
 }
 
 /// Members that are not used lose their streams, whether they are down or nobody speaks for them.
+/// Whatever all members weigh, who drains is asked about each slot it had, and nothing else moves.
+#[test]
+fn a_member_that_drains_is_asked_about_all_it_had() {
+    for weight in [1, 2, 10, 256] {
+        for count in [2_u16, 3, 10] {
+            let slots = |first: u16| -> Vec<Slot> {
+                let member = |index: u16| {
+                    let weight = if index == 0 { first } else { weight };
+                    format!(
+                        "{{ name: m{index}, address: 10.0.1.{}, protocol_port: 80, weight: {weight} }}",
+                        20 + index
+                    )
+                };
+                let members: Vec<_> = (0..count).map(member).collect();
+                let third = "third\n    members: [";
+                let document = World { other: true, ..World::CALM }.document();
+                let (before, after) = document.split_once(third).unwrap();
+                let after = after.split_once(']').unwrap().1;
+                let document = format!("{before}{third}{}]{after}", members.join(", "));
+                let topology =
+                    topology::parse("x", &document).unwrap_or_else(|problems| panic!("{problems}"));
+                let compiled = compile(&topology, &World::CALM.around(), &mut Identities::default()).unwrap();
+                let has_as_many =
+                    |pool: &&Arc<vrouter_common::memory::PoolImage>| pool.members.len() == usize::from(count);
+                let pool = compiled.image.pools.values().rfind(has_as_many).unwrap();
+                pool.slots.values().flat_map(|slots| slots.0).collect()
+            };
+            for (before, after) in slots(weight).iter().zip(&slots(0)) {
+                let what = format!("{count} of weight {weight}: {before:?} {after:?}");
+                if before.member == 0 {
+                    assert_eq!((after.member, after.other), (before.other, SLOT_LEAVES), "{what}");
+                } else {
+                    assert_eq!(after.member, before.member, "{what}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn what_a_member_is_taken_for() {
     // The pool is m1, m2, and m3 if the router reaches it.
