@@ -189,6 +189,20 @@ fn b1_a_vip_from_everywhere() {
         let counts = served(&system, from, to, 8);
         assert_eq!(counts.len(), 1, "{from} to {to}: {counts:?}");
     }
+
+    // P1: a client's groups are asked about the VIP, and need not let members out or in.
+    let mut topology = balanced(&MEMBERS.map(|name| (name, 1)), "");
+    let rule = |vip: &str, bits: u8| format!("{{ direction: egress, remote: \"{vip}/{bits}\" }}");
+    topology.add_group("clients", &[&rule(VIP, 32), &rule(VIP6, 128)]);
+    ["vm1", "vm5"].iter().for_each(|port| topology.put_into(port, &["clients"]));
+    system.apply(&topology).unwrap();
+    for (from, to) in [("vm1", VIP), ("vm5", VIP), ("vm1", VIP6), ("vm5", VIP6)] {
+        let counts = served(&system, from, to, 20);
+        assert_eq!(counts.len(), 3, "{from} to {to}: {counts:?}");
+    }
+    let before = system.dropped("node-a", "policy_egress").unwrap();
+    assert!(ask(system.host("vm1"), 0, at("10.0.1.14", INSIDE)).is_err(), "the member itself");
+    assert!(system.dropped("node-a", "policy_egress").unwrap() > before);
 }
 
 /// B2, B3: connections stay where they are while members come, drain and go; new ones follow the weights.
