@@ -18,8 +18,15 @@ const INSIDE: u16 = 8080;
 /// `vm2` is on node-a, the others on node-b, `vm6` on another network.
 const MEMBERS: [&str; 3] = ["vm2", "vm4", "vm6"];
 const PATIENCE: Duration = Duration::from_secs(10);
-/// A refusal takes less than any retry.
+/// A refusal takes less than any retry of the client's: of three, on a machine that is busy, one at least.
 const AT_ONCE: Duration = Duration::from_millis(800);
+
+#[track_caller]
+fn assert_at_once(what: &str, refused: impl Fn() -> anyhow::Result<Duration>) {
+    let took: Vec<Duration> =
+        (0..3).map(|_| refused().unwrap_or_else(|error| panic!("{what}: {error:#}"))).collect();
+    assert!(took.iter().any(|took| *took < AT_ONCE), "{what}: {took:?}");
+}
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -144,8 +151,7 @@ fn b1_a_vip_from_everywhere() {
     assert!(system.host("vm5").ping(VIP6, 1, &[]).unwrap().received == 1);
     assert!(system.host("outside1").ping(FLOATING, 1, &[]).unwrap().received == 1);
     for (from, to) in [("vm1", VIP), ("vm5", VIP6), ("outside1", FLOATING)] {
-        let took = tcp_refused(system.host(from), at(to, 81)).unwrap();
-        assert!(took < AT_ONCE, "{from} to {to}: {took:?}");
+        assert_at_once(&format!("{from} to {to}"), || tcp_refused(system.host(from), at(to, 81)));
     }
 
     // What a trace says of it.
@@ -266,10 +272,8 @@ fn b2_changes_of_a_pool() {
         down.load_balancers[0].replace("name: lb1,", "name: lb1, admin_state_up: false,");
     system.apply(&down).unwrap();
     for (from, to) in clients {
-        let took = tcp_refused(system.host(from), at(to, 80)).unwrap();
-        assert!(took < AT_ONCE, "{from} to {to}: {took:?}");
-        let took = udp_refused(system.host(from), at(to, 53)).unwrap();
-        assert!(took < AT_ONCE, "{from} to {to}: {took:?}");
+        assert_at_once(&format!("{from} to {to}"), || tcp_refused(system.host(from), at(to, 80)));
+        assert_at_once(&format!("{from} to {to}"), || udp_refused(system.host(from), at(to, 53)));
     }
     assert!(system.dropped("node-a", "listener_down").unwrap() > 0);
     let report = system.agent("node-a").json(&["show", "lb"]).unwrap();

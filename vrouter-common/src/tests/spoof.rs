@@ -154,8 +154,13 @@ fn l3_a_port_is_no_dhcp_server() {
         let payload = vec![0; 16];
         let first = offer.clone().l4(L4::Udp { sport, dport, payload }).piece(9, 0, true);
         dropped(&tables, &first, DropReason::RogueDhcp);
+        // Clients take it from whatever port it comes.
+        dropped(&tables, &offer.clone().ports(1067, dport), DropReason::RogueDhcp);
         let ask = offer.ports(dport, sport);
         sent(run(&tables, Entry::Port(WEB1), &ask.frame()));
+        // Behind a router nobody takes it for an offer.
+        let far = Pkt::udp(f, (1, 11), (2, 11)).ports(sport, dport);
+        sent(run(&tables, Entry::Port(WEB1), &far.frame()));
     }
 }
 
