@@ -45,9 +45,11 @@ pub fn ip<P: Packet, T: Tables>(
     match headers.proto {
         // A first fragment carries the ports, and is as much of an offer as a whole packet.
         PROTO_UDP if !headers.later_fragment => {
-            // Clients do not ask which port an answer comes from. Behind a router there is none that would hear it.
-            let client = if headers.v6 { DHCPV6_CLIENT } else { DHCP_CLIENT };
-            if headers.dport.get() == client && headers.macs.dst()[0] != ROUTER_MAC {
+            let (client, server) =
+                if headers.v6 { (DHCPV6_CLIENT, DHCPV6_SERVER) } else { (DHCP_CLIENT, DHCP_SERVER) };
+            // Clients on the link do not ask which port an answer comes from.
+            let is_near = headers.macs.dst()[0] != ROUTER_MAC;
+            if headers.dport.get() == client && (is_near || headers.sport.get() == server) {
                 return Err(DropReason::RogueDhcp);
             }
         }

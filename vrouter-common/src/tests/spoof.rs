@@ -158,9 +158,10 @@ fn l3_a_port_is_no_dhcp_server() {
         dropped(&tables, &offer.clone().ports(1067, dport), DropReason::RogueDhcp);
         let ask = offer.ports(dport, sport);
         sent(run(&tables, Entry::Port(WEB1), &ask.frame()));
-        // Behind a router nobody takes it for an offer.
-        let far = Pkt::udp(f, (1, 11), (2, 11)).ports(sport, dport);
-        sent(run(&tables, Entry::Port(WEB1), &far.frame()));
+        // Behind a router that is any other port.
+        let far = Pkt::udp(f, (1, 11), (2, 11));
+        dropped(&tables, &far.clone().ports(sport, dport), DropReason::RogueDhcp);
+        sent(run(&tables, Entry::Port(WEB1), &far.ports(1067, dport).frame()));
     }
 }
 
