@@ -15,8 +15,9 @@ use crate::{
     topology::model::{Ipv6Mode, Subnet},
 };
 
-/// Seconds that a router and DNS servers are good for: three times the longest wait for the next advertisement.
-pub const LIFETIME: u16 = 1800;
+/// Seconds that a router and DNS servers are good for: the most there may be (RFC 4861, 6.2.1), since the data path goes
+/// on when no agent advertises.
+pub const LIFETIME: u16 = 9000;
 const HOP_LIMIT: u8 = 64;
 const MANAGED: u8 = 0x80;
 const OTHER: u8 = 0x40;

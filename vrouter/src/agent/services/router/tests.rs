@@ -41,6 +41,15 @@ fn each_mode_is_advertised_as_it_is() {
     assert_eq!(slaac.mac, served[&13].network.service_mac, "where there is no router");
 }
 
+/// Without an agent there is no next advertisement, and the data path goes on.
+#[test]
+fn a_prefix_lasts_as_long_as_its_router() {
+    for (seconds, lasts) in [(60, 9000), (9001, 9001)] {
+        let document = DOCUMENT.replace("lease_time: 7200", &format!("lease_time: {seconds}"));
+        assert_eq!(adverts(&served(&document, false)[&11])[0].prefixes[0].seconds, lasts);
+    }
+}
+
 #[test]
 fn a_port_makes_an_address_of_a_prefix_only_if_it_may_use_it() {
     const VM3: &str = "fixed_ips: [10.0.2.11, \"fd00:2::ff:fe00:20b\"]";
@@ -79,14 +88,14 @@ fn the_bytes_are_where_they_belong() {
     assert_eq!(frame[21], 255, "hop limit");
     let message = &frame[54..];
     assert_eq!((message[0], message[1], message[4], message[5]), (134, 0, 64, 0x40));
-    assert_eq!(message[6..8], LIFETIME.to_be_bytes());
+    assert_eq!(message[6..8], 9000_u16.to_be_bytes(), "RFC 4861's most");
     assert_eq!(message[16..24], [&[1, 1][..], &router.mac].concat());
     assert_eq!(message[24..32], [&[5, 1, 0, 0][..], &1450_u32.to_be_bytes()].concat());
     let day = 86_400_u32.to_be_bytes();
     let net: Ipv6Addr = "fd00:3::".parse().unwrap();
     assert_eq!(message[32..64], [&[3, 4, 64, 0xc0][..], &day, &day, &[0; 4], &net.octets()].concat());
     let dns: Ipv6Addr = "fd00:3::2".parse().unwrap();
-    assert_eq!(message[64..], [&[25, 3, 0, 0][..], &1800_u32.to_be_bytes(), &dns.octets()].concat());
+    assert_eq!(message[64..], [&[25, 3, 0, 0][..], &9000_u32.to_be_bytes(), &dns.octets()].concat());
 }
 
 #[test]
