@@ -4,6 +4,7 @@ pub mod advert;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::Ipv6Addr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -25,10 +26,11 @@ const SOON: (Duration, Duration) = (Duration::from_millis(50), Duration::from_mi
 const INITIAL: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs(16));
 const INITIAL_COUNT: u32 = 3;
 
-/// How long a prefix is taken back. A host keeps an address of it for two hours at the most, and uses it for nothing
-/// new (RFC 4862, 5.5.3); one that did not listen at first, as a paused one, hears it later.
-const WITHDRAWN: Duration = Duration::from_secs(2 * 3600);
-/// How many are at once, the last ones: an advertisement must fit a packet.
+/// How long prefixes and DNS servers are taken back. A host keeps a prefix's address for two hours at the most, and uses
+/// it for nothing new (RFC 4862, 5.5.3); a server it would use for its whole lifetime. One that did not listen at first,
+/// as a paused one, hears it later.
+const WITHDRAWN: Duration = Duration::from_secs(LIFETIME as u64);
+/// How many of each are at once, the last ones: an advertisement must fit a packet.
 const WITHDRAWN_MAX: usize = 16;
 
 // RFC 8106, 5.1: who misses two still knows.
@@ -41,23 +43,42 @@ struct Told {
     gone: Vec<Advert>,
     /// Prefixes that were advertised and are not any more, as they are taken back, and until when.
     withdrawn: Vec<(Prefix, Instant)>,
+    /// DNS servers likewise.
+    servers_gone: Vec<ServerGone>,
     due: Instant,
     /// How many are still to come sooner.
     initial: u32,
 }
 
+/// A DNS server that was advertised and is not any more.
+#[derive(Clone, Copy)]
+struct ServerGone {
+    server: Ipv6Addr,
+    /// Who told it: some hosts keep servers by router.
+    by: Ipv6Addr,
+    until: Instant,
+}
+
 impl Told {
     /// What is to be sent.
     fn all(&self) -> impl Iterator<Item = Advert> {
-        let mut withdrawn = self.withdrawn.iter().map(|(prefix, _)| *prefix);
-        self.gone.iter().chain(&self.adverts).cloned().map(move |mut advert| {
-            // By the first one: hosts do not look who says it.
-            advert.prefixes.extend(withdrawn.by_ref());
-            advert
-        })
+        let mut all: Vec<_> = self.gone.iter().chain(&self.adverts).cloned().collect();
+        for gone in &self.servers_gone {
+            let by = all.iter().position(|advert| advert.source == gone.by).unwrap_or(0);
+            if let Some(advert) = all.get_mut(by)
+                && !advert.dns_gone.contains(&gone.server)
+            {
+                advert.dns_gone.push(gone.server);
+            }
+        }
+        // By the first one: hosts do not look who says it.
+        if let Some(first) = all.first_mut() {
+            first.prefixes.extend(self.withdrawn.iter().map(|(prefix, _)| *prefix));
+        }
+        all.into_iter()
     }
 
-    /// What is to be taken back of `before` if this is advertised now.
+    /// Prefixes that are to be taken back of `before` if this is advertised now.
     fn withdrawn(before: Option<&Self>, adverts: &[Advert], now: Instant) -> Vec<(Prefix, Instant)> {
         let Some(before) = before else { return Vec::new() };
         let told: Vec<_> = prefixes(adverts).collect();
@@ -73,6 +94,26 @@ impl Told {
         }
         withdrawn.truncate(WITHDRAWN_MAX);
         withdrawn
+    }
+
+    /// DNS servers likewise.
+    fn servers_gone(before: Option<&Self>, adverts: &[Advert], now: Instant) -> Vec<ServerGone> {
+        let Some(before) = before else { return Vec::new() };
+        let left = before.adverts.iter().flat_map(|advert| {
+            let gone =
+                |server: &Ipv6Addr| ServerGone { server: *server, by: advert.source, until: now + WITHDRAWN };
+            advert.dns.iter().map(gone)
+        });
+        let mut servers: Vec<ServerGone> = Vec::new();
+        for gone in left.chain(before.servers_gone.iter().copied()) {
+            let is_told = adverts.iter().any(|advert| advert.dns.contains(&gone.server));
+            let is_known = servers.iter().any(|known| (known.server, known.by) == (gone.server, gone.by));
+            if gone.until > now && !is_told && !is_known {
+                servers.push(gone);
+            }
+        }
+        servers.truncate(WITHDRAWN_MAX);
+        servers
     }
 }
 
@@ -139,9 +180,11 @@ impl Service for Router {
                 .filter(|advert| !is_there(advert))
                 .map(Advert::farewell)
                 .collect();
-            let (due, withdrawn) =
-                (before.map_or(now, |told| told.due), Told::withdrawn(before, &adverts, now));
-            self.told.insert(ifindex, Told { adverts, gone, withdrawn, due, initial: INITIAL_COUNT });
+            let due = before.map_or(now, |told| told.due);
+            let withdrawn = Told::withdrawn(before, &adverts, now);
+            let servers_gone = Told::servers_gone(before, &adverts, now);
+            let initial = INITIAL_COUNT;
+            self.told.insert(ifindex, Told { adverts, gone, withdrawn, servers_gone, due, initial });
             self.schedule(ifindex, SOON, now);
         }
     }
@@ -158,18 +201,23 @@ impl Service for Router {
             self.queue.pop_first();
             let Some(told) = self.told.get_mut(&ifindex) else { continue };
             told.withdrawn.retain(|(_, until)| *until > now);
+            told.servers_gone.retain(|gone| gone.until > now);
             for advert in told.all() {
                 let sent = sender.send(ifindex, &advert.frame(None)).is_ok();
                 done.push((Kind::Router, if sent { "periodic" } else { Refused::NOT_SENT.0 }));
             }
-            match (told.adverts.is_empty(), told.withdrawn.is_empty()) {
-                (true, true) => {
+            // As often as anything new is told: one alone may be lost, or not even be sent.
+            let is_said = told.initial == 0;
+            let is_over = told.withdrawn.is_empty() && told.servers_gone.is_empty();
+            match (told.adverts.is_empty(), is_over) {
+                (true, true) if is_said => {
                     self.told.remove(&ifindex);
                     continue;
                 }
-                // Who has left takes its prefixes back as long as there is nobody else to do it.
-                (true, false) => {}
-                (false, _) => told.gone.clear(),
+                // Who has left takes back what it told as long as there is nobody else to do it.
+                (true, _) => {}
+                (false, _) if is_said => told.gone.clear(),
+                (false, _) => {}
             }
             let within = if told.initial > 0 { INITIAL } else { INTERVAL };
             told.initial = told.initial.saturating_sub(1);

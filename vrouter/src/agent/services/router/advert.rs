@@ -62,6 +62,8 @@ pub struct Advert {
     pub mtu: u32,
     pub prefixes: Vec<Prefix>,
     pub dns: Vec<Ipv6Addr>,
+    /// DNS servers that are none any more.
+    pub dns_gone: Vec<Ipv6Addr>,
 }
 
 impl Advert {
@@ -96,12 +98,14 @@ impl Advert {
             bytes.extend([0; 4]);
             bytes.extend(prefix.net.network().octets());
         }
-        if let Ok(count) = u8::try_from(self.dns.len())
-            && (1..=100).contains(&count)
-        {
-            bytes.extend([25, 1 + 2 * count, 0, 0]);
-            bytes.extend(u32::from(LIFETIME).to_be_bytes());
-            bytes.extend(self.dns.iter().flat_map(Ipv6Addr::octets));
+        for (servers, seconds) in [(&self.dns, LIFETIME), (&self.dns_gone, 0)] {
+            if let Ok(count) = u8::try_from(servers.len())
+                && (1..=100).contains(&count)
+            {
+                bytes.extend([25, 1 + 2 * count, 0, 0]);
+                bytes.extend(u32::from(seconds).to_be_bytes());
+                bytes.extend(servers.iter().flat_map(Ipv6Addr::octets));
+            }
         }
         bytes
     }
@@ -124,6 +128,7 @@ pub fn adverts(port: &ServedPort) -> Vec<Advert> {
         mtu: network.mtu,
         prefixes: Vec::new(),
         dns: Vec::new(),
+        dns_gone: Vec::new(),
     };
     let mut adverts: Vec<Advert> = network
         .routers

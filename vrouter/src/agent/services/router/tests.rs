@@ -134,8 +134,15 @@ fn advertisements_come_soon_then_now_and_then_and_are_taken_back() {
     assert_eq!((told.gone.len(), told.gone[0].lifetime, told.adverts[0].lifetime), (1, 0, 0));
     assert_ne!(told.gone[0].source, told.adverts[0].source);
     assert_eq!(router.told[&13].gone.len(), 1);
-    router.work(&sender, now + SOON.1);
-    assert!(router.told[&14].gone.is_empty());
+    // Nothing is ever sent here: there is no such interface. What is taken back is so no less often than it was told.
+    let mut count = 0;
+    while !router.told[&14].gone.is_empty() {
+        let due = router.told[&14].due;
+        assert!(due <= now + SOON.1 + INITIAL.1 * INITIAL_COUNT);
+        router.work(&sender, due);
+        count += 1;
+    }
+    assert_eq!(count, 1 + INITIAL_COUNT);
     // Whose prefix is taken back has to be told for longer.
     assert_eq!(router.told[&13].gone.len(), 1);
     let end = now + WITHDRAWN + INTERVAL.1;
@@ -200,6 +207,74 @@ fn a_prefix_that_leaves_is_taken_back() {
     }
     assert_eq!(told(&router).len(), 1 + WITHDRAWN_MAX);
     assert!(router.told[&13].all().all(|advert| advert.frame(None).len() <= 1280));
+}
+
+/// RFC 8106, 5.1: a server would be asked for as long as it was told to last.
+#[test]
+fn a_dns_server_that_leaves_is_taken_back() {
+    /// What port 14 is told: who says it, how long servers last, which.
+    fn told(router: &Router) -> Vec<(Ipv6Addr, u32, Vec<Ipv6Addr>)> {
+        let mut told = Vec::new();
+        for frame in router.told[&14].all().map(|advert| advert.frame(None)) {
+            assert!(frame.len() <= 1280, "{} bytes", frame.len());
+            let source = Ipv6Addr::from(<[u8; 16]>::try_from(&frame[22..38]).unwrap());
+            let mut options = &frame[54 + 16..];
+            while let &[kind, len, ..] = options {
+                let (option, rest) = options.split_at(usize::from(len) * 8);
+                if kind == 25 {
+                    let seconds = u32::from_be_bytes(option[4..8].try_into().unwrap());
+                    let servers =
+                        option[8..].chunks(16).map(|it| Ipv6Addr::from(<[u8; 16]>::try_from(it).unwrap()));
+                    told.push((source, seconds, servers.collect()));
+                }
+                options = rest;
+            }
+        }
+        told
+    }
+    let sender = FrameSender::open().unwrap();
+    let (mut router, start) = (Router::default(), Instant::now());
+    let follow = |router: &mut Router, document: &str, now| {
+        router.follow(&Arc::new(served(document, false)), now);
+        told(router)
+    };
+    let address = |text: &str| text.parse::<Ipv6Addr>().unwrap();
+    let (old, new) = (address("fd00:3::2"), address("fd00:3::4"));
+    let r1 = served(DOCUMENT, false)[&14].network.routers[0].link_local;
+    assert_eq!(follow(&mut router, DOCUMENT, start), [(r1, 9000, vec![old])]);
+    let changed = DOCUMENT.replace("fd00:3::2", "fd00:3::4");
+    let both = [(r1, 9000, vec![new]), (r1, 0, vec![old])];
+    assert_eq!(follow(&mut router, &changed, start), both);
+    assert_eq!(
+        follow(&mut router, DOCUMENT, start),
+        [(r1, 9000, vec![old]), (r1, 0, vec![new])],
+        "as before"
+    );
+    assert_eq!(follow(&mut router, &changed, start), both);
+    let mut now = start;
+    while now < start + WITHDRAWN + INTERVAL.1 {
+        assert!(now >= start + WITHDRAWN || told(&router) == both);
+        now = router.next_due().unwrap();
+        router.work(&sender, now);
+    }
+    assert_eq!(told(&router), [(r1, 9000, vec![new])], "long enough");
+    // The router leaves, with its server: who told it takes it back, then who is left.
+    let without = changed.replace(", cache6]", "]").replace(", dns: [\"fd00:3::4\"]", "");
+    assert_eq!(follow(&mut router, &without, now), [(r1, 0, vec![new])]);
+    while !router.told[&14].gone.is_empty() {
+        router.work(&sender, router.next_due().unwrap());
+    }
+    let services = router.told[&14].adverts[0].source;
+    assert_eq!(told(&router), [(services, 0, vec![new])]);
+    // Many come and go.
+    for i in 0..100_u32 {
+        let servers: Vec<_> = (0..16).map(|k| format!("\"fd00:3::{:x}\"", 0x100 * (i + 1) + k)).collect();
+        let document = DOCUMENT.replace("\"fd00:3::2\"", &servers.join(", "));
+        follow(&mut router, &document.replace("fd00:3::", &format!("fd00:{i}a::")), now);
+    }
+    let counts: Vec<_> =
+        told(&router).iter().map(|(_, seconds, servers)| (*seconds, servers.len())).collect();
+    assert_eq!(counts, [(9000, 16), (0, WITHDRAWN_MAX)]);
 }
 
 #[test]
