@@ -42,6 +42,8 @@ pub struct Reply {
     pub address: Ipv4Addr,
     pub server: Ipv4Addr,
     pub server_mac: [u8; 6],
+    /// Where to boot from (`siaddr`), or none.
+    pub boot_server: Ipv4Addr,
     /// The more needed first.
     pub options: Vec<(u8, Vec<u8>)>,
 }
@@ -63,7 +65,7 @@ impl Reply {
         bytes.extend(asked.transaction);
         bytes.extend([0, 0, if asked.broadcast { 0x80 } else { 0 }, 0]);
         let client = if self.kind == ACK { asked.client } else { Ipv4Addr::UNSPECIFIED };
-        for address in [client, self.address, Ipv4Addr::UNSPECIFIED, Ipv4Addr::UNSPECIFIED] {
+        for address in [client, self.address, self.boot_server, Ipv4Addr::UNSPECIFIED] {
             bytes.extend(address.octets());
         }
         bytes.extend(asked.mac);
@@ -199,7 +201,8 @@ fn refuse(asked: &Message, server: Ipv4Addr, server_mac: [u8; 6]) -> Reply {
     let mut options = vec![(MESSAGE_TYPE, vec![NAK]), (SERVER, server.octets().to_vec())];
     options.extend(asked.identifier.clone().map(|identifier| (CLIENT, identifier)));
     options.push((TEXT, b"not the address of this port".to_vec()));
-    Reply { kind: NAK, address: Ipv4Addr::UNSPECIFIED, server, server_mac, options }
+    let none = Ipv4Addr::UNSPECIFIED;
+    Reply { kind: NAK, address: none, server, server_mac, boot_server: none, options }
 }
 
 fn give(port: &ServedPort, asked: &Message, lease: &Lease<'_>, kind: u8) -> Reply {
@@ -218,9 +221,19 @@ fn give(port: &ServedPort, asked: &Message, lease: &Lease<'_>, kind: u8) -> Repl
     // Nobody can do without these two: the second as Neutron has it.
     options.push((MASK, lease.cidr.netmask().octets().to_vec()));
     options.push((MTU, u16::try_from(port.network.mtu).unwrap_or(u16::MAX).to_be_bytes().to_vec()));
-    options.extend(described(port, lease).into_iter().filter(|(code, _)| asked.asks_for(*code)));
+    let described = described(port, lease);
+    let boot_server = boot_server(&described).unwrap_or(Ipv4Addr::UNSPECIFIED);
+    options.extend(described.into_iter().filter(|(code, _)| asked.asks_for(*code)));
     let address = if inform { Ipv4Addr::UNSPECIFIED } else { lease.address };
-    Reply { kind, address, server: lease.server, server_mac: lease.server_mac, options }
+    Reply { kind, address, server: lease.server, server_mac: lease.server_mac, boot_server, options }
+}
+
+/// Where a client finds the boot file: many look into BOOTP's field alone, and none of them at a name.
+fn boot_server(options: &[(u8, Vec<u8>)]) -> Option<Ipv4Addr> {
+    let value = |wanted: u8| Some(&*options.iter().find(|(code, _)| *code == wanted)?.1);
+    let first = value(TFTP_SERVER_ADDRESS).and_then(|addresses| addresses.first_chunk::<4>());
+    let named = || std::str::from_utf8(value(TFTP_SERVER)?).ok()?.trim().parse().ok();
+    first.map(|octets| Ipv4Addr::from(*octets)).or_else(named)
 }
 
 /// Everything that is told who asks for it. A port's own options come before its subnet's.

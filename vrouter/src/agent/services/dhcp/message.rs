@@ -30,9 +30,12 @@ pub const MAX_SIZE: u8 = 57;
 pub const RENEWAL: u8 = 58;
 pub const REBINDING: u8 = 59;
 pub const CLIENT: u8 = 61;
+pub const TFTP_SERVER: u8 = 66;
 pub const CLASSLESS_ROUTES: u8 = 121;
 /// What Windows asked for before there was the other.
 pub const CLASSLESS_ROUTES_MS: u8 = 249;
+/// RFC 5859.
+pub const TFTP_SERVER_ADDRESS: u8 = 150;
 pub const PAD: u8 = 0;
 pub const END: u8 = 255;
 

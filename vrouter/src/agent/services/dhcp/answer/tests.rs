@@ -111,6 +111,32 @@ fn an_offer_says_what_the_topology_says() {
     assert_eq!(offer.options, expected);
 }
 
+/// RFC 2131, 4.3.1: what boots by a file's name asks there for it.
+#[test]
+fn who_boots_is_told_where_from() {
+    const OWN: &str = "dhcp_options: [{ name: domain-name, value: vm";
+    for (options, boot_server) in [
+        ("{ name: tftp-server-address, value: \"10.0.1.5, 10.0.1.6\" }", [10, 0, 1, 5]),
+        ("{ name: tftp-server, value: 10.0.1.7 }", [10, 0, 1, 7]),
+        (
+            "{ name: tftp-server, value: 10.0.1.7 }, { name: tftp-server-address, value: 10.0.1.5 }",
+            [10, 0, 1, 5],
+        ),
+        ("{ name: tftp-server, value: boot.example.org }", [0; 4]),
+        ("{ code: 150, value: \"hex:0a00\" }, { name: tftp-server, value: 10.0.1.7 }", [10, 0, 1, 7]),
+        ("{ name: bootfile-name, value: pxelinux.0 }", [0; 4]),
+    ] {
+        let own = OWN.replace("[{", &format!("[{options}, {{"));
+        let served = served(&DOCUMENT.replacen(OWN, &own, 1), false);
+        let of = |asked: &[u8]| heard(&served, 11, asked).bytes[20..24].to_vec();
+        assert_eq!(of(&message(DISCOVER, [0; 4], &[])), boot_server, "{options}");
+        // Also who does not ask for the options.
+        let little = [(50, &[10, 0, 1, 11][..]), (PARAMETERS, &[ROUTER])];
+        assert_eq!(of(&message(REQUEST, [0; 4], &little)), boot_server, "{options}");
+        assert_eq!(of(&message(REQUEST, [0; 4], &[(50, &[10, 0, 1, 12])])), [0; 4], "a refusal");
+    }
+}
+
 #[test]
 fn who_asks_for_little_gets_little() {
     let served = served(DOCUMENT, false);
