@@ -14,6 +14,8 @@ use crate::{
 
 /// What every client takes (RFC 2131, 2), as an IP packet.
 pub const SIZE_MIN: usize = 576;
+/// What a client's interface takes before it hears of a larger MTU.
+const SIZE_MAX: usize = 1500;
 /// What some clients insist on (RFC 1542, 2.1).
 const MESSAGE_MIN: usize = 300;
 const IP_AND_UDP: usize = 28;
@@ -44,6 +46,8 @@ pub struct Reply {
     pub server_mac: [u8; 6],
     /// Where to boot from (`siaddr`), or none.
     pub boot_server: Ipv4Addr,
+    /// What the network carries.
+    pub mtu: usize,
     /// The more needed first.
     pub options: Vec<(u8, Vec<u8>)>,
 }
@@ -71,7 +75,7 @@ impl Reply {
         bytes.extend(asked.mac);
         bytes.resize(FIXED_LEN - COOKIE.len(), 0);
         bytes.extend(COOKIE);
-        let most = asked.max_size.min(1500) - IP_AND_UDP - 1;
+        let most = asked.max_size.min(SIZE_MAX).min(self.mtu.max(SIZE_MIN)) - IP_AND_UDP - 1;
         let mut left_out = 0;
         for (code, value) in &self.options {
             if let Ok(len) = u8::try_from(value.len())
@@ -192,17 +196,17 @@ fn request(port: &ServedPort, asked: &Message) -> Result<Reply, Refused> {
     }
     Ok(match lease {
         Some(lease) => give(port, asked, &lease, ACK),
-        None => refuse(asked, id, mac),
+        None => refuse(port, asked, id, mac),
     })
 }
 
 /// It may not have that address.
-fn refuse(asked: &Message, server: Ipv4Addr, server_mac: [u8; 6]) -> Reply {
+fn refuse(port: &ServedPort, asked: &Message, server: Ipv4Addr, server_mac: [u8; 6]) -> Reply {
     let mut options = vec![(MESSAGE_TYPE, vec![NAK]), (SERVER, server.octets().to_vec())];
     options.extend(asked.identifier.clone().map(|identifier| (CLIENT, identifier)));
     options.push((TEXT, b"not the address of this port".to_vec()));
-    let none = Ipv4Addr::UNSPECIFIED;
-    Reply { kind: NAK, address: none, server, server_mac, boot_server: none, options }
+    let (none, mtu) = (Ipv4Addr::UNSPECIFIED, mtu(port));
+    Reply { kind: NAK, address: none, server, server_mac, boot_server: none, mtu, options }
 }
 
 fn give(port: &ServedPort, asked: &Message, lease: &Lease<'_>, kind: u8) -> Reply {
@@ -225,7 +229,12 @@ fn give(port: &ServedPort, asked: &Message, lease: &Lease<'_>, kind: u8) -> Repl
     let boot_server = boot_server(&described).unwrap_or(Ipv4Addr::UNSPECIFIED);
     options.extend(described.into_iter().filter(|(code, _)| asked.asks_for(*code)));
     let address = if inform { Ipv4Addr::UNSPECIFIED } else { lease.address };
-    Reply { kind, address, server: lease.server, server_mac: lease.server_mac, boot_server, options }
+    let (server, server_mac) = (lease.server, lease.server_mac);
+    Reply { kind, address, server, server_mac, boot_server, mtu: mtu(port), options }
+}
+
+fn mtu(port: &ServedPort) -> usize {
+    usize::try_from(port.network.mtu).unwrap_or(usize::MAX)
 }
 
 /// Where a client finds the boot file: many look into BOOTP's field alone, and none of them at a name.

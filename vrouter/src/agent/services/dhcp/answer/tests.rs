@@ -308,6 +308,24 @@ fn what_does_not_fit_the_client_is_left_out_and_the_rest_is_whole() {
     }
 }
 
+/// A longer one is not carried, whatever the client takes.
+#[test]
+fn an_answer_is_no_longer_than_the_networks_mtu() {
+    const OWN: &str = "dhcp_options: [{ name: domain-name, value: vm";
+    let bytes = "0a".repeat(200);
+    let more: String =
+        (225..235).map(|code| format!("{{ code: {code}, value: \"hex:{bytes}\" }}, ")).collect();
+    let own = OWN.replace("[{", &format!("[{more}{{"));
+    let mut served = served(&DOCUMENT.replacen(OWN, &own, 1), false);
+    for (mtu, most) in [(1400, 1400), (9000, SIZE_MAX), (500, SIZE_MIN)] {
+        let port = served.get_mut(&11).unwrap();
+        std::sync::Arc::make_mut(&mut port.network).mtu = mtu;
+        let offer = heard(&served, 11, &message(DISCOVER, [0; 4], &[(MAX_SIZE, &1500_u16.to_be_bytes())]));
+        let len = offer.bytes.len() + IP_AND_UDP;
+        assert!(len <= most && len + 202 > most, "{len} bytes on a network of {mtu}");
+    }
+}
+
 /// Thirteen more routes, twice, leave one byte of 576.
 #[test]
 fn routes_are_told_twice_only_if_everything_else_is_told() {
@@ -368,7 +386,7 @@ proptest! {
         let served = served_once();
         if let Ok(Some(heard)) = ask(served, 11, &bytes) {
             prop_assert!(heard.address() == [10, 0, 1, 11] || heard.address() == [0; 4]);
-            prop_assert!(heard.bytes.len() + IP_AND_UDP <= 1500);
+            prop_assert!(heard.bytes.len() + IP_AND_UDP <= 1400, "the network's MTU");
         }
     }
 
