@@ -69,6 +69,9 @@ pub struct Subnet {
     pub line: usize,
 }
 
+/// DNS servers that a subnet may have: hosts ask the first three or so, and an advertisement must fit a packet.
+pub const DNS_MAX: usize = 16;
+
 /// Seconds that an address is given for, where the document does not say.
 pub const LEASE_TIME: u32 = 86_400;
 

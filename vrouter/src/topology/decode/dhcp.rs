@@ -1,6 +1,6 @@
 //! What workloads are told by DHCP and router advertisements.
 
-use std::net::IpAddr;
+use std::{collections::HashSet, net::IpAddr};
 
 use ipnet::IpNet;
 
@@ -93,6 +93,18 @@ pub fn subnet(object: &mut Object<'_, '_>, cidr: IpNet) -> Fields {
             object.problem(object.line("host_routes"), message, remedy);
         });
     }
+    let mut destinations = HashSet::new();
+    for route in &host_routes {
+        if !destinations.insert(route.destination) {
+            object.about("host_routes", |object| {
+                object.problem(
+                    route.line,
+                    format!("{} is given twice", route.destination),
+                    "keep one of the two: a workload follows one route to a destination",
+                );
+            });
+        }
+    }
     for route in host_routes.iter().filter(|route| !ipv6 && !cidr.contains(&IpAddr::V4(route.nexthop))) {
         object.about("host_routes", |object| {
             let message =
@@ -108,6 +120,22 @@ pub fn subnet(object: &mut Object<'_, '_>, cidr: IpNet) -> Fields {
                 message,
                 "leave it out, or write `dhcp: true` or `false`",
             );
+        });
+    }
+    // Of a mode that could not be read nothing is said.
+    let is_asked = matches!(ipv6_mode, Some(Ipv6Mode::Stateful | Ipv6Mode::Stateless));
+    if ipv6
+        && !dhcp_options.is_empty()
+        && !is_asked
+        && ipv6_mode.is_some() == object.value("ipv6_mode").is_some()
+    {
+        object.about("dhcp_options", |object| {
+            let message = match ipv6_mode {
+                Some(_) => "dhcp_options are given, and with slaac nobody asks for them",
+                None => "dhcp_options are given, and without ipv6_mode nobody answers DHCP",
+            };
+            let remedy = "write `ipv6_mode: dhcpv6-stateless` or `dhcpv6-stateful`, or leave them out";
+            object.problem(object.line("dhcp_options"), message, remedy);
         });
     }
     if ipv6 && dhcp == Some(true) && ipv6_mode.is_none() {
@@ -195,7 +223,7 @@ fn host_route(object: &mut Object<'_, '_>) -> Option<HostRoute> {
 pub fn options(object: &mut Object<'_, '_>, ipv6: Option<bool>) -> Vec<DhcpOption> {
     let known = if ipv6.is_some() { SUBNET_OPTION_FIELDS } else { PORT_OPTION_FIELDS };
     let options = object.children("dhcp_options", known, |child| option(child, ipv6));
-    let mut seen = std::collections::HashSet::new();
+    let mut seen = HashSet::new();
     for option in &options {
         if !seen.insert((option.ipv6, option.code)) {
             object.about("dhcp_options", |object| {

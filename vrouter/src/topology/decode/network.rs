@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use super::{Kind, dhcp, label};
 use crate::topology::identity::derive_vni;
-use crate::topology::model::{Network, Subnet};
+use crate::topology::model::{DNS_MAX, Network, Subnet};
 use crate::topology::object::Object;
 use crate::topology::ranges::{same_family, unusable};
 use crate::topology::scalar;
@@ -75,6 +75,13 @@ fn subnet(object: &mut Object<'_, '_>) -> Option<Subnet> {
                 object.problem(node.line, message, "move it to a subnet of its own family");
             });
         }
+    }
+    if dns.len() > DNS_MAX {
+        let message = format!("{} DNS servers are more than workloads are told", dns.len());
+        object.about("dns", |object| {
+            let remedy = format!("write at most {DNS_MAX}: hosts ask the first three or so");
+            object.problem(object.line("dns"), message, remedy);
+        });
     }
     let dhcp::Fields { dhcp, lease_time, host_routes, dhcp_options, ipv6_mode } = dhcp::subnet(object, cidr);
     let line = object.node.line;

@@ -84,6 +84,38 @@ fn dhcp() {
             "subnet web4 dhcp_options[0]",
             &["hexadecimal"],
         ),
+        (
+            WEB4,
+            "host_routes: [{ destination: 10.9.0.0/16, nexthop: 10.0.1.9 },\n          §{ destination: 10.9.0.0/16, nexthop: 10.0.1.8 }]",
+            "subnet web4",
+            &["10.9.0.0/16", "twice"],
+        ),
+        (
+            "      - { name: web6,",
+            "      - { name: more6, cidr: \"fd00:9::/64\", ipv6_mode: slaac, dhcp_options: §[{ name: domain-search, value: example.org }] }
+      - { name: web6,",
+            "subnet more6",
+            &["with slaac nobody asks", "`ipv6_mode: dhcpv6-stateless`"],
+        ),
+        (
+            WEB6,
+            "gateway: \"fd00:1::1\", dhcp_options: §[{ name: domain-search, value: example.org }]",
+            "subnet web6",
+            &["without ipv6_mode", "leave them out"],
+        ),
+        (
+            WEB6,
+            "gateway: \"fd00:1::1\", ipv6_mode: §ra, dhcp_options: [{ name: domain-search, value: example.org }]",
+            "subnet web6",
+            &["no such mode"],
+        ),
+        (
+            WEB4,
+            "dns: §[10.0.1.2, 10.0.1.3, 10.0.1.4, 10.0.1.5, 10.0.1.6, 10.0.1.7, 10.0.1.8, 10.0.1.9, 10.0.1.10, 10.0.1.11, 10.0.1.12, \
+                10.0.1.13, 10.0.1.14, 10.0.1.15, 10.0.1.16, 10.0.1.17, 10.0.1.18]",
+            "subnet web4",
+            &["17 DNS servers", "at most 16"],
+        ),
     ]);
 }
 

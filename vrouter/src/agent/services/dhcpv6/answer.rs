@@ -193,16 +193,16 @@ fn associate(reply: &mut Reply, port: &ServedPort, asked: &Message) {
 fn describe(reply: &mut Reply, port: &ServedPort, asked: &Message) {
     let subnets = || port.network.subnets.iter().filter(|subnet| subnet.ipv6_mode.is_some());
     if asked.wanted.contains(&DNS) {
-        let servers: Vec<u8> = subnets()
-            .flat_map(|subnet| &subnet.dns)
-            .filter_map(|server| match server {
-                IpAddr::V6(server) => Some(server.octets()),
-                IpAddr::V4(_) => None,
-            })
-            .flatten()
-            .collect();
+        let mut servers: Vec<Ipv6Addr> = Vec::new();
+        for server in subnets().flat_map(|subnet| &subnet.dns) {
+            if let IpAddr::V6(server) = server
+                && !servers.contains(server)
+            {
+                servers.push(*server);
+            }
+        }
         if !servers.is_empty() {
-            reply.option(DNS, &servers);
+            reply.option(DNS, &servers.iter().flat_map(Ipv6Addr::octets).collect::<Vec<u8>>());
         }
     }
     let mut told = vec![DNS];

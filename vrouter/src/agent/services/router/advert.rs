@@ -12,7 +12,7 @@ use crate::{
         service::Refused,
     },
     compile::served::{ServedPort, link_local_of},
-    topology::model::{Ipv6Mode, Subnet},
+    topology::model::{DNS_MAX, Ipv6Mode, Subnet},
 };
 
 /// Seconds that a router and DNS servers are good for: the most there may be (RFC 4861, 6.2.1), since the data path goes
@@ -99,9 +99,7 @@ impl Advert {
             bytes.extend(prefix.net.network().octets());
         }
         for (servers, seconds) in [(&self.dns, LIFETIME), (&self.dns_gone, 0)] {
-            if let Ok(count) = u8::try_from(servers.len())
-                && (1..=100).contains(&count)
-            {
+            if let Ok(count @ 1..=100) = u8::try_from(servers.len()) {
                 bytes.extend([25, 1 + 2 * count, 0, 0]);
                 bytes.extend(u32::from(seconds).to_be_bytes());
                 bytes.extend(servers.iter().flat_map(Ipv6Addr::octets));
@@ -147,10 +145,14 @@ pub fn adverts(port: &ServedPort) -> Vec<Advert> {
         // What no router has is told by the first.
         if let Some(advert) = adverts.get_mut(by.unwrap_or(0)) {
             advert.prefixes.extend(prefix(port, subnet));
-            advert.dns.extend(subnet.dns.iter().filter_map(|server| match server {
-                IpAddr::V6(server) => Some(*server),
-                IpAddr::V4(_) => None,
-            }));
+            for server in &subnet.dns {
+                if let IpAddr::V6(server) = server
+                    && advert.dns.len() < DNS_MAX
+                    && !advert.dns.contains(server)
+                {
+                    advert.dns.push(*server);
+                }
+            }
         }
     }
     adverts

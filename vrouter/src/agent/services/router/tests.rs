@@ -51,6 +51,23 @@ fn a_prefix_lasts_as_long_as_its_router() {
 }
 
 #[test]
+fn a_dns_server_of_several_subnets_is_told_once() {
+    const CACHE4: &str = "{ name: cache4, cidr: 10.0.3.0/24, dhcp: false }";
+    let servers = |servers: std::ops::Range<u32>| {
+        let servers: Vec<_> = servers.map(|i| format!("\"fd00:3::{i:x}\"")).collect();
+        let more = format!(
+            "{CACHE4}\n      - {{ name: more6, cidr: \"fd00:4::/64\", ipv6_mode: slaac, dns: [{}] }}",
+            servers.join(", ")
+        );
+        let served = served(&DOCUMENT.replace(CACHE4, &more), false);
+        adverts(&served[&14])[0].dns.clone()
+    };
+    let [first, second] = ["fd00:3::2", "fd00:3::3"].map(|it| it.parse::<Ipv6Addr>().unwrap());
+    assert_eq!(servers(2..4), [first, second]);
+    assert_eq!(servers(3..19).len(), 16, "no more than there is room for");
+}
+
+#[test]
 fn a_port_makes_an_address_of_a_prefix_only_if_it_may_use_it() {
     const VM3: &str = "fixed_ips: [10.0.2.11, \"fd00:2::ff:fe00:20b\"]";
     for (instead, autonomous) in [

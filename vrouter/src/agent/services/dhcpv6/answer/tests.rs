@@ -128,6 +128,11 @@ fn modes_differ() {
     let inform = [&[INFORMATION_REQUEST, 1, 2, 3][..], &wants(&[DNS])].concat();
     let dns = |text: &str| text.parse::<Ipv6Addr>().unwrap().octets().to_vec();
     assert_eq!(ask(11, &inform).unwrap().1[&DNS], dns("fd00:1::2"));
+    const DB: &str = "  - name: db\n";
+    let more = "      - { name: more6, cidr: \"fd00:4::/64\", ipv6_mode: slaac, dns: [\"fd00:1::2\"] }\n";
+    let shared = served(&DOCUMENT.replace(DB, &format!("{more}{DB}")), false);
+    let reply = answer(&shared[&11], &Message::read(&inform).unwrap()).unwrap().bytes;
+    assert_eq!(options(&reply[4..])[&DNS], dns("fd00:1::2"), "once, though two subnets have it");
     assert_eq!(ask(13, &inform), Err(Refused::NOT_SERVED), "slaac");
     assert_eq!(ask(14, &inform).unwrap().1[&DNS], dns("fd00:3::2"), "stateless");
     let (_, none) = ask(14, &message(SOLICIT, &[ia(IA_NA, &[])])).unwrap();
