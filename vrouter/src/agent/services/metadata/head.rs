@@ -5,10 +5,7 @@
 
 use hyper::{
     HeaderMap, Method,
-    header::{
-        CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderName, HeaderValue, TE, TRAILER, TRANSFER_ENCODING,
-        UPGRADE,
-    },
+    header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderName, HeaderValue, TRANSFER_ENCODING},
     http::uri::PathAndQuery,
 };
 
@@ -164,16 +161,16 @@ fn going_on(mut headers: HeaderMap) -> HeaderMap {
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
-        .map(|name| name.trim().to_ascii_lowercase())
+        .map(|name| as_understood(name.trim()))
         .collect();
-    for name in [HOST, CONTENT_LENGTH, EXPECT, TE, TRAILER, UPGRADE] {
-        headers.remove(name);
-    }
+    let written_anew = [HOST, CONTENT_LENGTH, EXPECT];
     let names: Vec<HeaderName> = headers.keys().cloned().collect();
     for name in names {
-        if is_ours(name.as_str())
-            || is_hop_by_hop(name.as_str())
-            || named.iter().any(|it| it == name.as_str())
+        let understood = as_understood(name.as_str());
+        if is_ours(&understood)
+            || is_hop_by_hop(&understood)
+            || written_anew.iter().any(|it| it.as_str() == understood)
+            || named.contains(&understood)
         {
             headers.remove(name);
         }
@@ -181,9 +178,14 @@ fn going_on(mut headers: HeaderMap) -> HeaderMap {
     headers
 }
 
-/// Whether only this side says it. Servers of CGI's kind (WSGI, too) take an underscore for a dash.
+/// A name as a server may understand it: those of CGI's kind (WSGI, too) tell no byte that is neither letter nor digit
+/// from another.
+fn as_understood(name: &str) -> String {
+    name.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' }).collect()
+}
+
+/// Whether only this side says it.
 fn is_ours(name: &str) -> bool {
-    let name = name.replace('_', "-");
     name == "via" || OURS.iter().any(|ours| name.starts_with(ours))
 }
 
@@ -222,7 +224,9 @@ mod tests {
             X-Metadata-Provider-Signature: s\r\nX_Instance_ID: victim\r\nX-Instance_ID: victim\r\nForwarded: for=1\r\n\
             X-OVN-Network-ID: n\r\nVia: 1.1 x\r\nX-Forwarded-Host: h\r\nX-Real-IP: 1.1.1.1\r\nX-LB-ID: 1\r\n\
             Proxy-Authorization: x\r\nKeep-Alive: 5\r\nUpgrade: h2c\r\nTE: trailers\r\nConnection: x-secret, close\r\n\
-            X-Secret: 1\r\nX_Forwarded_For: 1\r\n";
+            X-Secret: 1\r\nX_Forwarded_For: 1\r\nX.Instance.ID: victim\r\nX!Instance-ID: victim\r\n\
+            X-Instance~ID-Signature: 00\r\nX|Tenant'ID: other\r\nX*Neutron+Network-ID: n\r\nProxy.User: x\r\n\
+            Content_Length: 9\r\nTransfer.Encoding: chunked\r\nX^Secret: 1\r\n";
         let honest = "X-aws-ec2-metadata-token: t\r\nAccept: */*\r\nUser-Agent: curl\r\nX-Viable: 1\r\nCookie: a\r\nCookie: b\r\n";
         let head = parse(&get(&format!("{forged}{honest}"))).expect("in order");
         let mut names: Vec<&str> = head.headers.iter().map(|(name, _)| name.as_str()).collect();
