@@ -313,7 +313,8 @@ fn without_a_server_there_is_an_answer_at_once_that_says_so() {
     let answer = Workload::new(7, "10.0.0.9", 40000).ask(&service, GET);
     assert!(answer.starts_with("HTTP/1.1 503 Service Unavailable\r\n"), "{answer}");
     assert!(answer.contains("cannot be reached from this node"), "{answer}");
-    assert!(start.elapsed() < Duration::from_secs(2));
+    // A server may take 60 s to begin; a busy machine takes some for this.
+    assert!(start.elapsed() < Duration::from_secs(10));
     assert_eq!(service.tally.status().refused.get("server_unreachable"), Some(&1));
 }
 
