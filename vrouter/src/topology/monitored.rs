@@ -35,8 +35,12 @@ pub fn monitored<'t>(
     for port in topology.ports.iter().filter(|port| ports(port)) {
         behind.extend(port.fixed_ips.iter().map(|ip| ((port.network.as_str(), *ip), port)));
     }
+    if behind.is_empty() {
+        return Vec::new();
+    }
     // On whatever network.
     let addresses: HashSet<IpAddr> = behind.keys().map(|(_, ip)| *ip).collect();
+    let sieve = Sieve::of(&addresses);
     let balancers = Balancers::of(topology);
     let is_monitored: HashSet<&str> = monitors.iter().map(|(pool, _)| pool.name.as_str()).collect();
     for balancer in &topology.load_balancers {
@@ -58,7 +62,8 @@ pub fn monitored<'t>(
     let mut found = Vec::new();
     for (pool, monitor) in monitors {
         let Some(routers) = of_pool.get(pool.name.as_str()) else { continue };
-        for member in pool.members.iter().filter(|member| addresses.contains(&member.address)) {
+        let are_known = |ip: &IpAddr| sieve.may_have(ip) && addresses.contains(ip);
+        for member in pool.members.iter().filter(|member| are_known(&member.address)) {
             let port = routers.iter().find_map(|&router| {
                 let network = balancers.network_of(router, member.address)?;
                 Some((router, *behind.get(&(network.name.as_str(), member.address))?))
@@ -71,9 +76,54 @@ pub fn monitored<'t>(
     found
 }
 
+/// Tells most addresses that are not among some by a look, where a hash would cost ten times as much: a node has few
+/// ports, and pools a hundred thousand members. A bit for each value of an address's last two bytes.
+struct Sieve(Box<[u64; 1024]>);
+
+impl Sieve {
+    fn of<'a>(addresses: impl IntoIterator<Item = &'a IpAddr>) -> Self {
+        let mut bits = Box::new([0; 1024]);
+        for (word, bit) in addresses.into_iter().map(Self::place) {
+            bits[word] |= bit;
+        }
+        Self(bits)
+    }
+
+    fn place(ip: &IpAddr) -> (usize, u64) {
+        let last = match ip {
+            IpAddr::V4(ip) => ip.to_bits() & 0xffff,
+            IpAddr::V6(ip) => (ip.to_bits() & 0xffff) as u32,
+        };
+        ((last >> 6) as usize, 1 << (last & 63))
+    }
+
+    fn may_have(&self, ip: &IpAddr) -> bool {
+        let (word, bit) = Self::place(ip);
+        self.0[word] & bit != 0
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_sieve_lets_through_what_is_there() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let sieve = Sieve::of(&[ip("10.0.1.11"), ip("fd00::ff:fe00:20b"), ip("10.0.255.255")]);
+        for (address, may) in [
+            ("10.0.1.11", true),
+            ("10.9.1.11", true),
+            ("10.0.1.12", false),
+            ("10.0.2.11", true),
+            ("fd00::ff:fe00:20b", true),
+            ("fd00::20c", false),
+            ("10.0.255.255", true),
+            ("10.0.255.254", false),
+        ] {
+            assert_eq!(sieve.may_have(&ip(address)), may, "{address}");
+        }
+    }
 
     const DOCUMENT: &str = r#"
 networks:
