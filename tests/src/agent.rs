@@ -151,6 +151,16 @@ impl Agent {
         }
     }
 
+    /// Ends it and leaves nothing of it, as a node that reboots does.
+    pub fn crash(&mut self) -> Result<()> {
+        self.kill9();
+        for at in [crate::clean::PINS, crate::clean::RUNTIME] {
+            let left = Path::new(at).join(&self.instance);
+            std::fs::remove_dir_all(&left).with_context(|| format!("cannot remove {}", left.display()))?;
+        }
+        Ok(())
+    }
+
     /// Ends it by SIGTERM and waits for it to go.
     pub fn stop(&mut self) -> Result<()> {
         let Some(mut process) = self.process.take() else { return Ok(()) };

@@ -25,7 +25,7 @@ const LABS: &str = "/run/vrouter-lab";
 /// Where agents pin programs, maps and links, one directory per instance.
 pub(crate) const PINS: &str = "/sys/fs/bpf/vrouter";
 /// Where agents keep sockets and the like, one directory per instance.
-const RUNTIME: &str = "/run/vrouter";
+pub(crate) const RUNTIME: &str = "/run/vrouter";
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 

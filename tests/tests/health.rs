@@ -324,9 +324,29 @@ fn members_leave_when_they_die_and_return_when_they_are_well() {
         assert_eq!(not_up.keys().collect::<Vec<_>>(), ["http/m2", "tcp/m2"], "{not_up:?}");
     }
     world.wait_for("the same as before", &down, SOON);
+    assert!(!world.log_of("node-a").contains("is silent"));
+
+    // Nor does a node that comes back from a reboot bring back who was down: it knows what others heard of it.
+    world.agent_mut("node-b").crash().unwrap();
+    world.agent_mut("node-b").restart().unwrap();
+    let begun = Instant::now();
+    let checks_all = |world: &World| {
+        let members = |it: Value| it["agent"]["health"]["members"].as_array().map(Vec::len);
+        world.agent("node-b").status().is_ok_and(|status| members(status) == Some(5))
+    };
+    let mut checked = None;
+    while checked.is_none_or(|since: Instant| since.elapsed() < Duration::from_secs(3)) {
+        assert!(begun.elapsed() < START, "node-b does not come back");
+        let not_up = world.not_up("node-a");
+        assert!(down.iter().all(|(name, _)| not_up.contains_key(*name)), "{not_up:?}");
+        if checked.is_none() && checks_all(&world) {
+            checked = Some(Instant::now());
+        }
+    }
+    world.agent_mut("node-b").wait_ready(START).unwrap();
+    world.wait_for("the same after the reboot", &down, SOON);
     servers.insert("vm4", Server::start(world.lab.workload("vm4")));
     world.wait_for("vm4 returns again", &[], SOON);
-    assert!(!world.log_of("node-a").contains("is silent"));
 
     // A node that is silent loses its members, as long as there are others.
     world.agent_mut("node-b").kill9();

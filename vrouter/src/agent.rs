@@ -265,7 +265,8 @@ impl Agent {
             let health = &mut status::lock(&told).health;
             (health.members, health.unsent) = (members, unsent);
         });
-        let health = Health::start(&config, config.run_dir().join("health.json"), tell)?;
+        let is_in_force = banks.commit().epoch != 0;
+        let health = Health::start(&config, config.run_dir().join("health.json"), is_in_force, tell)?;
         let (tally, counts) = {
             let status = status::lock(&status);
             (status.services.clone(), status.metadata.clone())

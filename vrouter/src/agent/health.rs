@@ -45,7 +45,7 @@ use crate::{
     config::AgentConfig,
     store::{
         StoreConfig,
-        health::{self, Words},
+        health::{self, Own, Words},
     },
     topology::model::Topology,
 };
@@ -91,23 +91,37 @@ pub struct Health {
     /// `None`: not known yet.
     wanted: watch::Sender<Option<Arc<Vec<MonitoredMember>>>>,
     frames: mpsc::Sender<Frame>,
-    words: watch::Receiver<Words>,
+    own: watch::Receiver<Own>,
     others: watch::Receiver<Arc<health::Health>>,
-    /// For the thread that shares, as long as it was not needed.
-    tell_others: Option<watch::Sender<Arc<health::Health>>>,
+    /// The thread that shares, as long as it was not needed.
+    share: Option<Share>,
     /// Of the members of which something is said.
     index: Index,
     not_up: BTreeMap<shared::MemberName, MemberHealth>,
 }
 
+/// What the thread that shares is started with.
+struct Share {
+    others: watch::Sender<Arc<health::Health>>,
+    /// What this node said last, if it has to be asked for.
+    recall: watch::Sender<Option<Words>>,
+    /// An earlier agent's data path is in force.
+    is_in_force: bool,
+}
+
 impl Health {
-    /// Starts to check. `memory`: the file where what is known is kept for the next agent.
-    pub fn start(config: &AgentConfig, memory: PathBuf, tell: Tell) -> Result<Self> {
+    /// Starts to check. `memory`: the file where what is known is kept for the next agent. `is_in_force`: the data path of
+    /// an earlier agent carries what comes.
+    pub fn start(config: &AgentConfig, memory: PathBuf, is_in_force: bool, tell: Tell) -> Result<Self> {
         let memory = Memory::new(memory);
         let mut known = memory.load();
-        let own = known.remove(&config.node).and_then(|it| it.words).unwrap_or_default();
-        let (tell_words, words) = watch::channel(own.clone());
+        let remembered = known.remove(&config.node).and_then(|it| it.words);
+        let is_remembered = remembered.is_some();
+        let words = remembered.unwrap_or_default();
+        let checker = Checker::new(words.clone());
+        let (tell_own, own) = watch::channel(Own { words, is_remembered, is_checked: false });
         let (tell_others, others) = watch::channel(Arc::new(known));
+        let (recall, recalled) = watch::channel(None);
         let (wanted, wants) = watch::channel(None);
         let (frames, ear) = mpsc::channel(WAITING);
         let socket = FrameSender::open()?;
@@ -115,7 +129,7 @@ impl Health {
         // It inherits the network namespace.
         std::thread::Builder::new()
             .name("vr-health".to_owned())
-            .spawn(move || runtime.block_on(run(Checker::new(own), socket, wants, ear, tell_words, tell)))
+            .spawn(move || runtime.block_on(run(checker, socket, wants, ear, recalled, tell_own, tell)))
             .map_err(|error| anyhow!("cannot start a thread: {error}"))?;
         Ok(Self {
             node: config.node.clone(),
@@ -123,9 +137,9 @@ impl Health {
             memory,
             wanted,
             frames,
-            words,
+            own,
             others,
-            tell_others: Some(tell_others),
+            share: Some(Share { others: tell_others, recall, is_in_force }),
             index: Index::default(),
             not_up: BTreeMap::new(),
         })
@@ -147,10 +161,13 @@ impl Health {
             .collect();
         let is_needed = listeners.any(|it| monitored.contains(it.default_pool.as_str()));
         if let (true, Some(store)) = (is_needed, &self.store)
-            && let Some(tell) = self.tell_others.take()
-            && let Err(error) = health::start(store.clone(), self.node.clone(), self.words.clone(), tell)
+            && let Some(Share { others, recall, is_in_force }) = self.share.take()
         {
-            tracing::error!("{error:#}");
+            let (node, own) = (self.node.clone(), self.own.clone());
+            let started = health::start(store.clone(), node, is_in_force, own, recall, others);
+            if let Err(error) = started {
+                tracing::error!("{error:#}");
+            }
         }
     }
 
@@ -167,12 +184,12 @@ impl Health {
 
     /// Tells when there is something new for [`not_up`](Self::not_up).
     pub fn changes(&self) -> Changes {
-        Changes { words: self.words.clone(), others: self.others.clone() }
+        Changes { own: self.own.clone(), others: self.others.clone() }
     }
 
     /// Members of a topology that are not up.
     pub fn not_up(&mut self, topology: &Topology) -> BTreeMap<shared::MemberName, MemberHealth> {
-        let (own, others) = (self.words.borrow().clone(), self.others.borrow().clone());
+        let (own, others) = (self.own.borrow().words.clone(), self.others.borrow().clone());
         // Mostly all is well, and nobody need be found among a hundred thousand.
         self.index = Index::of(topology, shared::spoken_of(&own, &others).as_ref());
         let not_up = self.index.not_up(&self.node, &own, &others);
@@ -229,7 +246,7 @@ impl Health {
 
 /// See [`Health::changes`].
 pub struct Changes {
-    words: watch::Receiver<Words>,
+    own: watch::Receiver<Own>,
     others: watch::Receiver<Arc<health::Health>>,
 }
 
@@ -237,7 +254,7 @@ impl Changes {
     /// Waits for something new.
     pub async fn next(&mut self) {
         let ended = tokio::select! {
-            changed = self.words.changed() => changed.is_err(),
+            changed = self.own.changed() => changed.is_err(),
             changed = self.others.changed() => changed.is_err(),
         };
         if ended {
@@ -252,14 +269,16 @@ async fn run(
     socket: FrameSender,
     mut wanted: watch::Receiver<Option<Arc<Vec<MonitoredMember>>>>,
     mut frames: mpsc::Receiver<Frame>,
-    words: watch::Sender<Words>,
+    mut recalled: watch::Receiver<Option<Words>>,
+    own: watch::Sender<Own>,
     tell: Tell,
 ) {
     let (mut out, mut unsent) = (Vec::new(), 0_u64);
-    let (mut told, mut known) = (Instant::now(), false);
+    let mut told = Instant::now();
+    let Own { mut is_remembered, mut is_checked, .. } = *own.borrow();
     loop {
         let wake = checker.due().unwrap_or_else(|| Instant::now() + Duration::from_secs(60));
-        let mut differs = false;
+        let (mut differs, mut recall) = (false, None);
         tokio::select! {
             changed = wanted.changed() => {
                 if changed.is_err() {
@@ -267,9 +286,17 @@ async fn run(
                 }
                 let now = wanted.borrow_and_update().clone();
                 if let Some(now) = now {
-                    differs |= checker.follow(&now, Instant::now(), &mut out);
-                    known = true;
+                    differs |= checker.follow(&now, Instant::now(), &mut out) || !is_checked;
+                    is_checked = true;
                     told = Instant::now() - STATUS_INTERVAL;
+                }
+            }
+            Ok(()) = recalled.changed() => {
+                let words = recalled.borrow_and_update().clone();
+                if let Some(words) = words.filter(|_| !is_remembered) {
+                    differs |= checker.recall(words.clone());
+                    is_remembered = true;
+                    recall = Some(words);
                 }
             }
             Some((ifindex, frame)) = frames.recv() => {
@@ -290,17 +317,22 @@ async fn run(
             let sent = socket.send(ifindex, &frame);
             unsent += u64::from(sent.is_err());
         }
-        if differs && known {
-            words.send_if_modified(|said| {
-                let now = checker.words();
-                let differs = *said != now;
-                *said = now;
-                differs
-            });
-        }
+        own.send_if_modified(|own| {
+            let was = (own.is_remembered, own.is_checked);
+            (own.is_remembered, own.is_checked) = (is_remembered, is_checked);
+            // Without a list it has nothing to say but what was said before.
+            let words = if is_checked { differs.then(|| checker.words()) } else { recall };
+            let words = words.filter(|words| *words != own.words);
+            let is_new = words.is_some() || was != (is_remembered, is_checked);
+            own.words = words.unwrap_or_else(|| std::mem::take(&mut own.words));
+            is_new
+        });
         if differs || now.saturating_duration_since(told) >= STATUS_INTERVAL {
             told = now;
             tell(checker.status(), unsent);
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

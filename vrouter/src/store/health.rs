@@ -10,6 +10,9 @@
 //! Words outlive the agent, so that everybody, also who starts later, knows that a node has spoken and is silent now. The
 //! lease is not returned when an agent ends in order: one that starts again soon was never missed.
 //!
+//! A node says that it is there when it checks what is in force ([`Own`]). One whose data path an earlier agent left, and
+//! which carries what comes, says so at once, with what was said last, and has a while to come to it.
+//!
 //! A thread and a connection of its own, made when there is something to say or to hear. Whatever happens to it, what
 //! was heard last counts.
 
@@ -40,14 +43,30 @@ const LEASE_SECONDS: i64 = 15;
 const WORDS: Duration = Duration::from_millis(50);
 /// Bytes of words in a second, in the long run: etcd keeps all of them for a while, and every node hears them.
 const PACE: f64 = 2e6;
+/// How long an agent that starts speaks for the data path it found in force, without checking anything yet.
+const UNCHECKED: Duration = Duration::from_secs(60);
 /// How long to wait when this node's user may not do what is needed.
 const DENIED: Duration = Duration::from_secs(60);
 
-/// Starts to say `words` for `node`, and to tell what the others say, in the network namespace of the calling thread.
+/// What a node has to say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Own {
+    pub words: Words,
+    /// What the node said last is in them: till then they replace nothing.
+    pub is_remembered: bool,
+    /// They are of the members of what is in force.
+    pub is_checked: bool,
+}
+
+/// Starts to say what there is to say for `node`, and to tell what the others say, in the network namespace of the calling
+/// thread. `is_in_force`: an earlier agent's data path carries what comes. `recall`: whom to tell what the node said last,
+/// if that is not remembered.
 pub fn start(
     config: StoreConfig,
     node: String,
-    words: watch::Receiver<Words>,
+    is_in_force: bool,
+    own: watch::Receiver<Own>,
+    recall: watch::Sender<Option<Words>>,
     tell: watch::Sender<Arc<Health>>,
 ) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("tokio")?;
@@ -55,7 +74,8 @@ pub fn start(
         .name("health-store".to_owned())
         .spawn(move || {
             let (known, health) = (BTreeMap::new(), Health::new());
-            let follow = Follow { config, node, words, tell, known, health };
+            let unchecked = is_in_force.then(|| Instant::now() + UNCHECKED);
+            let follow = Follow { config, node, unchecked, own, recall, tell, known, health };
             runtime.block_on(follow.run());
         })
         .context("cannot start the thread that shares members' health")?;
@@ -66,7 +86,10 @@ pub fn start(
 struct Follow {
     config: StoreConfig,
     node: String,
-    words: watch::Receiver<Words>,
+    /// Till when it may speak without checking.
+    unchecked: Option<Instant>,
+    own: watch::Receiver<Own>,
+    recall: watch::Sender<Option<Words>>,
     tell: watch::Sender<Arc<Health>>,
     /// What is in etcd, by node.
     known: BTreeMap<String, Kept>,
@@ -105,14 +128,17 @@ impl Follow {
         let mut store = Store::connect(&self.config).await?;
         let (revision, known) = store.health().await?;
         let mut said = known.get(&self.node).cloned().unwrap_or_default();
+        if !self.own.borrow().is_remembered {
+            self.recall.send_replace(Some(said.health().words.unwrap_or_default()));
+        }
         // Who did not hear of it for a while knows no better than those who did.
         self.health.clear();
         let nodes = known.keys().cloned().collect();
         self.known = known;
         self.tell(&nodes);
         let mut stream = self.watch(&store, revision).await?;
-        let mut lease = Lease::grant(&mut store, LEASE_SECONDS).await?;
-        let mut quiet = self.say(&mut store, &mut lease, &mut said, true).await?;
+        let mut lease = None;
+        let mut quiet = self.say(&mut store, &mut lease, &mut said).await?;
         let mut renewal = tokio::time::interval(LEASE_RENEWAL);
         let mut progress = tokio::time::interval(PROGRESS.0);
         let mut heard = Instant::now();
@@ -129,13 +155,17 @@ impl Follow {
                         events.filter_map(|event| self.take(store.keys(), event)).collect();
                     self.tell(&nodes);
                 }
-                changed = next(&mut self.words, quiet) => {
+                changed = next(&mut self.own, quiet) => {
                     if changed.is_err() {
                         return Ok(());
                     }
-                    quiet = self.say(&mut store, &mut lease, &mut said, false).await?;
+                    quiet = self.say(&mut store, &mut lease, &mut said).await?;
                 }
-                _ = renewal.tick() => lease.renew().await?,
+                _ = renewal.tick() => match &mut lease {
+                    Some(lease) if self.may_speak() => lease.renew().await?,
+                    // What is left of it runs out; whoever speaks again begins anew.
+                    _ => lease = None,
+                },
                 _ = progress.tick() => {
                     if heard.elapsed() > PROGRESS.1 {
                         bail!("the watch says nothing any more");
@@ -153,15 +183,27 @@ impl Follow {
         bounded(store.watcher().watch(prefix, Some(options))).await.context("cannot watch etcd")
     }
 
-    /// Says what there is to say, and, if it `begins`, that this node is there; when there may be more.
+    fn may_speak(&self) -> bool {
+        may_speak(&self.own.borrow(), self.unchecked, Instant::now())
+    }
+
+    /// Says what there is to say, and, without a `lease`, that this node is there; when there may be more.
     async fn say(
         &mut self,
         store: &mut Store,
-        lease: &mut Lease,
+        lease: &mut Option<Lease>,
         said: &mut Kept,
-        begins: bool,
     ) -> Result<Instant> {
-        let wanted = Kept::of(&self.words.borrow_and_update(), said);
+        let own = self.own.borrow_and_update().clone();
+        if !may_speak(&own, self.unchecked, Instant::now()) {
+            return Ok(Instant::now() + WORDS);
+        }
+        let wanted = wanted(&own, said);
+        let begins = lease.is_none();
+        let lease = match lease {
+            Some(lease) => lease,
+            None => lease.insert(Lease::grant(store, LEASE_SECONDS).await?),
+        };
         let steps = said.steps(&wanted, begins);
         let pause =
             WORDS + Duration::from_secs_f64(steps.iter().map(words::bytes).sum::<usize>() as f64 / PACE);
@@ -208,10 +250,20 @@ impl Follow {
     }
 }
 
+/// Whether a node may say that it is there; `unchecked`: till when it may without checking.
+fn may_speak(own: &Own, unchecked: Option<Instant>, now: Instant) -> bool {
+    own.is_checked && own.is_remembered || unchecked.is_some_and(|until| now < until)
+}
+
+/// What is to be kept of a node that speaks. What it said last is not replaced by who does not know of it.
+fn wanted(own: &Own, said: &Kept) -> Kept {
+    if own.is_remembered { Kept::of(&own.words, said) } else { said.clone() }
+}
+
 /// Waits for something to say, and until it may be said.
-async fn next(words: &mut watch::Receiver<Words>, quiet: Instant) -> Result<(), watch::error::RecvError> {
+async fn next(own: &mut watch::Receiver<Own>, quiet: Instant) -> Result<(), watch::error::RecvError> {
     tokio::time::sleep_until(quiet.into()).await;
-    words.changed().await
+    own.changed().await
 }
 
 /// Notes a key's value, or that it is gone; of which node that may be new.
@@ -233,6 +285,29 @@ pub(super) fn note(
 mod tests {
     use super::*;
     use crate::store::keys::Keys;
+
+    /// Or others would send to members that a node, back from a reboot, does not reach yet, or knows to be down.
+    #[test]
+    fn a_node_is_there_when_it_checks_what_is_in_force_and_knows_what_it_said() {
+        let down = BTreeMap::from([("m2".to_owned(), "refused".to_owned())]);
+        let words = Words { down: BTreeMap::from([("web".to_owned(), down)]), ..Words::default() };
+        let said = Kept::of(&words, &Kept::default());
+        let now = Instant::now();
+        let own = |is_remembered, is_checked| Own { is_remembered, is_checked, ..Own::default() };
+        for (is_remembered, is_checked) in [(false, false), (false, true), (true, false), (true, true)] {
+            let own = own(is_remembered, is_checked);
+            let may = [None, Some(now), Some(now + UNCHECKED)].map(|until| may_speak(&own, until, now));
+            let always = is_remembered && is_checked;
+            assert_eq!(may, [always, always, true], "{own:?}");
+            let steps = said.steps(&wanted(&own, &said), true);
+            let keys: Vec<HealthKey> = steps.iter().flatten().map(|(key, _)| *key).collect();
+            let words = is_remembered.then_some(HealthKey::Words);
+            assert_eq!(keys, [HealthKey::Alive].into_iter().chain(words).collect::<Vec<_>>(), "{own:?}");
+        }
+        // One that never spoke.
+        let first = Kept::default();
+        assert_eq!(first.steps(&wanted(&own(true, true), &first), true).concat().len(), 2);
+    }
 
     #[test]
     fn words_stay_when_their_node_is_gone_and_damaged_ones_are_not_taken() {

@@ -91,7 +91,7 @@ impl Checker {
                 // Asked in another way, it is as it was found before.
                 Some(entry) if entry.target.address == target.address => entry.machine.state().clone(),
                 Some(_) => State::Unknown,
-                None => self.recall(&name),
+                None => self.recalled(&name),
             };
             let mut machine = Machine::new(&target.monitor, state, phase(&name), now);
             let missing = target.ifindex.is_none().then_some(target.interface.as_str());
@@ -115,11 +115,24 @@ impl Checker {
         differs
     }
 
-    fn recall(&self, (pool, member): &MemberName) -> State {
-        match self.remembered.down.get(pool).and_then(|down| down.get(member)) {
-            Some(why) => State::Down(why.clone()),
-            None => State::Unknown,
+    /// What is down by what this node said last, of which nothing was remembered so far; whether there is something else
+    /// to say. What was found meanwhile holds.
+    pub fn recall(&mut self, words: Words) -> bool {
+        self.remembered = words;
+        let mut differs = false;
+        for (name, entry) in &mut self.members {
+            if *entry.machine.state() == State::Unknown
+                && let Some(why) = down_in(&self.remembered, name)
+            {
+                entry.machine.recall(why.clone());
+                differs = true;
+            }
         }
+        differs
+    }
+
+    fn recalled(&self, name: &MemberName) -> State {
+        down_in(&self.remembered, name).map_or(State::Unknown, |why| State::Down(why.clone()))
     }
 
     fn forget(&mut self, name: &MemberName, out: &mut Vec<Sent>) -> Option<Entry> {
@@ -305,6 +318,11 @@ fn tell((pool, member): &MemberName, machine: &Machine) {
     }
 }
 
+/// Why a member is down, if it is.
+fn down_in<'w>(words: &'w Words, (pool, member): &MemberName) -> Option<&'w String> {
+    words.down.get(pool)?.get(member)
+}
+
 /// A member's own moment in each period, from 0 to 1.
 fn phase((pool, member): &MemberName) -> f64 {
     let mut hasher = DefaultHasher::new();
@@ -359,6 +377,35 @@ mod tests {
         let packet = etherparse::SlicedPacket::from_ethernet(frame).expect("a packet");
         let Some(etherparse::TransportSlice::Tcp(tcp)) = packet.transport else { panic!("no TCP") };
         (*ifindex, tcp.syn(), tcp.rst(), tcp.source_port(), tcp.sequence_number())
+    }
+
+    #[test]
+    fn what_was_said_before_a_reboot_holds_for_who_was_not_found_otherwise() {
+        let mut now = Instant::now();
+        let mut checker = Checker::new(Words::default());
+        let wanted = [1, 2].map(|number| member(number, 7, HealthCheck::Tcp));
+        let mut out = Vec::new();
+        checker.follow(&wanted[..1], now, &mut out);
+        let down = ["m1", "m2", "gone"].map(|name| (name.to_owned(), "HTTP 503".to_owned()));
+        let said = Words { down: BTreeMap::from([("many".to_owned(), down.into())]), ..Words::default() };
+        let names =
+            |words: Words| -> Vec<String> { words.down.into_values().flatten().map(|it| it.0).collect() };
+        assert!(checker.recall(said.clone()), "it is not known to be otherwise");
+        assert_eq!(names(checker.words()), ["m1"]);
+        checker.follow(&wanted, now, &mut out);
+        assert_eq!(names(checker.words()), ["m1", "m2"], "nor is who comes now");
+        assert!(!checker.recall(said.clone()));
+        // It holds until it is found to be otherwise.
+        let mut checker = Checker::new(Words::default());
+        let wanted = [member(1, 7, HealthCheck::Ping)];
+        checker.follow(&wanted, now, &mut out);
+        out.clear();
+        now += Duration::from_millis(1000);
+        checker.tick(now, &mut out);
+        let (ifindex, reply) = crate::agent::health::probe::tests::reply(&out[0]);
+        checker.hear(ifindex, &reply, now, &mut out);
+        assert_eq!(checker.status()[0].state, "up");
+        assert!(!checker.recall(said) && checker.words() == Words::default());
     }
 
     #[test]

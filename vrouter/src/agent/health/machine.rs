@@ -122,6 +122,11 @@ impl Machine {
         }
     }
 
+    /// It is down, as was said of it before.
+    pub fn recall(&mut self, why: String) {
+        self.turn(State::Down(why));
+    }
+
     fn turn(&mut self, state: State) -> bool {
         self.against = 0;
         let differs = self.state != state;
