@@ -37,7 +37,7 @@ use tokio::{
 use checker::Checker;
 pub use checker::MemberStatus;
 use memory::Memory;
-use shared::Index;
+use shared::{Index, Spoken};
 
 use super::services::FrameSender;
 use crate::{
@@ -191,7 +191,7 @@ impl Health {
     pub fn not_up(&mut self, topology: &Topology) -> BTreeMap<shared::MemberName, MemberHealth> {
         let (own, others) = (self.own.borrow().words.clone(), self.others.borrow().clone());
         // Mostly all is well, and nobody need be found among a hundred thousand.
-        self.index = Index::of(topology, shared::spoken_of(&own, &others).as_ref());
+        self.index = Index::of(topology, &Spoken::of(&own, &others));
         let not_up = self.index.not_up(&self.node, &own, &others);
         if not_up != self.not_up {
             self.log(&not_up);
