@@ -268,6 +268,7 @@ fn members_leave_when_they_die_and_return_when_they_are_well() {
     servers.insert("vm4", Server::start(world.lab.workload("vm4")));
     world.wait_for("vm4 returns", &[], SOON);
     assert_eq!(world.answers("vm1", VIP), names(all));
+    assert!(world.log_of("node-a").contains("node-b says: pool http member m2: up"));
 
     // Another status than is expected, and no answer to pings.
     servers["vm5"].answer_with(503);

@@ -21,7 +21,7 @@ pub mod service;
 pub mod shared;
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -191,10 +191,11 @@ impl Health {
     pub fn not_up(&mut self, topology: &Topology) -> BTreeMap<shared::MemberName, MemberHealth> {
         let (own, others) = (self.own.borrow().words.clone(), self.others.borrow().clone());
         // Mostly all is well, and nobody need be found among a hundred thousand.
-        self.index = Index::of(topology, &Spoken::of(&own, &others));
+        let index = Index::of(topology, &Spoken::of(&own, &others));
+        let before = std::mem::replace(&mut self.index, index);
         let not_up = self.index.not_up(&self.node, &own, &others);
         if not_up != self.not_up {
-            self.log(&not_up);
+            log(&self.news(&before, &not_up, topology));
             self.not_up.clone_from(&not_up);
             let mut known = health::Health::clone(&others);
             known.insert(self.node.clone(), health::NodeHealth { words: Some(own), alive: true });
@@ -216,31 +217,47 @@ impl Health {
         self.not_up.iter().filter_map(of).collect()
     }
 
-    /// What others say that is new; this node's own members are told of where they are checked.
-    fn log(&self, now: &BTreeMap<shared::MemberName, MemberHealth>) {
-        /// A node that dies has many members.
-        const LINES: usize = 10;
+    /// What others say that is new; this node's own members are told of where they are checked. `before`: the index so far,
+    /// since of a pool that is well again nobody says anything.
+    fn news(
+        &self,
+        before: &Index,
+        now: &BTreeMap<shared::MemberName, MemberHealth>,
+        topology: &Topology,
+    ) -> Vec<OtherStatus> {
         let state = |of: &BTreeMap<shared::MemberName, MemberHealth>, name: &shared::MemberName| {
             of.get(name).copied().unwrap_or_default()
         };
-        let names: std::collections::BTreeSet<_> = self.not_up.keys().chain(now.keys()).collect();
+        let monitored = topology.pools.iter().filter(|pool| pool.health_monitor.is_some());
+        let monitored: HashMap<&str, _> = monitored.map(|pool| (pool.name.as_str(), &pool.members)).collect();
+        // Who is gone is not up.
+        let is_there = |(pool, member): &shared::MemberName| {
+            monitored.get(pool.as_str()).is_some_and(|members| members.iter().any(|it| it.name == *member))
+        };
+        let names: BTreeSet<_> = self.not_up.keys().chain(now.keys()).collect();
+        let of = |name: &shared::MemberName| {
+            let node = self.index.checker(name).or_else(|| before.checker(name))?.to_owned();
+            let ((pool, member), state) = (name.clone(), state(now, name));
+            (node != self.node).then_some(OtherStatus { pool, member, node, state, reason: None })
+        };
         let news = names.into_iter().filter(|name| state(&self.not_up, name) != state(now, name));
-        let news: Vec<_> = news
-            .filter_map(|name| Some((name, self.index.checker(name)?)))
-            .filter(|(_, node)| *node != self.node)
-            .collect();
-        for (name, node) in news.iter().take(LINES) {
-            let (pool, member) = name;
-            let what = match state(now, name) {
-                MemberHealth::Up => "up",
-                MemberHealth::Down => "down",
-                MemberHealth::Lost => "lost: its node is silent",
-            };
-            tracing::info!(%pool, %member, %node, "{node} says: pool {pool} member {member}: {what}");
-        }
-        if news.len() > LINES {
-            tracing::info!("and of {} more members of other nodes", news.len() - LINES);
-        }
+        news.filter(|name| is_there(name)).filter_map(of).collect()
+    }
+}
+
+fn log(news: &[OtherStatus]) {
+    /// A node that dies has many members.
+    const LINES: usize = 10;
+    for OtherStatus { pool, member, node, state, .. } in news.iter().take(LINES) {
+        let what = match state {
+            MemberHealth::Up => "up",
+            MemberHealth::Down => "down",
+            MemberHealth::Lost => "lost: its node is silent",
+        };
+        tracing::info!(%pool, %member, %node, "{node} says: pool {pool} member {member}: {what}");
+    }
+    if news.len() > LINES {
+        tracing::info!("and of {} more members of other nodes", news.len() - LINES);
     }
 }
 

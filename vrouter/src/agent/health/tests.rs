@@ -1,6 +1,25 @@
 //! What is told, by the thread and of others.
 
 use super::*;
+use crate::store::health::NodeHealth;
+
+const DOCUMENT: &str = r#"
+networks: [{ name: n, subnets: [{ name: n4, cidr: 10.0.1.0/24, gateway: 10.0.1.1 }] }]
+routers: [{ name: r, interfaces: [n4] }]
+ports:
+  - { name: vm1, network: n, mac: "02:00:00:00:01:01", fixed_ips: [10.0.1.11], node: a, interface: tap1 }
+  - { name: vm2, network: n, mac: "02:00:00:00:01:02", fixed_ips: [10.0.1.12], node: b, interface: tap2 }
+load_balancers:
+  - { name: lb, network: n, vip_addresses: [10.0.1.200], listeners: [
+      { name: l1, protocol: tcp, protocol_port: 80, default_pool: web }] }
+pools:
+  - name: web
+    health_monitor: { type: ping, delay: 1, timeout: 1 }
+    members:
+      - { name: m1, address: 10.0.1.11, protocol_port: 80 }
+      - { name: m2, address: 10.0.1.12, protocol_port: 80 }
+nodes: [{ name: a, vtep: 192.0.2.1 }, { name: b, vtep: 192.0.2.2 }]
+"#;
 
 /// How long something may take that happens at once.
 const SOON: Duration = Duration::from_secs(10);
@@ -8,6 +27,57 @@ const SOON: Duration = Duration::from_secs(10);
 fn down(members: &[&str]) -> Words {
     let down = members.iter().map(|member| ((*member).to_owned(), "refused".to_owned())).collect();
     Words { down: BTreeMap::from([("web".to_owned(), down)]), ..Words::default() }
+}
+
+/// Node a's, without its thread, with what tells it.
+fn alone() -> (Health, watch::Sender<Own>, watch::Sender<Arc<health::Health>>) {
+    let (tell_own, own) = watch::channel(Own::default());
+    let (tell_others, others) = watch::channel(Arc::default());
+    let health = Health {
+        node: "a".to_owned(),
+        store: None,
+        memory: Memory::new("/nonexistent/health.json".into()),
+        wanted: watch::channel(None).0,
+        frames: mpsc::channel(1).0,
+        own,
+        others,
+        share: None,
+        index: Index::default(),
+        not_up: BTreeMap::new(),
+    };
+    (health, tell_own, tell_others)
+}
+
+#[test]
+fn others_that_recover_are_news_and_those_that_leave_are_not() {
+    let topology = crate::topology::parse("test", DOCUMENT).expect("a topology in order");
+    let (mut health, tell_own, tell_others) = alone();
+    tell_own.send_replace(Own { words: down(&["m1"]), ..Own::default() });
+    let mut follow = |words: Words, alive, topology: &Topology| {
+        let words = Some(words);
+        tell_others.send_replace(Arc::new([("b".to_owned(), NodeHealth { words, alive })].into()));
+        let own = health.own.borrow().words.clone();
+        let others = health.others.borrow().clone();
+        let index = Index::of(topology, &Spoken::of(&own, &others));
+        let now = index.not_up("a", &own, &others);
+        let before = std::mem::replace(&mut health.index, index);
+        let news = health.news(&before, &now, topology);
+        health.index = before;
+        assert_eq!(health.not_up(topology), now);
+        news.into_iter().map(|it| (it.member, it.node, it.state)).collect::<Vec<_>>()
+    };
+    let m2 = |state| vec![("m2".to_owned(), "b".to_owned(), state)];
+    assert_eq!(follow(down(&["m2"]), true, &topology), m2(MemberHealth::Down));
+    assert_eq!(follow(down(&["m2"]), true, &topology), []);
+    // Nobody speaks of the pool any more.
+    tell_own.send_replace(Own::default());
+    assert_eq!(follow(Words::default(), true, &topology), m2(MemberHealth::Up));
+    assert_eq!(follow(Words::default(), false, &topology), m2(MemberHealth::Lost));
+    assert_eq!(follow(Words::default(), true, &topology), m2(MemberHealth::Up));
+    assert_eq!(follow(down(&["m2"]), true, &topology), m2(MemberHealth::Down));
+    let without = DOCUMENT.replace("      - { name: m2, address: 10.0.1.12, protocol_port: 80 }\n", "");
+    let without = crate::topology::parse("test", &without).expect("a topology in order");
+    assert_eq!(follow(Words::default(), true, &without), []);
 }
 
 /// A node says that it is there by its first list, also if that is empty, and by what it said last, if it remembers none.
