@@ -268,14 +268,12 @@ pub struct Changes {
 }
 
 impl Changes {
-    /// Waits for something new.
+    /// Waits for something new; of one side, if there is nobody on the other any more.
     pub async fn next(&mut self) {
-        let ended = tokio::select! {
-            changed = self.own.changed() => changed.is_err(),
-            changed = self.others.changed() => changed.is_err(),
-        };
-        if ended {
-            std::future::pending().await
+        tokio::select! {
+            Ok(()) = self.own.changed() => {}
+            Ok(()) = self.others.changed() => {}
+            else => std::future::pending().await,
         }
     }
 }

@@ -80,6 +80,22 @@ fn others_that_recover_are_news_and_those_that_leave_are_not() {
     assert_eq!(follow(Words::default(), true, &without), []);
 }
 
+#[tokio::test]
+async fn its_own_words_are_heard_when_nobody_tells_of_others() {
+    let (health, tell_own, tell_others) = alone();
+    let mut changes = health.changes();
+    drop(tell_others);
+    for words in [down(&["m1"]), Words::default()] {
+        tell_own.send_replace(Own { words, ..Own::default() });
+        tokio::time::timeout(SOON, changes.next()).await.expect("there is something new");
+    }
+    let nothing = tokio::time::timeout(Duration::from_millis(50), changes.next()).await;
+    assert!(nothing.is_err(), "once each");
+    drop(tell_own);
+    let nothing = tokio::time::timeout(Duration::from_millis(50), changes.next()).await;
+    assert!(nothing.is_err(), "nobody is there any more");
+}
+
 /// A node says that it is there by its first list, also if that is empty, and by what it said last, if it remembers none.
 #[tokio::test]
 async fn the_thread_tells_when_there_is_something_to_go_by() {
