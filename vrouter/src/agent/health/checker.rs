@@ -87,15 +87,18 @@ impl Checker {
                 continue;
             }
             let before = self.forget(&name, out);
-            let state = match before {
-                // Asked in another way, it is as it was found before.
-                Some(entry) if entry.target.address == target.address => entry.machine.state().clone(),
-                Some(_) => State::Unknown,
-                None => self.recalled(&name),
+            let (state, mut since, counts) = match before {
+                // Asked in another way, it is as it was found before, and for as long.
+                Some(entry) if entry.target.address == target.address => {
+                    (entry.machine.state().clone(), entry.since, entry.counts)
+                }
+                Some(_) => (State::Unknown, seconds(), [0; 3]),
+                None => (self.recalled(&name), seconds(), [0; 3]),
             };
             let mut machine = Machine::new(&target.monitor, state, phase(&name), now);
             let missing = target.ifindex.is_none().then_some(target.interface.as_str());
             if machine.plug(missing, now) {
+                since = seconds();
                 tell(&name, &machine);
             }
             let entry = Entry {
@@ -104,8 +107,8 @@ impl Checker {
                 probe: None,
                 deadline: now,
                 timer: None,
-                since: seconds(),
-                counts: [0; 3],
+                since,
+                counts,
             };
             self.members.insert(name.clone(), entry);
             self.schedule(&name);
@@ -377,6 +380,40 @@ mod tests {
         let packet = etherparse::SlicedPacket::from_ethernet(frame).expect("a packet");
         let Some(etherparse::TransportSlice::Tcp(tcp)) = packet.transport else { panic!("no TCP") };
         (*ifindex, tcp.syn(), tcp.rst(), tcp.source_port(), tcp.sequence_number())
+    }
+
+    #[test]
+    fn who_is_asked_in_another_way_is_as_it_was_and_for_as_long() {
+        let mut now = Instant::now();
+        let mut checker = Checker::new(Words::default());
+        let wanted = member(1, 7, HealthCheck::Tcp);
+        let mut out = Vec::new();
+        checker.follow(std::slice::from_ref(&wanted), now, &mut out);
+        // Two checks that nobody answers.
+        for _ in 0..4 {
+            now += Duration::from_millis(1000);
+            checker.tick(now, &mut out);
+        }
+        checker.members.values_mut().for_each(|entry| entry.since = 7);
+        let how = |checker: &Checker| {
+            let status = checker.status().remove(0);
+            (status.state, status.reason, status.since, status.bad)
+        };
+        let was = how(&checker);
+        assert!(was.0 == "down" && was.3 > 0, "{was:?}");
+        let in_other_way = MonitoredMember { protocol_port: 81, ..wanted.clone() };
+        let plugged_again = MonitoredMember { ifindex: Some(8), ..in_other_way.clone() };
+        for then in [in_other_way, plugged_again] {
+            checker.follow(&[then], now, &mut out);
+            assert_eq!(how(&checker), was);
+        }
+        // Another workload, and one without an interface, begin anew.
+        let unplugged = MonitoredMember { ifindex: None, ..wanted.clone() };
+        checker.follow(&[unplugged], now, &mut out);
+        assert!(how(&checker).2 > 7);
+        let elsewhere = MonitoredMember { address: [10, 0, 0, 9].into(), ..wanted };
+        checker.follow(&[elsewhere], now, &mut out);
+        assert_eq!((how(&checker).0, how(&checker).3), ("unknown", 0));
     }
 
     #[test]
