@@ -222,7 +222,11 @@ impl Checker {
     /// A frame came from a port; whether there is something else to say.
     pub fn hear(&mut self, ifindex: u32, frame: &[u8], now: Instant, out: &mut Vec<Sent>) -> bool {
         let Some(heard) = Heard::read(frame) else { return false };
-        let Some(name) = self.asked.get(&(ifindex, heard.number)).cloned() else { return false };
+        let Some(name) = self.asked.get(&(ifindex, heard.number)).cloned() else {
+            // Nobody else speaks for the router there.
+            out.extend(heard.refusal(frame).map(|reset| (ifindex, reset)));
+            return false;
+        };
         let Some(entry) = self.members.get_mut(&name) else { return false };
         let Some((probe, _)) = &mut entry.probe else { return false };
         let (frames, outcome) = probe.hear(&heard, now);
@@ -443,6 +447,44 @@ mod tests {
         checker.hear(ifindex, &reply, now, &mut out);
         assert_eq!(checker.status()[0].state, "up");
         assert!(!checker.recall(said) && checker.words() == Words::default());
+    }
+
+    /// Behaviour R3: no port of a router is open.
+    #[test]
+    fn who_connects_to_a_router_where_nobody_asked_is_refused() {
+        let (ours, theirs) = ([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
+        let begin =
+            || etherparse::PacketBuilder::ethernet2(theirs, ours).ipv4([10, 0, 0, 2], [10, 0, 0, 1], 64);
+        let frame = |builder: etherparse::PacketBuilderStep<etherparse::TcpHeader>, payload: &[u8]| {
+            let mut frame = Vec::new();
+            builder.write(&mut frame, payload).expect("a frame");
+            frame
+        };
+        let heard = |frame: &[u8]| {
+            let mut out = Vec::new();
+            assert!(!Checker::new(Words::default()).hear(7, frame, Instant::now(), &mut out));
+            out
+        };
+        let syn = || begin().tcp(40000, 50000, u32::MAX, 1000).syn();
+        let out = heard(&frame(syn(), b"!"));
+        assert_eq!(out.len(), 1);
+        let packet = etherparse::SlicedPacket::from_ethernet(&out[0].1).expect("a packet");
+        let Some(etherparse::TransportSlice::Tcp(tcp)) = packet.transport else { panic!("no TCP") };
+        assert_eq!((tcp.rst(), tcp.ack(), tcp.syn()), (true, true, false));
+        assert_eq!((tcp.source_port(), tcp.destination_port()), (50000, 40000));
+        assert_eq!(
+            (tcp.sequence_number(), tcp.acknowledgment_number()),
+            (0, 1),
+            "of the flag and the payload"
+        );
+        assert_eq!((out[0].0, &out[0].1[..12]), (7, &[theirs, ours].concat()[..]));
+        // What begins no connection is not answered, nor is what nobody could have sent to the router by itself.
+        for other in [syn().ack(1), syn().rst(), begin().tcp(40000, 50000, 1, 1000).ack(1)] {
+            assert_eq!(heard(&frame(other, b"")), []);
+        }
+        let mut to_all = frame(syn(), b"");
+        to_all[..6].fill(0xff);
+        assert_eq!(heard(&to_all), []);
     }
 
     #[test]

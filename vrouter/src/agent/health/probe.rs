@@ -389,6 +389,29 @@ impl<'f> Heard<'f> {
         };
         Some(Self { source, destination, number, what })
     }
+
+    /// A reset for who begins a connection, which nobody is there to take. `frame`: what was read.
+    pub fn refusal(&self, frame: &[u8]) -> Option<Vec<u8>> {
+        let Answer::Segment(segment) = &self.what else { return None };
+        if !segment.syn || segment.rst || segment.acknowledged.is_some() {
+            return None;
+        }
+        let (&ours, rest) = frame.split_first_chunk::<6>()?;
+        let &theirs = rest.first_chunk::<6>()?;
+        // A router speaks from no address of a group.
+        if (ours[0] | theirs[0]) & 1 != 0 {
+            return None;
+        }
+        let back = Reach {
+            source: self.destination,
+            source_mac: ours,
+            address: self.source,
+            mac: theirs,
+            number: self.number,
+        };
+        let next = segment.sequence.wrapping_add(1).wrapping_add(segment.payload.len() as u32);
+        back.segment(segment.source_port, 0, Some(next), Flags::Rst, &[])
+    }
 }
 
 fn segment<'f>(tcp: TcpSlice<'f>) -> Segment<'f> {
