@@ -1,12 +1,15 @@
 //! What is measured. Labels are names of the topology, drop reasons and the like: as many as the node has ports, routers,
 //! peers and gateways, never as many as there are flows.
 
-use std::{collections::BTreeMap, fs};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+};
 
 use serde_json::Value;
 use vrouter_common::{
     reason::{DropReason, Event},
-    tables::{Commit, LISTENERS_MAX, NAME_LISTENER, NAT_TRIES_BUCKETS, Name, NameKey},
+    tables::{Commit, Listener, ListenerKey, NAME_LISTENER, NAT_TRIES_BUCKETS, Name, NameKey},
 };
 
 use super::interface_counters;
@@ -368,26 +371,33 @@ fn edge(out: &mut Families, status: &AgentStatus) {
 
 /// New connections of load balancers.
 fn balanced(out: &mut Families, pins: &Pins) {
-    /// Numbers are given out from the lowest: after so many that nobody has, there are no more.
-    const GAP: u32 = 256;
     let maps = pins.maps();
     let (Ok(counts), Ok(names)) = (Balanced::open(&maps), Map::<NameKey, Name>::open(&maps, "NAMES")) else {
         return;
     };
-    let mut rows = Vec::new();
-    let (mut number, mut last) = (1, 0);
-    while number < LISTENERS_MAX && number - last <= GAP {
-        if let Ok(Some(name)) = names.lookup(&NameKey { kind: NAME_LISTENER, id: number })
-            && let Ok(count) = counts.listeners.lookup(&number)
-        {
-            last = number;
-            let name = name_to_string(&name);
-            rows.push(row([("listener", &*name)], count.unwrap_or_default() as f64));
-        }
-        number += 1;
-    }
+    let Ok(listeners) = Map::<ListenerKey, Listener>::open(&maps, "LISTENERS").and_then(|it| it.entries())
+    else {
+        return;
+    };
+    let name = |number| names.lookup(&NameKey { kind: NAME_LISTENER, id: number }).ok().flatten();
+    let count = |number| counts.listeners.lookup(&number).ok().flatten();
+    let rows = connections(listeners.into_iter().map(|(_, listener)| listener), name, count);
     let help = "New connections to listeners of load balancers, of this node's clients and, from outside, its members";
     out.add(Kind::Counter, "vrouter_lb_connections", help, rows);
+}
+
+/// What listeners have counted, each of which may be there several times: for each VIP, in each bank.
+fn connections(
+    listeners: impl Iterator<Item = Listener>,
+    name: impl Fn(u32) -> Option<Name>,
+    count: impl Fn(u32) -> Option<u64>,
+) -> Vec<Row> {
+    let numbers: BTreeSet<u32> = listeners.map(|listener| listener.number).collect();
+    // Who has no name any more is of the bank that is not in force.
+    let named = numbers.into_iter().filter_map(|number| Some((number, name_to_string(&name(number)?))));
+    named
+        .map(|(number, name)| row([("listener", &*name)], count(number).unwrap_or_default() as f64))
+        .collect()
 }
 
 fn health(out: &mut Families, status: &AgentStatus) {
@@ -462,6 +472,19 @@ fn count_notes(status: &AgentStatus) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_listener_has_a_row_however_numbers_are_spread() {
+        let listener = |number| Listener { number, ..Listener::default() };
+        let name = |number: u32| {
+            let mut bytes = [0; 256];
+            bytes[..2].copy_from_slice(&[b'l', b'0' + (number % 10) as u8]);
+            (number != 4).then_some(Name { bytes })
+        };
+        let rows = connections([7, 1, 65535, 7, 4].map(listener).into_iter(), name, |it| Some(u64::from(it)));
+        let rows: Vec<(&str, f64)> = rows.iter().map(|(labels, value)| (&*labels[0].1, *value)).collect();
+        assert_eq!(rows, [("l1", 1.0), ("l7", 7.0), ("l5", 65535.0)]);
+    }
 
     #[test]
     fn the_kernels_list_of_interfaces_is_read() {
