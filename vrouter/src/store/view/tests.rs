@@ -248,9 +248,18 @@ nodes: [{ name: a, vtep: 192.0.2.1 }]
 #[test]
 fn a_pool_that_is_exchanged_is_as_one_that_is_checked() {
     let mut below = random();
-    // The last two are nobody's to balance to: on no network of the router, and a VIP.
-    let addresses =
-        ["10.0.1.11", "10.0.1.12", "10.0.1.13", "fd00:1::b", "fd00:1::c", "10.7.0.1", "10.0.1.200"];
+    // The last ones are nobody's to balance to: on no network of the router, a VIP, the router's own, no host's.
+    let addresses = [
+        "10.0.1.11",
+        "10.0.1.12",
+        "10.0.1.13",
+        "fd00:1::b",
+        "fd00:1::c",
+        "10.7.0.1",
+        "10.0.1.200",
+        "10.0.1.1",
+        "10.0.1.255",
+    ];
     let mut view = view("a", &[], BALANCED);
     let mut before = assembled(&mut view);
     let all = values(BALANCED);

@@ -92,12 +92,17 @@ pub fn pool(object: &mut Object<'_, '_>) -> Option<Pool> {
         let message = format!("{} members are more than a pool can have", members.len());
         object.problem(object.node.line, message, format!("keep {MEMBERS_MAX}, or make another pool"));
     }
-    if !members.is_empty() && members.iter().all(|member| member.weight == 0) {
-        object.problem(
-            object.node.line,
-            "every member has weight 0, so that nobody is served",
-            "give one a weight of 1 or more; to refuse everybody, write `admin_state_up: false` for the listener",
-        );
+    for (family, ipv6) in [("IPv4", false), ("IPv6", true)] {
+        // Who takes all of them down means it.
+        let is_up = |member: &&Member| member.admin_state_up && member.address.is_ipv6() == ipv6;
+        let mut up = members.iter().filter(is_up).peekable();
+        if up.peek().is_some() && up.all(|member| member.weight == 0) {
+            object.problem(
+                object.node.line,
+                format!("every {family} member with admin_state_up has weight 0, so that nobody is served"),
+                "give one a weight of 1 or more; to refuse everybody, write `admin_state_up: false` for the listener",
+            );
+        }
     }
     let health_monitor = object.child("health_monitor", health::FIELDS, health::health_monitor);
     Some(Pool { name: name?, source_ip, members, health_monitor, line: object.node.line })

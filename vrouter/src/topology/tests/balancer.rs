@@ -50,6 +50,14 @@ fn what_is_in_order_means_what_it_says() {
 }
 
 #[test]
+fn a_pool_may_be_taken_down_member_by_member() {
+    let text = balanced()
+        .replace("protocol_port: 53 }\n", "protocol_port: 53, weight: 0, admin_state_up: false }\n");
+    let pool = accepted(&text).pool("pool2").expect("pool2").clone();
+    assert!(pool.members.iter().all(|member| !member.admin_state_up), "{pool:?}");
+}
+
+#[test]
 fn each_fault_is_one_problem() {
     let rows: &[Row] = &[
         (
@@ -118,7 +126,19 @@ fn each_fault_is_one_problem() {
             "- name: pool2\n    members:\n      - { name: ns4, address: 10.0.2.53, protocol_port: 53 }\n      - { name: ns6, address: \"fd00:1::53\", protocol_port: 53,",
             "- §name: pool2\n    members:\n      - { name: ns4, address: 10.0.2.53, protocol_port: 53, weight: 0 }\n      - { name: ns6, address: \"fd00:1::53\", protocol_port: 53, weight: 0,",
             "pool pool2",
-            &["every member has weight 0"],
+            &["every IPv4 member with admin_state_up has weight 0"],
+        ),
+        (
+            "- name: pool1\n    session_persistence: source_ip\n    members:\n      - { name: m1, address: 10.0.1.11, protocol_port: 8080, weight: 2 }\n      - { name: m2, address: 10.0.1.10, protocol_port: 8080 }\n      - { name: m3, address: \"fd00:1::a\", protocol_port: 8080 }",
+            "- §name: pool1\n    session_persistence: source_ip\n    members:\n      - { name: m1, address: 10.0.1.11, protocol_port: 8080, weight: 2 }\n      - { name: m2, address: 10.0.1.10, protocol_port: 8080 }\n      - { name: m3, address: \"fd00:1::a\", protocol_port: 8080, weight: 0 }",
+            "pool pool1",
+            &["every IPv6 member with admin_state_up has weight 0"],
+        ),
+        (
+            "- name: pool1\n    session_persistence: source_ip\n    members:\n      - { name: m1, address: 10.0.1.11, protocol_port: 8080, weight: 2 }\n      - { name: m2, address: 10.0.1.10, protocol_port: 8080 }",
+            "- §name: pool1\n    session_persistence: source_ip\n    members:\n      - { name: m1, address: 10.0.1.11, protocol_port: 8080, weight: 0 }\n      - { name: m2, address: 10.0.1.10, protocol_port: 8080, admin_state_up: false }",
+            "pool pool1",
+            &["every IPv4 member with admin_state_up has weight 0"],
         ),
         ("load_balancer: lb1", "load_balancer: §lb2", "floating ip 203.0.113.53", &["no load balancer lb2"]),
         (
@@ -144,6 +164,30 @@ fn a_pool_fits_its_listeners() {
             "address: 10.0.1.200",
             "load balancer lb1 listeners[1]",
             &["10.0.1.200 is the VIP of load balancer lb1"],
+        ),
+        (
+            "address: 10.0.2.53",
+            "address: 10.0.2.1",
+            "load balancer lb1 listeners[1]",
+            &["member ns4 of pool pool2: 10.0.2.1 is router r1's address on network db"],
+        ),
+        (
+            "address: 10.0.2.53",
+            "address: 10.0.1.254",
+            "load balancer lb1 listeners[1]",
+            &["10.0.1.254 is router r2's address on network web"],
+        ),
+        (
+            "address: 10.0.2.53",
+            "address: 10.0.2.0",
+            "load balancer lb1 listeners[1]",
+            &["10.0.2.0 is the network address of subnet db4"],
+        ),
+        (
+            "address: 10.0.2.53",
+            "address: 10.0.1.255",
+            "load balancer lb1 listeners[1]",
+            &["10.0.1.255 is the broadcast address of subnet web4"],
         ),
         (
             "address: 10.0.2.53",

@@ -15,7 +15,7 @@ type Vips = HashMap<usize, BTreeMap<IpAddr, usize>>;
 
 /// Whether a topology in which every rule holds is still one with `new` in the place of its pool `old`, as far as can be
 /// told of these two: nothing else has to be looked at. No rule between objects is about anything of a pool but its
-/// name and its members' addresses.
+/// name and its members' addresses, each by itself and whether there is one of a family: one that `old` has is in order.
 pub fn may_replace(old: &Pool, new: &Pool) -> bool {
     let known: HashSet<IpAddr> = old.members.iter().map(|member| member.address).collect();
     let has = |ipv6: bool| new.members.iter().any(|member| member.address.is_ipv6() == ipv6);
@@ -83,22 +83,27 @@ impl Check<'_, '_> {
             let port = &self.topology.ports[*port].name;
             return Some((format!("{vip} is port {port}'s already on network {name}"), other));
         }
-        if let Some(router) = self.router_addresses.get(&(network, vip)) {
-            let router = &self.topology.routers[*router].name;
-            return Some((format!("{vip} is router {router}'s address on network {name}"), other));
+        if let Some(what) = self.no_hosts(network, vip) {
+            return Some((format!("{vip} is {what}"), other));
         }
-        let Some((_, place)) = self.ranges[network].find(vip).ok()? else {
+        if self.ranges[network].find(vip).ok()?.is_none() {
             return Some(self.outside(vip, network));
-        };
-        let subnet = self.subnet(place);
-        let what = if subnet.gateway == Some(vip) { Some("gateway") } else { unusable(subnet.cidr, vip) };
-        if what.is_none() {
-            vips.insert(vip, index);
         }
-        what.map(|what| {
-            let message = format!("{vip} is the {what} of subnet {}", subnet.name);
-            (message, format!("use another address of {}", subnet.cidr))
-        })
+        vips.insert(vip, index);
+        None
+    }
+
+    /// What an address on a network is that neither a workload nor a VIP may have.
+    fn no_hosts(&self, network: usize, address: IpAddr) -> Option<String> {
+        if let Some(router) = self.router_addresses.get(&(network, address)) {
+            let router = &self.topology.routers[*router].name;
+            return Some(format!("router {router}'s address on network {}", self.network(network).name));
+        }
+        let (_, place) = self.ranges[network].find(address).ok()??;
+        let subnet = self.subnet(place);
+        let is_gateway = subnet.gateway == Some(address);
+        let what = if is_gateway { Some("gateway") } else { unusable(subnet.cidr, address) };
+        what.map(|what| format!("the {what} of subnet {}", subnet.name))
     }
 
     fn listeners(&mut self, index: usize, balancer: &LoadBalancer, balancers: &Balancers<'_>, vips: &Vips) {
@@ -134,22 +139,22 @@ impl Check<'_, '_> {
                 };
                 let is_ambiguous = balancers.is_ambiguous(router);
                 let mut reach = balancers.reach(router);
-                // VIPs on the network of the member before.
-                let mut on: Option<(&str, Option<&BTreeMap<IpAddr, usize>>)> = None;
-                let vip_at = |network: &str| vips.get(self.names[Kind::Network].get(network)?);
+                // The network of the member before.
+                let mut on: Option<(&str, Option<usize>)> = None;
                 let wrong = members.find_map(|member| {
                     let Some(network) = reach.network_of(member.address) else {
                         return (!is_ambiguous).then_some((member, None));
                     };
                     if on.is_none_or(|(name, _)| name != network.name) {
-                        on = Some((&network.name, vip_at(&network.name)));
+                        let index = self.names[Kind::Network].get(network.name.as_str()).copied();
+                        on = Some((&network.name, index));
                     }
-                    let (_, vips) = on?;
-                    // Few are among them, and most are not even near.
-                    let (first, last) = (vips?.first_key_value()?.0, vips?.last_key_value()?.0);
-                    let is_near = (*first..=*last).contains(&member.address);
-                    let other = if is_near { vips?.get(&member.address) } else { None };
-                    Some((member, Some(*other?)))
+                    let (_, index) = on?;
+                    let index = index?;
+                    let what = vip_at(vips, index, member.address).map(|other| {
+                        format!("the VIP of load balancer {}", self.topology.load_balancers[other].name)
+                    });
+                    what.or_else(|| self.no_hosts(index, member.address)).map(|what| (member, Some(what)))
                 });
                 match wrong {
                     None => {}
@@ -165,10 +170,9 @@ impl Check<'_, '_> {
                         );
                         self.report(line, object.clone(), message, remedy);
                     }
-                    Some((member, Some(other))) => {
-                        let other = &self.topology.load_balancers[other].name;
+                    Some((member, Some(what))) => {
                         let message = format!(
-                            "member {} of pool {}: {} is the VIP of load balancer {other}",
+                            "member {} of pool {}: {} is {what}",
                             member.name, pool.name, member.address
                         );
                         let remedy =
@@ -179,4 +183,13 @@ impl Check<'_, '_> {
             }
         }
     }
+}
+
+/// The load balancer whose VIP an address on a network is.
+fn vip_at(vips: &Vips, network: usize, address: IpAddr) -> Option<usize> {
+    let vips = vips.get(&network)?;
+    // Few are among them, and most are not even near.
+    let (first, last) = (vips.first_key_value()?.0, vips.last_key_value()?.0);
+    let is_near = (*first..=*last).contains(&address);
+    if is_near { vips.get(&address).copied() } else { None }
 }
