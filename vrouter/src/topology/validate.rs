@@ -37,6 +37,7 @@ pub fn validate(decoded: &Decoded<'_>, problems: &mut Problems) {
         external_ranges: RangeIndex::default(),
         router_addresses: HashMap::new(),
         gateway_addresses: HashMap::new(),
+        vips: HashMap::new(),
         vrids: HashMap::new(),
         routers_are_known: false,
     };
@@ -69,6 +70,8 @@ struct Check<'a, 'p> {
     router_addresses: HashMap<(usize, IpAddr), usize>,
     /// Who holds an address on a network: router gateways.
     gateway_addresses: HashMap<(usize, IpAddr), usize>,
+    /// Who holds an address on a network: load balancers.
+    vips: HashMap<(usize, IpAddr), usize>,
     /// Who has a VRID on a network, of those that state one.
     vrids: HashMap<(usize, u8), usize>,
     /// Every router and what it refers to could be read, so that what is not in `reaches` is not joined.

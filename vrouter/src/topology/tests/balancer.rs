@@ -155,6 +155,24 @@ fn each_fault_is_one_problem() {
     }
 }
 
+#[test]
+fn a_vip_is_no_next_hop() {
+    for (find, replace, vip) in [
+        ("nexthop: 10.0.2.9", "nexthop: §10.0.1.200", "10.0.1.200"),
+        (
+            "destination: 10.99.0.0/16, nexthop: 10.0.2.9",
+            "destination: \"fd99::/16\", nexthop: §\"fd00:1::200\"",
+            "fd00:1::200",
+        ),
+        ("nexthops: [10.0.2.9,", "nexthops: [§10.0.1.200,", "10.0.1.200"),
+    ] {
+        let (text, line) = edited_in(&balanced(), find, replace);
+        let line = line.unwrap_or_else(|| panic!("{replace:?} has no mark"));
+        let message = format!("the next hop {vip} is the VIP of load balancer lb1");
+        assert_one(replace, &text, line, "router r1", &[&message]);
+    }
+}
+
 /// Faults of what a listener refers to are told at the listener.
 #[test]
 fn a_pool_fits_its_listeners() {

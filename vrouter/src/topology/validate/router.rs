@@ -30,6 +30,12 @@ impl Check<'_, '_> {
     pub(super) fn routers(&mut self) {
         self.routers_are_known =
             self.decoded.broken[Kind::Router].is_empty() && !self.twins[Kind::Router].contains(&true);
+        // Routes need them; whether they are in order is looked at later.
+        for (i, balancer) in self.topology.load_balancers.iter().enumerate() {
+            if let Some(&network) = self.names[Kind::Network].get(balancer.network.as_str()) {
+                self.vips.extend(balancer.vip_addresses.iter().map(|vip| ((network, *vip), i)));
+            }
+        }
         for (i, router) in self.topology.routers.iter().enumerate() {
             if self.is_twin(Kind::Router, i) {
                 continue;
@@ -275,10 +281,17 @@ impl Check<'_, '_> {
                 );
                 Some((message, "leave the route out: what is reached there is learned by BGP".to_owned()))
             }
-            Ok(Some((cidr, _))) => unusable(cidr, nexthop).map(|what| {
-                let message = format!("the next hop {nexthop} is the {what} of {cidr}");
-                (message, "use the address of a host".to_owned())
-            }),
+            Ok(Some((cidr, place))) => {
+                if let Some(what) = unusable(cidr, nexthop) {
+                    let message = format!("the next hop {nexthop} is the {what} of {cidr}");
+                    return Some((message, "use the address of a host".to_owned()));
+                }
+                let balancer = self.vips.get(&(self.subnets[place].network, nexthop))?;
+                let balancer = &self.topology.load_balancers[*balancer].name;
+                let message = format!("the next hop {nexthop} is the VIP of load balancer {balancer}");
+                let remedy = "use the address of the router or port that forwards on: a VIP forwards nothing";
+                Some((message, remedy.to_owned()))
+            }
             Ok(None) if legs.complete => {
                 let hint = listing(legs.connected.cidrs());
                 let remedy = if hint.is_empty() {
