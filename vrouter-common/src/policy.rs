@@ -54,15 +54,15 @@ fn class_of<T: Tables>(tables: &T, bank: u32, ip: Ip) -> u32 {
 }
 
 #[inline(always)]
-fn rule<'t, T: Tables>(
-    tables: &'t T,
+fn rule<T: Tables>(
+    tables: &T,
     bank: u32,
     policy: u32,
     class: u32,
     direction: u8,
     proto: u8,
     port: Be16,
-) -> Option<&'t Rule> {
+) -> Option<&Rule> {
     let policy = Scoped::new(bank, policy);
     tables.rule(&RuleKey { prefix_len: RuleKey::ALL_BITS, policy, class, direction, proto, port })
 }
