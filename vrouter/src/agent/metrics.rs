@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context, Result};
 use axum::{
     Router,
-    http::{StatusCode, header::CONTENT_TYPE},
+    http::header::CONTENT_TYPE,
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -41,11 +41,7 @@ pub struct Source {
 /// Serves on an address, in the network namespace of the calling thread. That the address is taken is said, and tried
 /// again: an agent runs without metrics rather than not at all.
 pub fn start(address: SocketAddr, source: Source) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .max_blocking_threads(1)
-        .enable_all()
-        .build()
-        .context("tokio")?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("tokio")?;
     std::thread::Builder::new()
         .name("vr-metrics".to_owned())
         .spawn(move || runtime.block_on(serve(address, source)))
@@ -77,16 +73,13 @@ async fn serve(address: SocketAddr, source: Source) {
     }
 }
 
+/// Rendered here, one after the other: a task handed to another thread goes on, or waits there, when who asked has hung
+/// up, and holds its copy of the status.
 async fn answer(source: Source) -> Response {
     // A copy: the agent does not wait for what follows.
     let status = status::lock(&source.status).clone();
-    let (pins, instance) = (source.pins, source.instance);
-    let rendered =
-        tokio::task::spawn_blocking(move || text::render(&families(&status, &pins, &instance))).await;
-    match rendered {
-        Ok(text) => ([(CONTENT_TYPE, TEXT_FORMAT)], text).into_response(),
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
-    }
+    let text = text::render(&families(&status, &source.pins, &source.instance));
+    ([(CONTENT_TYPE, TEXT_FORMAT)], text).into_response()
 }
 
 /// Where the kernel lists interfaces with their counters, for the network namespace of the calling thread's process.

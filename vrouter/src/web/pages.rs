@@ -57,7 +57,7 @@ pub struct App {
     pub nodes: Nodes,
     pub tracer: Tracer,
     requests: Semaphore,
-    work: Semaphore,
+    work: Arc<Semaphore>,
 }
 
 type Shared = State<Arc<App>>;
@@ -65,7 +65,7 @@ type Shared = State<Arc<App>>;
 impl App {
     /// Of its parts.
     pub fn new(guard: Guard, sampler: Sampler, nodes: Nodes, tracer: Tracer) -> Arc<Self> {
-        let (requests, work) = (Semaphore::new(AT_ONCE), Semaphore::new(WORKING));
+        let (requests, work) = (Semaphore::new(AT_ONCE), Arc::new(Semaphore::new(WORKING)));
         Arc::new(Self { guard, sampler, nodes, tracer, requests, work })
     }
 }
@@ -180,11 +180,16 @@ fn unavailable(why: &anyhow::Error) -> Response {
 }
 
 /// Does what takes a processor, in a thread that others do not wait for, a few at once.
-async fn work(app: &App, task: impl FnOnce() -> Response + Send + 'static) -> Response {
-    let Ok(_turn) = app.work.acquire().await else {
+async fn work(turns: &Arc<Semaphore>, task: impl FnOnce() -> Response + Send + 'static) -> Response {
+    let Ok(turn) = Arc::clone(turns).acquire_owned().await else {
         return error(StatusCode::SERVICE_UNAVAILABLE, "the page is being stopped");
     };
-    let done = tokio::task::spawn_blocking(task).await;
+    // The turn is the task's: it is done, or waits for a thread, also when who asked has hung up and this is dropped.
+    let done = tokio::task::spawn_blocking(move || {
+        let _turn = turn;
+        task()
+    })
+    .await;
     done.unwrap_or_else(|_| error(StatusCode::INTERNAL_SERVER_ERROR, "this request failed; see the log"))
 }
 
@@ -223,7 +228,7 @@ async fn drawing(State(app): Shared, headers: HeaderMap, Query(query): Query<Dra
     let objects = Arc::clone(&snapshot.look.objects);
     let tag = format!("\"{:x}-{}\"", objects.version, objects.epoch);
     let known = headers.clone();
-    work(&app, move || {
+    work(&app.work, move || {
         tagged(&known, &tag, || {
             as_json(&layout::draw(&objects, &Wish { view: query.view, open: names.open, show: names.show }))
         })
@@ -362,7 +367,7 @@ async fn search<T: Serialize>(
     match app.sampler.latest().await {
         Err(why) => unavailable(&why),
         Ok(snapshot) => {
-            work(app, move || match look(&snapshot) {
+            work(&app.work, move || match look(&snapshot) {
                 Ok(found) => as_json(&found),
                 Err(wrong) => error(StatusCode::BAD_REQUEST, &format!("{wrong:#}")),
             })
@@ -398,5 +403,44 @@ async fn trace(State(app): Shared, request: Request) -> Response {
         Err(Refusal::Busy) => {
             error(StatusCode::SERVICE_UNAVAILABLE, "other traces are being made: try again in a moment")
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::{
+            atomic::{AtomicUsize, Ordering},
+            mpsc,
+        },
+        task::{Context, Waker},
+    };
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_hangs_up_leaves_no_work_behind() {
+        let turns = Arc::new(Semaphore::new(WORKING));
+        let (begun, (open, gate)) = (Arc::new(AtomicUsize::new(0)), mpsc::channel::<()>());
+        let gate = Arc::new(std::sync::Mutex::new(gate));
+        // Held by each task from when it is handed over until it is done.
+        let held = Arc::new(());
+        for _ in 0..200 {
+            let (begun, gate, held) = (Arc::clone(&begun), Arc::clone(&gate), Arc::clone(&held));
+            let mut request = Box::pin(work(&turns, move || {
+                let _held = held;
+                begun.fetch_add(1, Ordering::Relaxed);
+                // Until the test lets go of the other end.
+                let _ = gate.lock().map(|gate| gate.recv());
+                Response::default()
+            }));
+            // Asked, and gone before there is an answer.
+            assert!(request.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        }
+        assert_eq!(Arc::strong_count(&held) - 1, WORKING, "tasks under way or waiting");
+        drop(open);
+        let answer = tokio::time::timeout(Duration::from_secs(10), work(&turns, Response::default)).await;
+        assert_eq!(answer.expect("a turn comes").status(), StatusCode::OK);
+        assert!(begun.load(Ordering::Relaxed) <= WORKING);
     }
 }
