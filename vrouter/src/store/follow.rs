@@ -93,12 +93,22 @@ pub struct LinkState {
     pub error: Option<String>,
     /// The last change that was seen.
     pub revision: i64,
+    /// The revision of the last part of the topology that the agent was told.
+    pub sent: i64,
     /// Objects etcd has.
     pub objects: usize,
     /// Seconds since 1970 when it was connected or lost last.
     pub since: u64,
     /// Times everything had to be compared.
     pub comparisons: u64,
+}
+
+impl LinkState {
+    /// The revision in force, if this is the one of the last part that came in force: changes after it that are not
+    /// for this node are, too.
+    pub fn in_force(&self, applied: i64) -> i64 {
+        if applied < self.sent || self.revision == 0 { applied } else { self.revision }
+    }
 }
 
 /// The same, always current.
@@ -179,8 +189,6 @@ pub struct Follow {
     cache: Cache,
     /// The revision of what the last agent had.
     remembered: i64,
-    /// The revision of the last news that had a topology.
-    sent: i64,
     /// What others were told last, and when.
     told: Option<NodeState>,
     told_at: Instant,
@@ -212,7 +220,6 @@ impl Follow {
             mirror,
             cache,
             remembered: 0,
-            sent: 0,
             told: None,
             told_at,
             tell_at: None,
@@ -440,7 +447,9 @@ impl Follow {
         }
         let Some(Assembled { topology, skipped }) = self.view.assemble() else { return false };
         if topology.is_some() {
-            self.sent = self.mirror.seen();
+            let mut link = self.link.lock();
+            (link.revision, link.sent) = (self.mirror.seen(), self.mirror.seen());
+            drop(link);
             self.cache.mark();
         }
         // Before it: what is compiled of a topology has to know whose ports are whose.
@@ -454,7 +463,11 @@ impl Follow {
         self.tell_at = None;
         let report = self.reports.borrow_and_update().clone();
         let seen = self.mirror.seen();
-        let in_force = if report.revision >= self.sent { seen } else { report.revision };
+        let in_force = {
+            let mut link = self.link.lock();
+            link.revision = seen;
+            link.in_force(report.revision)
+        };
         let (ports, missing): (Vec<_>, Vec<_>) = report.ports.into_iter().partition(|port| port.up);
         let ports_missing = u32::try_from(missing.len()).unwrap_or(u32::MAX);
         let state = NodeState {
@@ -626,5 +639,19 @@ impl Lease {
     /// A failure is of no consequence: it runs out.
     async fn revoke(&self, store: &mut Store) {
         drop(bounded(store.client().lease_revoke(self.id)).await);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_for_others_is_in_force_once_what_is_for_this_node_is() {
+        let link = |revision, sent| LinkState { revision, sent, ..LinkState::default() };
+        assert_eq!(link(9, 5).in_force(5), 9, "6 to 9 are for others");
+        assert_eq!(link(9, 9).in_force(5), 5, "9 is for this node, and is not in force");
+        assert_eq!(link(9, 0).in_force(5), 9, "what was remembered is what etcd has");
+        assert_eq!(link(0, 0).in_force(5), 5, "etcd was not asked yet");
     }
 }

@@ -136,8 +136,10 @@ fn pinned(out: &mut Families, status: &AgentStatus, pins: &Pins) {
         let in_force = wanted.is_some_and(|wanted| wanted == format!("{:016x}", commit.digest));
         let help = "Whether the topology that was read last is in force";
         out.gauge("vrouter_topology_in_force", help, is(in_force));
-        if status.store.is_some() {
-            out.gauge("vrouter_topology_revision_in_force", "etcd's revision in force", commit.digest as f64);
+        if let Some(store) = &status.store {
+            let revision = store.state().in_force(i64::try_from(commit.digest).unwrap_or(0));
+            let help = "etcd's revision in force: everything up to it that is for this node";
+            out.gauge("vrouter_topology_revision_in_force", help, revision as f64);
         }
     }
     let runs: Vec<_> = data_path::programs(pins)
