@@ -43,6 +43,7 @@ use vrouter_common::{
 };
 
 pub use control::ask;
+pub use environment::lock_file;
 pub use flows::{FlowsStatus, Pressure, Sweeper};
 pub use status::{AgentStatus, ExternalStatus, PeerStatus, PortStatus, UplinkStatus, Wanted};
 pub use underlay::peer_status;

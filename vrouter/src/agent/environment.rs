@@ -1,9 +1,12 @@
 //! What a machine must offer, each lack with its own message.
 
 use std::{
-    fs::{self, File},
-    os::fd::AsRawFd as _,
-    path::Path,
+    fs::{self, DirBuilder, File, OpenOptions, Permissions},
+    os::{
+        fd::AsRawFd as _,
+        unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    },
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, bail};
@@ -70,11 +73,25 @@ pub fn check_uplinks(config: &AgentConfig, links: &[Link]) -> Result<()> {
     Ok(())
 }
 
+/// Opens a file to be locked, in an instance's directory. Root's alone, both, also those that an earlier version has
+/// made: whoever may open a file may hold its lock for ever.
+pub fn lock_file(run_dir: &Path, name: &str) -> Result<(PathBuf, File)> {
+    let path = run_dir.join(name);
+    let open = || -> std::io::Result<File> {
+        DirBuilder::new().recursive(true).mode(0o700).create(run_dir)?;
+        fs::set_permissions(run_dir, Permissions::from_mode(0o700))?;
+        let mut options = OpenOptions::new();
+        let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(&path)?;
+        file.set_permissions(Permissions::from_mode(0o600))?;
+        Ok(file)
+    };
+    let file = open().with_context(|| format!("cannot create {}", path.display()))?;
+    Ok((path, file))
+}
+
 /// Makes sure that one agent at a time runs an instance.
 pub fn lock(run_dir: &Path) -> Result<Flock<File>> {
-    fs::create_dir_all(run_dir).with_context(|| format!("cannot create {}", run_dir.display()))?;
-    let path = run_dir.join("lock");
-    let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
+    let (path, file) = lock_file(run_dir, "lock")?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| {
         anyhow::anyhow!(
             "another agent of this instance is running ({} is locked): stop it, or choose another --instance",
@@ -120,5 +137,21 @@ mod tests {
         assert_eq!(kernel_version("6.1.0-37-amd64"), Some((6, 1)));
         assert_eq!(kernel_version("7.0-rc1"), Some((7, 0)));
         assert_eq!(kernel_version("weird"), None);
+    }
+
+    #[test]
+    fn nobody_else_can_hold_a_lock() {
+        let parent = tempfile::tempdir().expect("a directory");
+        let mode = |path: &Path| fs::metadata(path).expect("it is there").permissions().mode() & 0o777;
+        let run_dir = parent.path().join("run/instance");
+        for _ in ["made", "made by an earlier version"] {
+            let (path, _) = lock_file(&run_dir, "lock").expect("a lock");
+            assert_eq!((mode(&run_dir), mode(&path)), (0o700, 0o600));
+            fs::set_permissions(&run_dir, Permissions::from_mode(0o755)).expect("ours");
+            fs::set_permissions(&path, Permissions::from_mode(0o644)).expect("ours");
+        }
+        let first = lock(&run_dir).expect("nobody has it");
+        assert!(lock(&run_dir).expect_err("it is held").to_string().contains("another agent"));
+        drop(first);
     }
 }

@@ -3,7 +3,7 @@
 //! The kernel forgets a listener that does not renew its lease, so one that was killed costs nothing soon after.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::File,
     io::{Read as _, Seek as _, Write as _},
     os::fd::AsRawFd as _,
     path::{Path, PathBuf},
@@ -205,10 +205,7 @@ fn map_id(path: &Path) -> Result<u32> {
 
 /// Makes sure that there is one listener at a time: the ring has one reader, the data path one filter.
 fn lock(run_dir: &Path) -> Result<Flock<File>> {
-    fs::create_dir_all(run_dir).with_context(|| format!("cannot create {}", run_dir.display()))?;
-    let path = run_dir.join("monitor.lock");
-    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
-    let file = file.with_context(|| format!("cannot create {}", path.display()))?;
+    let (path, file) = agent::lock_file(run_dir, "monitor.lock")?;
     let mut lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(lock) => lock,
         Err((mut file, _)) => {
