@@ -7,7 +7,7 @@ use std::{
     fs::{File, OpenOptions},
     io::Write,
     net::{SocketAddr, UdpSocket},
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{FileExt as _, MetadataExt, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
@@ -260,8 +260,13 @@ impl Writer {
         if self.output.is_none() {
             self.output = Some(match &self.target {
                 Target::File(path) => {
-                    let file = OpenOptions::new().create(true).append(true).open(path);
-                    let file = file.with_context(|| format!("cannot open {}", path.display()))?;
+                    // Who talks to whom is nobody else's business.
+                    let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path);
+                    let mut file = file.with_context(|| format!("cannot open {}", path.display()))?;
+                    if ends_within_a_line(path) {
+                        file.write_all(b"\n")
+                            .with_context(|| format!("cannot write to {}", path.display()))?;
+                    }
                     let about = file.metadata()?;
                     Output::File { inode: about.ino(), length: about.len(), file }
                 }
@@ -276,6 +281,17 @@ impl Writer {
         }
         Ok(())
     }
+}
+
+/// Whether a file's last record is there in part: the disk was full.
+fn ends_within_a_line(path: &Path) -> bool {
+    let last = || {
+        let length = std::fs::metadata(path).ok().filter(std::fs::Metadata::is_file)?.len();
+        let mut last = [0];
+        File::open(path).ok()?.read_exact_at(&mut last, length.checked_sub(1)?).ok()?;
+        Some(last)
+    };
+    last().is_some_and(|last| last != *b"\n")
 }
 
 /// Why it is over.
@@ -347,6 +363,25 @@ mod tests {
         assert!(writer.take(&tcp(0, 0), &standing(), at).unwrap());
         assert_eq!(std::fs::read_to_string(&moved).unwrap().lines().count(), 1);
         assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 1);
+    }
+
+    #[test]
+    fn a_record_follows_one_that_was_cut_short_on_a_line_of_its_own() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("flows.jsonl");
+        let mut writer = writer(Target::File(path.clone()));
+        assert!(writer.take(&tcp(0, 0), &standing(), UNIX_EPOCH).unwrap());
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600, "root reads it, nobody else");
+        let whole = std::fs::read_to_string(&path).unwrap();
+        // The disk was full.
+        std::fs::write(&path, format!("{whole}{}", &whole[..20])).unwrap();
+        writer.output = None;
+        for _ in 0..2 {
+            assert!(writer.take(&tcp(0, 0), &standing(), UNIX_EPOCH).unwrap());
+            writer.output = None;
+        }
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(text, format!("{whole}{}\n{whole}{whole}", &whole[..20]));
     }
 
     #[test]
