@@ -320,9 +320,7 @@ async fn live(State(app): Shared, headers: HeaderMap) -> Response {
         Err(why) => return unavailable(&why),
     };
     let tag = format!("\"{}-{}\"", snapshot.number, snapshot.at_ms);
-    // An error is of the moment.
-    let tag = if snapshot.error.is_some() { "\"error\"".to_owned() } else { tag };
-    tagged(&headers, &tag, || {
+    let answer = || {
         let told = app.nodes.told();
         let (look, status) = (&snapshot.look, &snapshot.look.status);
         as_json(&Live {
@@ -343,7 +341,9 @@ async fn live(State(app): Shared, headers: HeaderMap) -> Response {
             nodes: node_lines(&snapshot, told.as_ref()),
             nodes_error: told.and_then(|told| told.error),
         })
-    })
+    };
+    // An error is of the moment, and so is the rest of the answer, while the last look stays the same.
+    if snapshot.error.is_some() { answer() } else { tagged(&headers, &tag, answer) }
 }
 
 #[derive(Deserialize)]

@@ -143,6 +143,17 @@ impl Source for Made {
     }
 }
 
+/// The same, until looks fail.
+struct Broken(Made);
+
+impl Source for Broken {
+    fn look(&mut self) -> Result<Look> {
+        let look = self.0.look()?;
+        anyhow::ensure!(self.0.0.load(Ordering::Relaxed) < 3, "the maps are gone");
+        Ok(look)
+    }
+}
+
 /// A command that takes its time and says what it was told.
 struct Echo(Duration);
 
@@ -165,14 +176,23 @@ impl Run for Echo {
 /// A page at work, and how often it has looked.
 async fn start(clients: usize, token: Option<&str>, trace: Echo) -> (SocketAddr, Arc<AtomicU64>) {
     let looks = Arc::new(AtomicU64::new(0));
+    (start_on(Made(Arc::clone(&looks)), clients, token, trace).await, looks)
+}
+
+async fn start_on(
+    source: impl Source + 'static,
+    clients: usize,
+    token: Option<&str>,
+    trace: Echo,
+) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a socket");
     let at = listener.local_addr().expect("an address");
     let guard = Guard::new(at, token.map(str::to_owned), Vec::new()).expect("a guard");
-    let sampler = Sampler::start(Made(Arc::clone(&looks)), Duration::from_millis(100)).expect("a sampler");
+    let sampler = Sampler::start(source, Duration::from_millis(100)).expect("a sampler");
     let tracer = Tracer::new(trace, vec!["--instance=i".to_owned()]).with_timeout(Duration::from_secs(2));
     let app = App::new(guard, sampler, Nodes::default(), tracer);
     tokio::spawn(http::serve(listener, pages::router(app), clients));
-    (at, looks)
+    at
 }
 
 /// Head and body of an answer.
@@ -293,6 +313,24 @@ async fn traces_are_few_at_once_and_none_takes_for_ever() {
     let with = |status: &str| answers.iter().filter(|(head, _)| head.contains(status)).count();
     assert_eq!((with(" 502 "), with(" 503 ")), (4, 6), "{answers:?}");
     assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+}
+
+#[tokio::test]
+async fn while_looks_fail_answers_are_not_kept() {
+    let at = start_on(Broken(Made(Arc::default())), 16, None, Echo(Duration::ZERO)).await;
+    let began = Instant::now();
+    let (head, live) = loop {
+        let (head, live) = get(at, "/api/live").await;
+        let live: Value = serde_json::from_str(&live).expect("JSON");
+        if !live["error"].is_null() {
+            break (head, live);
+        }
+        assert!(began.elapsed() < Duration::from_secs(10), "looks fail");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    assert_eq!(live["error"], "the maps are gone");
+    // The nodes' states and why looks fail change, whatever a browser has already.
+    assert!(!head.contains("etag: "), "{head}");
 }
 
 /// The looks in a second.

@@ -5,9 +5,11 @@ import { ask, element, rate } from "/ask.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const svg = element("drawing");
+// Together no more than the program draws for anybody.
 const SHOWN_MAX = 40;
+const OPEN_MAX = 20;
 
-export const state = { view: "networks", open: new Set(), show: new Set(), chosen: null, path: [] };
+export const state = { view: "networks", open: { networks: new Set(), nodes: new Set() }, show: new Set(), chosen: null, path: [] };
 let drawing = null;
 let drawn = "";
 let busy = new Map();
@@ -32,9 +34,13 @@ function fitting(text, width, letter = 7.8) {
 
 // Draws again if the topology or what is wanted of it has changed.
 export async function refresh(fit = false) {
-  const wish = JSON.stringify({ open: [...state.open], show: [...state.show] });
+  const [open, show] = [state.open[state.view], state.show];
+  const asked = { open: [...open], show: [...show] };
+  const wish = JSON.stringify(asked);
   const path = `/api/drawing?view=${state.view}&wish=${encodeURIComponent(wish)}`;
   const got = await ask(path);
+  forget(open, asked.open, got.boxes.filter((box) => box.can_toggle));
+  forget(show, asked.show, got.boxes.filter((box) => box.kind === "port"));
   const text = JSON.stringify(got);
   const isOther = drawing === null || drawing.view !== got.view;
   if (text !== drawn) {
@@ -43,6 +49,22 @@ export async function refresh(fit = false) {
     draw();
   }
   if (isOther || fit) fitAll();
+}
+
+// What is not in the topology any more is not asked for any more.
+function forget(names, asked, boxes) {
+  const there = new Set(boxes.map((box) => box.name));
+  for (const name of asked) if (!there.has(name)) names.delete(name);
+}
+
+// Puts a name last; of too many the first go.
+function add(names, name, most) {
+  names.delete(name);
+  names.add(name);
+  for (const first of names) {
+    if (names.size <= most) break;
+    names.delete(first);
+  }
 }
 
 function draw() {
@@ -81,7 +103,8 @@ function drawBox(box, i) {
 
 function toggle(box) {
   if (box.can_toggle) {
-    if (!state.open.delete(box.name)) state.open.add(box.name);
+    const open = state.open[state.view];
+    if (!open.delete(box.name)) add(open, box.name, OPEN_MAX);
   }
   if (box.kind !== "group") choose(box);
 }
@@ -131,11 +154,7 @@ export async function reveal(kind, name) {
 }
 
 function show(names) {
-  for (const name of names) {
-    state.show.delete(name);
-    state.show.add(name);
-  }
-  state.show = new Set([...state.show].slice(-SHOWN_MAX));
+  for (const name of names) add(state.show, name, SHOWN_MAX);
 }
 
 // Lights a packet's way: objects in order.
