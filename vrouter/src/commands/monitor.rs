@@ -102,8 +102,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
                 && let Some((record, packet)) = listener.take()
             {
                 let time = listener.time(&record);
-                let (told, keys) = teller.tell(&record, &packet, time);
-                if filter.matches(&told, &keys) && sink.put(&told, time, &packet, record.len)? {
+                let (mut told, keys) = teller.tell(&record, &packet, time);
+                let kept = filter.keep(&packet);
+                told.set_packet(kept);
+                if filter.matches(&told, &keys) && sink.put(&told, time, kept, record.len)? {
                     seen += 1;
                 }
                 taken += 1;

@@ -19,6 +19,9 @@ use crate::connections::{
     row::has_ports,
 };
 
+/// Bytes of a packet in which its ports are, also of one in a tunnel.
+const HEADERS: u32 = 128;
+
 /// Flags that choose records: of kinds, any; of the others, all given ones must hold.
 #[derive(clap::Args, Clone, Debug)]
 pub struct FilterArgs {
@@ -67,6 +70,7 @@ pub struct Filter {
     address: Option<IpNet>,
     l4port: Option<u16>,
     proto: Option<u8>,
+    capture: u32,
 }
 
 impl FilterArgs {
@@ -93,7 +97,8 @@ impl FilterArgs {
             }
         }
         let (port, address) = (self.port.clone(), self.address);
-        Ok(Filter { set, port, address, l4port: self.l4port, proto: self.proto })
+        let Self { l4port, proto, capture, .. } = *self;
+        Ok(Filter { set, port, address, l4port, proto, capture })
     }
 
     fn set(&self) -> MonitorSet {
@@ -112,11 +117,14 @@ impl FilterArgs {
         for &reason in &self.reason {
             reasons[reason as usize / 64] |= 1 << (reason as usize % 64);
         }
+        // Of what the data path has not read, the packet itself says whether it is meant.
+        let by_packet =
+            self.port.is_some() || self.address.is_some() || self.l4port.is_some() || self.proto.is_some();
         MonitorSet {
             reasons: if self.reason.is_empty() { [u64::MAX; 4] } else { reasons },
             kinds: if kinds == 0 { u32::MAX } else { kinds },
             sample: self.sample,
-            capture: self.capture,
+            capture: if by_packet { self.capture.max(HEADERS) } else { self.capture },
             proto: self.proto.map_or(MONITOR_ANY, u32::from),
             l4port: Be16::new(self.l4port.unwrap_or(0)),
             ..MonitorSet::default()
@@ -125,9 +133,14 @@ impl FilterArgs {
 }
 
 impl Filter {
+    /// What is to be kept of a packet's beginning.
+    pub fn keep<'a>(&self, packet: &'a [u8]) -> &'a [u8] {
+        packet.get(..self.capture as usize).unwrap_or(packet)
+    }
+
     /// Whether a record is meant: `keys` are its addresses and ports before and after translation.
     pub fn matches(&self, told: &Told, keys: &[FlowKey]) -> bool {
-        let Self { set: _, port, address, l4port, proto } = self;
+        let Self { set: _, port, address, l4port, proto, capture: _ } = self;
         let is_port =
             |name: &String| [&told.from, &told.to].iter().any(|end| end.port.as_ref() == Some(name));
         port.as_ref().is_none_or(is_port)
@@ -204,6 +217,26 @@ mod tests {
             |reason: DropReason| set.reasons[reason as usize / 64] >> (reason as usize % 64) & 1 == 1;
         let chosen: Vec<_> = DropReason::ALL.iter().filter(|&&reason| is_set(reason)).collect();
         assert_eq!(chosen, [&DropReason::SpoofedIp, &DropReason::NoRoute]);
+    }
+
+    #[test]
+    fn a_filter_by_what_packets_say_has_their_headers_read() {
+        for (line, asked) in [
+            ("--capture 0", 0),
+            ("--drops --capture 20", 20),
+            ("--capture 0 --address 10.0.1.0/24", HEADERS),
+            ("--capture 20 --l4port 53", HEADERS),
+            ("--capture 20 --proto udp", HEADERS),
+            ("--capture 20 --port vm1", HEADERS),
+            ("--capture 200 --proto udp", 200),
+        ] {
+            assert_eq!(args(line).expect(line).set().capture, asked, "{line}");
+        }
+        let args = args("--capture 20 --proto udp").expect("flags");
+        let names = Names::default();
+        let filter = args.resolve(&names, Path::new("/nowhere")).expect("no names");
+        assert_eq!(filter.keep(&[7; 128]), [7; 20]);
+        assert_eq!(filter.keep(&[7; 14]), [7; 14]);
     }
 
     #[test]

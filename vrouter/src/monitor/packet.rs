@@ -3,7 +3,11 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use etherparse::{LaxNetSlice, LaxSlicedPacket, TransportSlice};
-use vrouter_common::{addr::Be16, flow::FlowKey};
+use vrouter_common::{
+    addr::{Be16, Be32},
+    flow::FlowKey,
+    wire::VXLAN_PORT,
+};
 
 /// A packet's protocol and addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,6 +16,32 @@ pub struct Said {
     pub arp: bool,
     /// Addresses, protocol and ports; nothing about where it came in.
     pub key: FlowKey,
+}
+
+/// What is around a frame in a tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outer {
+    /// Who sent it.
+    pub vtep: Be32,
+    pub vni: u32,
+    /// Where the frame begins.
+    pub at: u32,
+}
+
+/// Reads what is around a frame, if that is a tunnel: IPv4 (whole), UDP, VXLAN with a VNI.
+pub fn outer(frame: &[u8]) -> Option<Outer> {
+    let be16 = |at: usize| Some(u16::from_be_bytes(frame.get(at..at + 2)?.try_into().ok()?));
+    let first = *frame.get(14)?;
+    let udp = 14 + usize::from(first & 0xf) * 4;
+    let is_ipv4 = be16(12)? == 0x0800 && first >> 4 == 4 && udp >= 34;
+    let is_whole = be16(20)? & 0x3fff == 0;
+    if !is_ipv4 || !is_whole || *frame.get(23)? != 17 || be16(udp + 2)? != VXLAN_PORT {
+        return None;
+    }
+    let [flags, _, _, _, a, b, c, _] = *frame.get(udp + 8..)?.first_chunk::<8>()?;
+    let src = *frame.get(26..)?.first_chunk::<4>()?;
+    let vtep = Be32::new(u32::from_be_bytes(src));
+    (flags & 8 != 0).then_some(Outer { vtep, vni: u32::from_be_bytes([0, a, b, c]), at: udp as u32 + 16 })
 }
 
 /// Reads a frame, or the beginning of one.
@@ -77,9 +107,35 @@ mod tests {
     }
 
     #[test]
+    fn what_is_in_a_tunnel_is_found() {
+        let frame = |port, payload: &[u8]| {
+            let mut frame = Vec::new();
+            let builder = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
+            let builder = builder.ipv4([192, 0, 2, 1], [192, 0, 2, 2], 64).udp(50_000, port);
+            builder.write(&mut frame, payload).expect("memory");
+            frame
+        };
+        let inner = frame(53, &[]);
+        let tunneled = frame(VXLAN_PORT, &[&[8, 0, 0, 0, 0, 0x1b, 0x58, 0][..], &inner].concat());
+        let found = outer(&tunneled).expect("a tunnel");
+        assert_eq!((found.vni, found.vtep), (7000, Be32::new(0xc000_0201)));
+        assert_eq!(&tunneled[found.at as usize..], inner);
+        let without_vni = frame(VXLAN_PORT, &[[0; 8].as_slice(), &inner].concat());
+        let mut fragment = tunneled.clone();
+        fragment[21] = 7;
+        for other in [&inner, &without_vni, &fragment, &frame(53, &[8; 100])] {
+            assert_eq!(outer(other), None);
+        }
+        for length in 0..tunneled.len() {
+            assert_eq!(outer(&tunneled[..length]), Some(found).filter(|_| length >= 50), "{length}");
+        }
+    }
+
+    #[test]
     fn nonsense_says_nothing() {
         for length in 0..64 {
             assert_eq!(read(&vec![0xff; length]), None);
+            assert_eq!(outer(&vec![0xff; length]), None);
         }
     }
 }

@@ -85,6 +85,5 @@ impl<W: Write> Writer<W> {
 }
 
 fn comment(told: &Told) -> String {
-    let (from, to) = (told.from.for_people(), told.to.for_people());
-    format!("{} ({from} -> {})", told.outcome(), if to.is_empty() { "?" } else { &to })
+    format!("{} ({})", told.outcome(), told.way())
 }

@@ -10,13 +10,13 @@ use anyhow::Result;
 use serde::Serialize;
 use vrouter_common::{
     addr::Ip,
-    flow::{FROM_PORT, Flow, FlowKey},
+    flow::{FROM_NETWORK, FROM_PORT, Flow, FlowKey},
     monitor::*,
     reason::DropReason,
     tables::*,
 };
 
-use super::packet;
+use super::packet::{self, Outer};
 use crate::{
     banks,
     connections::{
@@ -122,8 +122,10 @@ impl Teller {
         Ok(())
     }
 
-    /// A record in names, and its addresses and ports before and after translation.
+    /// A record in names, and its addresses and ports before and after translation. What is known of the packet may
+    /// be in `frame` alone; whether it is kept is another matter ([`Told::set_packet`]).
     pub fn tell(&mut self, record: &MonitorRecord, frame: &[u8], time: SystemTime) -> (Told, Vec<FlowKey>) {
+        let record = &placed(&self.names, record, frame);
         let known = u32::from(record.known);
         let said = (known < MONITOR_KNOWN_PACKET)
             .then(|| packet::read(frame.get(record.at as usize..).unwrap_or_default()))
@@ -174,7 +176,7 @@ impl Teller {
             interface: (record.ifindex != 0).then(|| self.interface(record.ifindex)),
             hook: if record.xdp != 0 { "xdp" } else { "tc" },
             length: (record.len != 0).then_some(record.len),
-            packet: frame.iter().map(|byte| format!("{byte:02x}")).collect(),
+            packet: String::new(),
             carried,
         };
         (told, key.into_iter().chain(translated).collect())
@@ -204,9 +206,10 @@ impl Teller {
         };
         let mut from = if u32::from(record.known) >= MONITOR_KNOWN_PLACE {
             names.source(&record.key, &flow)
-        } else {
-            // From a port, or not yet anybody's.
+        } else if names.bindings.contains_key(&record.ifindex) {
             names.source(&FlowKey { zone: record.ifindex, from: FROM_PORT, ..FlowKey::default() }, &flow)
+        } else {
+            End::default()
         };
         let mut to = names.destination(&flow);
         if from.port.is_none()
@@ -260,10 +263,37 @@ impl Teller {
     }
 }
 
+/// What came in by the underlay and was dropped before anything was read of it: where it is from, and where in it its
+/// own frame is.
+fn placed(names: &Names, record: &MonitorRecord, frame: &[u8]) -> MonitorRecord {
+    let is_unread = u32::from(record.known) == MONITOR_KNOWN_NOTHING;
+    // What a workload sends to that port is its own.
+    let is_from_port = names.bindings.contains_key(&record.ifindex);
+    let outer = if is_unread && !is_from_port { packet::outer(frame) } else { None };
+    let Some(Outer { vtep, vni, at }) = outer else { return *record };
+    let mut record = MonitorRecord { vtep, at, known: MONITOR_KNOWN_PLACE as u8, ..*record };
+    (record.key.from, record.key.zone) = (FROM_NETWORK, vni);
+    record
+}
+
 impl Told {
     /// Whether the packet is ARP.
     pub fn is_arp(&self) -> bool {
         self.protocol.as_deref() == Some("arp")
+    }
+
+    /// Has it carry the beginning of its packet.
+    pub fn set_packet(&mut self, packet: &[u8]) {
+        self.packet = packet.iter().map(|byte| format!("{byte:02x}")).collect();
+    }
+
+    /// From whom to whom, as far as is known.
+    pub fn way(&self) -> String {
+        let [from, to] = [&self.from, &self.to].map(|end| match end.for_people() {
+            unknown if unknown.is_empty() => "?".to_owned(),
+            known => known,
+        });
+        format!("{from} -> {to}")
     }
 
     /// The interface, or better the port behind it.
@@ -303,7 +333,33 @@ impl Told {
         if let Some(translated) = &self.translated {
             line += &format!(" as {} > {}", translated.source(), translated.destination());
         }
-        let (from, to) = (self.from.for_people(), self.to.for_people());
-        format!("{line}  {from} -> {}  {}", if to.is_empty() { "?" } else { &to }, self.outcome())
+        format!("{line}  {}  {}", self.way(), self.outcome())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vrouter_common::addr::Be32;
+
+    use super::*;
+
+    #[test]
+    fn what_another_node_sent_is_read_within_its_tunnel() {
+        let mut frame = Vec::new();
+        etherparse::PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2])
+            .ipv4([192, 0, 2, 1], [192, 0, 2, 2], 64)
+            .udp(50_000, 4789)
+            .write(&mut frame, &[8, 0, 0, 0, 0, 0x1b, 0x58, 0, 9, 9])
+            .expect("memory");
+        let names = Names { bindings: HashMap::from([(7, Binding::default())]), ..Names::default() };
+        let on = |ifindex| MonitorRecord { ifindex, kinds: MONITOR_DROP, ..MonitorRecord::default() };
+        let uplink = placed(&names, &on(3), &frame);
+        assert_eq!((u32::from(uplink.known), uplink.at), (MONITOR_KNOWN_PLACE, 50));
+        assert_eq!((uplink.key.from, uplink.key.zone), (FROM_NETWORK, 7000));
+        assert_eq!(uplink.vtep, Be32::new(0xc000_0201));
+        assert_eq!(placed(&names, &on(7), &frame), on(7), "a workload's own");
+        let known = MonitorRecord { known: MONITOR_KNOWN_PLACE as u8, ..on(3) };
+        assert_eq!(placed(&names, &known, &frame), known);
+        assert_eq!(placed(&names, &on(3), &frame[..40]), on(3));
     }
 }
