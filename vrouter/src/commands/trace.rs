@@ -28,8 +28,9 @@ use crate::{
 /// A packet is written as
 ///   tcp 10.0.1.10:40000 > 10.0.2.20:5432 [flags SA] [ttl 64] [length 100]
 ///   udp > 10.0.2.20:53                    from the port's own address
-///   icmp > 8.8.8.8 [type 8] [code 0]
-///   ip 47 10.0.1.10 > 10.0.2.20           another protocol, by number
+///   sctp 10.0.1.10:40000 > 10.0.2.20:5060
+///   icmp > 8.8.8.8 [type 8] [code 0] [id 7]
+///   ip gre 10.0.1.10 > 10.0.2.20          another protocol, by name or number
 ///   arp 10.0.1.1                          who has it?
 ///   frame 0200...                         in hexadecimal, from the Ethernet header on
 /// and `from MAC`, `to MAC` behind any of them.

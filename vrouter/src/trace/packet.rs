@@ -3,8 +3,9 @@
 //! ```text
 //! tcp 10.0.1.10:40000 > 10.0.2.20:5432 [flags SA] [ttl 64] [length 100]
 //! udp 10.0.1.10 > [fd00:2::14]:53         without a source port: 40000
-//! icmp > 8.8.8.8 [type 8] [code 0]        without a source: the port's own address
-//! ip 47 10.0.1.10 > 10.0.2.20             any other protocol
+//! sctp 10.0.1.10:40000 > 10.0.2.20:5060
+//! icmp > 8.8.8.8 [type 8] [code 0] [id 7] without a source: the port's own address
+//! ip gre 10.0.1.10 > 10.0.2.20            any other protocol, by name or number
 //! arp 10.0.1.1                            who has it?
 //! frame 020000...                         hexadecimal, from the Ethernet header on
 //! ```
@@ -18,10 +19,11 @@ use etherparse::{
     ArpHardwareId, ArpOperation, ArpPacket, EtherType, IpNumber, PacketBuilder, PacketBuilderStep, TcpHeader,
 };
 
-use crate::topology::model::Mac;
+use crate::{connections::filter::parse_protocol, topology::model::Mac};
 
 /// What a workload's kernel would have chosen.
 const SOURCE_PORT: u16 = 40_000;
+const ECHO_ID: u16 = 40_000;
 const TTL: u8 = 64;
 /// So that an encapsulated packet still fits what the kernel runs on trial.
 const LENGTH_MAX: usize = 3000;
@@ -63,8 +65,10 @@ pub enum Transport {
     Tcp { sport: u16, dport: u16, flags: u8 },
     /// UDP.
     Udp { sport: u16, dport: u16 },
+    /// SCTP.
+    Sctp { sport: u16, dport: u16 },
     /// ICMP of the packet's family.
-    Icmp { kind: u8, code: u8 },
+    Icmp { kind: u8, code: u8, id: u16 },
     /// Another protocol.
     Other(u8),
 }
@@ -141,9 +145,15 @@ fn transport(builder: PacketBuilderStep<etherparse::IpHeaders>, ip: &IpRequest) 
             (header.ack, header.urg) = (has(16), has(32));
             builder.tcp_header(header).write(&mut frame, &payload)?;
         }
-        Transport::Icmp { kind, code } => {
+        Transport::Sctp { sport, dport } => {
+            // The common header: ports, a tag and a checksum. The data path looks at the ports.
+            let header = [sport.to_be_bytes(), dport.to_be_bytes(), [0, 1], [0; 2], [0; 2], [0; 2]].concat();
+            builder.write(&mut frame, IpNumber::SCTP, &[header, payload].concat())?;
+        }
+        Transport::Icmp { kind, code, id } => {
             // An identifier and a sequence number, or what an error has there.
-            let rest = [0x9c, 0x40, 0, 1];
+            let [high, low] = id.to_be_bytes();
+            let rest = [high, low, 0, 1];
             if ip.dst.is_ipv6() {
                 builder.icmpv6_raw(kind, code, rest).write(&mut frame, &payload)?;
             } else {
@@ -182,6 +192,7 @@ fn ip(mut words: Vec<&str>) -> Result<IpRequest> {
     let flags = option(&mut words, "flags")?;
     let kind = option(&mut words, "type")?;
     let code = number(&mut words, "code", 0)?;
+    let id = number(&mut words, "id", ECHO_ID)?;
     let other = match protocol {
         "ip" if !words.is_empty() => Some(words.remove(0)),
         _ => None,
@@ -191,11 +202,11 @@ fn ip(mut words: Vec<&str>) -> Result<IpRequest> {
         [">", dst] => (None, dst),
         _ => bail!(
             "'{}' is not understood: write for example '{protocol} 10.0.1.10 > 10.0.2.20', with [flags ..], [ttl ..], \
-             [length ..], [type ..], [from MAC], [to MAC] behind it",
+             [length ..], [type ..], [id ..], [from MAC], [to MAC] behind it",
             words.join(" ")
         ),
     };
-    let with_ports = matches!(protocol, "tcp" | "udp");
+    let with_ports = matches!(protocol, "tcp" | "udp" | "sctp");
     let src = src.map(|text| end(text, with_ports)).transpose()?;
     let (dst, dport) = end(dst, with_ports)?;
     let port = |what| dport.with_context(|| format!("{what} needs a port to go to: write {dst}:PORT"));
@@ -206,16 +217,24 @@ fn ip(mut words: Vec<&str>) -> Result<IpRequest> {
         "icmp" | "icmpv6" => {
             let echo = if dst.is_ipv6() { 128 } else { 8 };
             let kind = kind.map_or(Ok(echo), |text| text.parse().with_context(|| format!("type {text}")))?;
-            Transport::Icmp { kind, code }
+            Transport::Icmp { kind, code, id }
         }
-        "sctp" => Transport::Other(132),
+        "sctp" => Transport::Sctp { sport, dport: port("sctp")? },
         "ip" => {
             let text = other.unwrap_or("");
-            Transport::Other(text.parse().with_context(|| format!("'ip {text}': no protocol number"))?)
+            let number = parse_protocol(text).map_err(|error| anyhow::anyhow!("'ip {text}': {error}"))?;
+            Transport::Other(number)
         }
-        _ => bail!(
-            "{protocol} is no protocol known here: tcp, udp, icmp, icmpv6, sctp, ip NUMBER, arp or frame"
-        ),
+        _ => {
+            let hint = if parse_protocol(protocol).is_ok() {
+                format!("; write 'ip {protocol} ...'")
+            } else {
+                String::new()
+            };
+            bail!(
+                "{protocol} is no protocol known here: tcp, udp, sctp, icmp, icmpv6, ip PROTOCOL, arp or frame{hint}"
+            )
+        }
     };
     Ok(IpRequest { transport, src: src.map(|(ip, _)| ip), dst, ttl, length })
 }
@@ -229,7 +248,7 @@ fn end(text: &str, with_ports: bool) -> Result<(IpAddr, Option<u16>)> {
     let end: std::net::SocketAddr =
         text.parse().with_context(|| format!("{text} is neither an address nor ADDRESS:PORT"))?;
     if !with_ports {
-        bail!("{text}: only tcp and udp have ports");
+        bail!("{text}: only tcp, udp and sctp have ports");
     }
     Ok((end.ip(), Some(end.port())))
 }
@@ -283,9 +302,16 @@ mod tests {
         let Payload::Ip(udp) = parse("udp fd00::1>[fd00::2]:53") else { panic!() };
         assert_eq!(udp.transport, Transport::Udp { sport: SOURCE_PORT, dport: 53 });
         let Payload::Ip(icmp) = parse("icmp > 8.8.8.8") else { panic!() };
-        assert_eq!((icmp.transport, icmp.src), (Transport::Icmp { kind: 8, code: 0 }, None));
-        let Payload::Ip(gre) = parse("ip 47 10.0.1.10 > 10.0.2.20") else { panic!() };
-        assert_eq!(gre.transport, Transport::Other(47));
+        assert_eq!((icmp.transport, icmp.src), (Transport::Icmp { kind: 8, code: 0, id: ECHO_ID }, None));
+        // These as the page writes them.
+        let Payload::Ip(icmp) = parse("icmp 10.0.1.10 > 8.8.8.8 type 8 code 0 id 65535") else { panic!() };
+        assert_eq!(icmp.transport, Transport::Icmp { kind: 8, code: 0, id: 65535 });
+        let Payload::Ip(sctp) = parse("sctp 10.0.1.10:7 > 10.0.2.20:5060") else { panic!() };
+        assert_eq!(sctp.transport, Transport::Sctp { sport: 7, dport: 5060 });
+        for text in ["ip 47 10.0.1.10 > 10.0.2.20", "ip gre 10.0.1.10 > 10.0.2.20"] {
+            let Payload::Ip(gre) = parse(text) else { panic!() };
+            assert_eq!(gre.transport, Transport::Other(47));
+        }
         assert_eq!(parse("arp who-has 10.0.1.1"), Payload::Arp([10, 0, 1, 1].into()));
         assert_eq!(
             parse("frame 02:00:00:00:00:01 020000000002 0800 45"),
@@ -302,8 +328,12 @@ mod tests {
             ("tcp 10.0.1.10 > 10.0.2.20", "needs a port"),
             ("tcp 10.0.1.10 10.0.2.20:1", "is not understood"),
             ("tcp 10.0.1.300 > 10.0.2.20:1", "10.0.1.300"),
-            ("icmp 10.0.1.1:5 > 10.0.2.20", "only tcp and udp"),
+            ("sctp > 10.0.2.20", "needs a port"),
+            ("icmp 10.0.1.1:5 > 10.0.2.20", "only tcp, udp and sctp"),
+            ("icmp > 10.0.2.20 id 65536", "id 65536"),
             ("quic > 10.0.2.20", "no protocol known"),
+            ("gre > 10.0.2.20", "write 'ip gre"),
+            ("ip quic > 10.0.2.20", "is no protocol"),
             ("udp > 10.0.2.20:5 length 9999", "at most"),
             ("udp > 10.0.2.20:5 ttl 256", "ttl 256"),
             ("udp > 10.0.2.20:5 ttl", "says nothing"),
@@ -325,12 +355,21 @@ mod tests {
     #[test]
     fn frames_are_whole() {
         for text in
-            ["tcp > 10.0.2.20:5", "udp > 10.0.2.20:5 length 9", "icmp > 10.0.2.20", "sctp > 10.0.2.20"]
+            ["tcp > 10.0.2.20:5", "udp > 10.0.2.20:5 length 9", "icmp > 10.0.2.20", "sctp > 10.0.2.20:5"]
         {
             let request = Request::parse(text).unwrap();
             let frame = request.frame([2; 6], [4; 6], "10.0.0.1".parse().unwrap()).unwrap();
             let read = etherparse::SlicedPacket::from_ethernet(&frame).unwrap();
             assert!(read.net.is_some(), "{text}");
         }
+        let frame = |text: &str| {
+            let request = Request::parse(text).unwrap();
+            request.frame([2; 6], [4; 6], "10.0.0.1".parse().unwrap()).unwrap()
+        };
+        // As many bytes as the data path reads of it.
+        let sctp = frame("sctp 10.0.0.1:7 > 10.0.2.20:5060 length 3");
+        assert_eq!(sctp[34..38], [0, 7, 0x13, 0xc4]);
+        assert_eq!(sctp.len(), 34 + 12 + 3);
+        assert_eq!(frame("icmp > 10.0.2.20 id 258")[38..42], [1, 2, 0, 1]);
     }
 }

@@ -68,8 +68,8 @@ function translation(row) {
 // A flow's packet, as `vrouter trace` reads it.
 export function packetOf(row) {
   const { protocol, original: it } = row;
-  if (it.type !== undefined) return `icmp ${it.src} > ${it.dst} type ${it.type} code ${it.code}`;
-  if (it.sport !== undefined) return `${protocol} ${tuple(it)}`;
+  if (it.type !== undefined) return `icmp ${it.src} > ${it.dst} type ${it.type} code ${it.code}${it.id === undefined ? "" : ` id ${it.id}`}`;
+  if (it.sport !== undefined && ["tcp", "udp", "sctp"].includes(protocol)) return `${protocol} ${tuple(it)}`;
   return `ip ${protocol} ${it.src} > ${it.dst}`;
 }
 
