@@ -2,9 +2,12 @@
 
 use std::{io::IsTerminal, process::ExitCode};
 
-use crate::commands::{
-    agent, apply, completions, conntrack, flows, get, map_dump, monitor, show, status, top, trace, validate,
-    web,
+use crate::{
+    commands::{
+        agent, apply, completions, conntrack, flows, get, map_dump, monitor, show, status, top, trace,
+        validate, web,
+    },
+    output::plain_lines,
 };
 use clap::{CommandFactory, Parser, Subcommand};
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt as _, util::SubscriberInitExt as _};
@@ -66,7 +69,8 @@ pub fn run() -> ExitCode {
         Command::Man(args) => completions::man(&args, Cli::command()),
     };
     outcome.unwrap_or_else(|error| {
-        eprintln!("vrouter: {error:#}");
+        // It may quote what others wrote.
+        eprintln!("vrouter: {}", plain_lines(&format!("{error:#}")));
         ExitCode::FAILURE
     })
 }

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::store::{self, StoreCommand};
 use crate::{
-    output::OutputArgs,
+    output::{OutputArgs, plain_lines},
     store::{
         Store,
         change::{self, Plan, Progress, Step, Wish},
@@ -136,7 +136,7 @@ fn run(
         };
         let late = nodes.as_ref().is_some_and(|nodes| !nodes.behind.is_empty());
         let outcome = Outcome { revision: done.revision, changes: changed(&done.plan), nodes };
-        output.print(&outcome, |outcome| for_people(outcome, "nothing to change"))?;
+        output.print(&outcome, |outcome| plain_lines(&for_people(outcome, "nothing to change")))?;
         Ok(if late { ExitCode::FAILURE } else { ExitCode::SUCCESS })
     })
 }
@@ -169,7 +169,7 @@ pub fn diff(args: DiffArgs) -> Result<ExitCode> {
             .head(store.keys())
             .map_err(|wrong| anyhow::anyhow!("the topology's head in etcd: {wrong}"))?;
         let outcome = Outcome { revision, changes: changed(&plan), nodes: None };
-        args.output.print(&outcome, |outcome| for_people(outcome, "no difference"))?;
+        args.output.print(&outcome, |outcome| plain_lines(&for_people(outcome, "no difference")))?;
         Ok(if plan.steps.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     })
 }

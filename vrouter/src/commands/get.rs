@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 
 use super::store::{self, StoreCommand};
 use crate::{
-    output::{OutputArgs, table},
+    output::{OutputArgs, plain, table},
     store::{
         keys::ObjectName,
         record::{Record, Unusable},
@@ -192,7 +192,7 @@ pub fn export(args: ExportArgs) -> Result<ExitCode> {
             result => result?,
         }
         for line in &wrong {
-            eprintln!("vrouter: left out: {line}");
+            eprintln!("vrouter: left out: {}", plain(line));
         }
         Ok(if wrong.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     })

@@ -2,20 +2,7 @@
 
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
-/// What stands for characters that would move the cursor, turn the line round or take no room.
-const STAND_IN: char = '?';
-
-/// A text without anything a terminal could take for more than a character: control characters, such as those of
-/// escape sequences; marks that change the direction of what follows; and what has no width.
-pub fn plain(text: &str) -> String {
-    let is_direction =
-        |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    let plain = |c: char| {
-        let is_hidden = c.is_control() || is_direction(c) || c.width().unwrap_or(0) == 0;
-        if is_hidden { STAND_IN } else { c }
-    };
-    text.chars().map(plain).collect()
-}
+pub use crate::output::plain;
 
 /// The columns a text takes.
 pub fn width(text: &str) -> usize {
@@ -87,14 +74,6 @@ pub fn seconds(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn nothing_in_a_name_reaches_the_terminal_as_more_than_a_character() {
-        assert_eq!(plain("vm\x1b[2J\r\n\t\u{9b}1m"), "vm?[2J????1m");
-        assert_eq!(plain("a\u{202e}b\u{200b}c\u{0}"), "a?b?c?");
-        assert_eq!(plain("e\u{301}\u{301}\u{301}"), "e???");
-        assert_eq!(plain("größe 名前"), "größe 名前");
-    }
 
     #[test]
     fn what_is_cut_says_so_and_fills_its_room_exactly() {
