@@ -202,6 +202,10 @@ pub trait Recorder {
     fn keep_hop(&self, hop: &Hop) -> bool;
     /// It.
     fn kept_hop(&self) -> Option<&Hop>;
+    /// Takes a flow for removed from here on, if there is room to remember it: the run's own connection has two.
+    fn forget(&self, table: FlowTable, key: &FlowKey);
+    /// Whether it is.
+    fn has_forgotten(&self, table: FlowTable, key: &FlowKey) -> bool;
 }
 
 /// See the module.
@@ -246,6 +250,20 @@ impl<T, R: Recorder> Traced<T, R> {
     }
 }
 
+impl<T: Tables, R: Recorder> Traced<T, R> {
+    /// What is in a table of flows, less what would be removed by now.
+    #[inline(always)]
+    fn there(&self, table: FlowTable, key: &FlowKey) -> Option<&Flow> {
+        if self.recorder.has_forgotten(table, key) {
+            return None;
+        }
+        match table {
+            FlowTable::Flows => self.tables.flow(key),
+            FlowTable::Transient => self.tables.transient(key),
+        }
+    }
+}
+
 impl<T: Tables, R: Recorder> Tables for Traced<T, R> {
     #[inline(always)]
     fn commit(&self) -> Option<&Commit> {
@@ -262,7 +280,7 @@ impl<T: Tables, R: Recorder> Tables for Traced<T, R> {
         if self.recorder.afresh() {
             return None;
         }
-        self.saw(What::Flow, key, self.tables.flow(key))
+        self.saw(What::Flow, key, self.there(FlowTable::Flows, key))
     }
 
     #[inline(always)]
@@ -270,23 +288,22 @@ impl<T: Tables, R: Recorder> Tables for Traced<T, R> {
         if self.recorder.afresh() {
             return None;
         }
-        self.saw(What::Transient, key, self.tables.transient(key))
+        self.saw(What::Transient, key, self.there(FlowTable::Transient, key))
     }
 
     #[inline(always)]
     fn store(&self, table: FlowTable, key: &FlowKey, flow: &Flow, how: Store) -> Result<(), StoreError> {
         // A port that another connection has is none for this one.
-        let is_there = match table {
-            FlowTable::Flows => self.tables.flow(key).is_some(),
-            FlowTable::Transient => self.tables.transient(key).is_some(),
-        };
+        let is_there = self.there(table, key).is_some();
         let stored = !(is_there && how == Store::New && !self.recorder.afresh());
         self.recorder.record(What::Store, stored, key, Some(flow));
         if stored { Ok(()) } else { Err(StoreError::Exists) }
     }
 
     #[inline(always)]
-    fn remove(&self, _table: FlowTable, _key: &FlowKey) {}
+    fn remove(&self, table: FlowTable, key: &FlowKey) {
+        self.recorder.forget(table, key);
+    }
 
     #[inline(always)]
     fn note_tcp(&self, _flow: &Flow, _flags: u8) {}

@@ -5,13 +5,14 @@
 
 use aya_ebpf::{
     bindings::__sk_buff,
-    btf_maps::{Array, RingBuf},
+    btf_maps::{Array, HashMap, RingBuf},
     macros::btf_map,
 };
 use vrouter_common::{
     addr::Be32,
     apply::Exit,
-    tables::Hop,
+    flow::FlowKey,
+    tables::{FlowTable, Hop},
     traced::{
         Leaves, Recorder, StepHead, TRACE_EXTERNAL, TRACE_PORT, TRACE_UPLINK, TraceInput, Traced, What,
     },
@@ -28,6 +29,13 @@ pub static STEPS: RingBuf<(), { 1 << 20 }> = RingBuf::new();
 /// A next hop that the packet would have made.
 #[btf_map]
 pub static TRACED_HOPS: Array<Hop, 1> = Array::new();
+
+/// Flows that the packet would have removed, by table. User space empties them before each run.
+#[btf_map]
+pub static FORGOTTEN_FLOWS: HashMap<FlowKey, u8, 16> = HashMap::new();
+/// See [`FORGOTTEN_FLOWS`].
+#[btf_map]
+pub static FORGOTTEN_TRANSIENT: HashMap<FlowKey, u8, 16> = HashMap::new();
 
 /// Writes steps to [`STEPS`].
 pub struct Steps;
@@ -73,6 +81,26 @@ impl Recorder for Steps {
     #[inline(always)]
     fn kept_hop(&self) -> Option<&Hop> {
         TRACED_HOPS.get(0)
+    }
+
+    #[inline(always)]
+    fn forget(&self, table: FlowTable, key: &FlowKey) {
+        // Where there is no room it is found again: it was more than a connection's two.
+        let _ = match table {
+            FlowTable::Flows => FORGOTTEN_FLOWS.insert(key, &0, 0),
+            FlowTable::Transient => FORGOTTEN_TRANSIENT.insert(key, &0, 0),
+        };
+    }
+
+    #[inline(always)]
+    fn has_forgotten(&self, table: FlowTable, key: &FlowKey) -> bool {
+        // SAFETY: only whether it is there is looked at.
+        unsafe {
+            match table {
+                FlowTable::Flows => FORGOTTEN_FLOWS.get(key).is_some(),
+                FlowTable::Transient => FORGOTTEN_TRANSIENT.get(key).is_some(),
+            }
+        }
     }
 }
 

@@ -1,7 +1,10 @@
 //! Connections: made, answered, full tables, ports shared, evicted halves, ended, begun again.
 
 use core::net::IpAddr;
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use proptest::prelude::*;
 
@@ -9,9 +12,11 @@ use super::{fixture::*, world::*};
 use crate::{
     addr::Be16,
     flow::{FlowKey, ROLE_ORIGINAL, ROLE_REPLY},
-    memory::{MemoryTables, Verdict},
+    memory::{Entry, MemoryPacket, MemoryTables, Verdict, run_with},
+    plan::Work,
     reason::{DropReason, Event},
     tables::*,
+    traced::{Recorder, Traced, What},
     wire::*,
 };
 
@@ -325,6 +330,55 @@ fn n1_a_connection_that_ended_begins_anew() {
         back(&world, remote(V4), to, TCP_SYN | TCP_ACK).unwrap();
         assert_eq!(connections(tables), (1, 0));
     }
+}
+
+/// Takes nothing down but what would be removed.
+#[derive(Default)]
+struct Forgotten(RefCell<Vec<(FlowTable, FlowKey)>>);
+
+impl Recorder for Forgotten {
+    fn record<K: Copy, V: Copy>(&self, _what: What, _found: bool, _key: &K, _value: Option<&V>) {}
+
+    fn afresh(&self) -> bool {
+        false
+    }
+
+    fn keep_hop(&self, _hop: &Hop) -> bool {
+        false
+    }
+
+    fn kept_hop(&self) -> Option<&Hop> {
+        None
+    }
+
+    fn forget(&self, table: FlowTable, key: &FlowKey) {
+        self.0.borrow_mut().push((table, *key));
+    }
+
+    fn has_forgotten(&self, table: FlowTable, key: &FlowKey) -> bool {
+        self.0.borrow().contains(&(table, *key))
+    }
+}
+
+#[test]
+fn what_begins_after_a_connection_that_ended_is_traced_with_the_port_it_gets() {
+    let mut world = World::new(0);
+    let to = out(&world, A2, 1500, remote(V4), TCP_SYN).unwrap();
+    back(&world, remote(V4), to, TCP_SYN | TCP_ACK).unwrap();
+    out(&world, A2, 1500, remote(V4), TCP_FIN | TCP_ACK).unwrap();
+    back(&world, remote(V4), to, TCP_FIN | TCP_ACK).unwrap();
+    let syn = from(V4, End::Inside(A2), remote(V4)).l4(tcp(1500, 80, TCP_SYN)).frame();
+    let before = legs(&world.nodes[0]);
+    let traced = Traced::new(core::mem::take(&mut world.nodes[0]), Forgotten::default());
+    let packet = MemoryPacket::new(&syn);
+    let verdict = run_with(&traced, &mut Work::default(), Entry::Port(A2.ifindex), packet);
+    let (tables, _) = traced.into_parts();
+    world.nodes[0] = tables;
+    let Verdict::Sent { frame, .. } = verdict else { panic!("{verdict:?}") };
+    let seen = read(&frame);
+    let traced = (seen.src, u16::from_be_bytes([seen.l4[0], seen.l4[1]]));
+    assert!(legs(&world.nodes[0]) == before, "nothing changed");
+    assert_eq!(out(&world, A2, 1500, remote(V4), TCP_SYN), Ok(traced));
 }
 
 #[test]

@@ -11,6 +11,7 @@ use std::{
 use anyhow::{Result, bail};
 use vrouter_common::{
     addr::{Be32, Macs},
+    flow::FlowKey,
     memory::{self, MemoryPacket, MemoryTables, Verdict},
     plan::Work,
     tables::*,
@@ -41,6 +42,7 @@ struct Notes {
     steps: RefCell<Vec<Step>>,
     afresh: Cell<bool>,
     hop: OnceCell<Hop>,
+    forgotten: RefCell<Vec<(FlowTable, FlowKey)>>,
 }
 
 fn bytes_of<T: Copy>(value: &T) -> Vec<u8> {
@@ -66,6 +68,14 @@ impl Recorder for Notes {
 
     fn kept_hop(&self) -> Option<&Hop> {
         self.hop.get()
+    }
+
+    fn forget(&self, table: FlowTable, key: &FlowKey) {
+        self.forgotten.borrow_mut().push((table, *key));
+    }
+
+    fn has_forgotten(&self, table: FlowTable, key: &FlowKey) -> bool {
+        self.forgotten.borrow().contains(&(table, *key))
     }
 }
 

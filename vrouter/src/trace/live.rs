@@ -12,6 +12,7 @@ use aya::{
     programs::{SchedClassifier, TestRun, TestRunOptions},
 };
 use vrouter_common::{
+    flow::FlowKey,
     tables::*,
     traced::{TRACE_EXTERNAL, TRACE_PORT, TRACE_UPLINK, TraceInput},
 };
@@ -49,6 +50,8 @@ pub struct Program {
     ebpf: Ebpf,
     steps: RingBuf<MapData>,
     input: aya::maps::Array<MapData, TraceInput>,
+    /// Of answered and of other flows: what the last run would have removed.
+    forgotten: [aya::maps::HashMap<MapData, FlowKey, u8>; 2],
 }
 
 impl Program {
@@ -72,7 +75,12 @@ impl Program {
         let steps = RingBuf::try_from(ebpf.take_map("STEPS").context("the object has no map STEPS")?)?;
         let input =
             aya::maps::Array::try_from(ebpf.take_map("TRACE").context("the object has no map TRACE")?)?;
-        Ok(Self { ebpf, steps, input })
+        let mut forgotten = |name: &str| -> Result<aya::maps::HashMap<MapData, FlowKey, u8>> {
+            let map = ebpf.take_map(name).with_context(|| format!("the object has no map {name}"))?;
+            Ok(aya::maps::HashMap::try_from(map)?)
+        };
+        let forgotten = [forgotten("FORGOTTEN_FLOWS")?, forgotten("FORGOTTEN_TRANSIENT")?];
+        Ok(Self { ebpf, steps, input, forgotten })
     }
 
     /// What the verifier walked through, if the kernel says so.
@@ -94,6 +102,11 @@ impl Program {
         let input = TraceInput { entry, ifindex, afresh: afresh.into(), zero: 0 };
         self.input.set(0, input, 0).context("cannot say what is to be traced")?;
         while self.steps.next().is_some() {}
+        for map in &mut self.forgotten {
+            for key in map.keys().collect::<Result<Vec<_>, _>>().context("cannot begin a trace")? {
+                map.remove(&key).context("cannot begin a trace")?;
+            }
+        }
         let program: &mut SchedClassifier =
             self.ebpf.program_mut("vr_trace").context("the object has no program vr_trace")?.try_into()?;
         // Room for what is pushed in front.

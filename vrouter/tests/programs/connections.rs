@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use vrouter::trace;
 use vrouter_common::{
     addr::Be16,
     flow::{EXIT_EXTERNAL, EXIT_PORT, FLOW_NAT, ROLE_ORIGINAL, ROLE_REPLY},
@@ -185,6 +186,38 @@ fn converse(world: &World, conversation: &Conversation, via: Via) {
 }
 
 /// Super-packets are translated as they are; the kernel cuts them later.
+#[test]
+fn what_begins_after_a_connection_that_ended_is_traced_as_it_is_translated() {
+    with_world(|world| {
+        resolve(world);
+        let tcp = |ack, syn, rst| Transport::Tcp { sport: 1028, dport: 80, seq: 7, ack, syn, rst };
+        let dst = IpAddr::from(v4(BEHIND, 5));
+        let segment = |transport| Packet::routed(11, dst).transport(transport).build();
+        let sport = |frame: &[u8]| u16::from_be_bytes([frame[34], frame[35]]);
+        let syn = segment(tcp(None, true, false));
+        let first = world.run(Via::Tc, "p11", &syn);
+        assert_eq!(first.verdict, TC_ACT_REDIRECT);
+        let outside = Transport::Tcp {
+            sport: sport(&first.frame),
+            dport: 80,
+            seq: 7,
+            ack: None,
+            syn: true,
+            rst: false,
+        };
+        let sent = Packet { src: v4(OUTSIDE, 1).into(), ..Packet::routed(11, dst) }.transport(outside);
+        world.run(Via::Tc, EXTERNAL, &reply(&sent, IN).build());
+        world.run(Via::Tc, "p11", &segment(tcp(Some(1), false, true)));
+        let mut program = trace::live::Program::load(world.pins()).expect("vr_trace");
+        let traced = [(); 2].map(|()| {
+            let run = program.run(trace::Entry::Port(world.ifindex("p11")), &syn, false).expect("a trace");
+            sport(&run.frame)
+        });
+        let second = sport(&world.run(Via::Tc, "p11", &syn).frame);
+        assert_eq!((sport(&first.frame), traced), (second, [second; 2]));
+    });
+}
+
 #[test]
 fn super_packets_are_translated() {
     with_world(|world| {
