@@ -87,8 +87,8 @@ impl Recorder for Steps {
     fn forget(&self, table: FlowTable, key: &FlowKey) {
         // Where there is no room it is found again: it was more than a connection's two.
         let _ = match table {
-            FlowTable::Flows => FORGOTTEN_FLOWS.insert(key, &0, 0),
-            FlowTable::Transient => FORGOTTEN_TRANSIENT.insert(key, &0, 0),
+            FlowTable::Flows => FORGOTTEN_FLOWS.insert(key, 0, 0),
+            FlowTable::Transient => FORGOTTEN_TRANSIENT.insert(key, 0, 0),
         };
     }
 
