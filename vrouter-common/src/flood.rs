@@ -7,12 +7,11 @@ use crate::{parse::Headers, plan::Ingress, policy, reason::DropReason, tables::*
 /// The lists of a network, half walked.
 #[derive(Clone, Copy, Debug)]
 pub struct Round {
-    /// Of the topology that is in force, whose number tells the bank.
-    pub network: Scoped,
+    network: Scoped,
     /// The receiver to be asked about next.
-    pub cursor: u32,
+    cursor: u32,
     /// The port it came from, which gets no copy; 0: it came from another node.
-    pub except: u32,
+    except: u32,
 }
 
 /// Receivers one frame is copied to at the most, of either list.
@@ -25,7 +24,7 @@ pub enum Next<'t> {
     Port(u32),
     /// A copy goes to the node of this number, by this way.
     Node(u32, &'t Underlay),
-    /// It gets none; why was counted.
+    /// It gets none; if it was refused, that was counted.
     Nobody,
     /// There are no more.
     End,
@@ -58,11 +57,10 @@ impl Round {
             return Next::End;
         };
         self.cursor = receiver.next;
-        let key = BindingKey { ifindex: Scoped::new(self.network.bank(), receiver.at) };
-        // One that was unplugged a moment ago has no binding any more.
         if receiver.at == self.except {
             return Next::Nobody;
         }
+        let key = BindingKey { ifindex: Scoped::new(self.network.bank(), receiver.at) };
         let Some(binding) = tables.binding(&key) else {
             return Next::Nobody;
         };
