@@ -542,6 +542,28 @@ mod tests {
         }
     }
 
+    /// Printed, and written down in the design: of the slots that move, those of which the one who had it is not asked.
+    #[test]
+    fn a_weight_that_falls_a_little_costs_little() {
+        for (count, before, after, most) in
+            [(3, 10, 1, 0.8), (3, 10, 9, 0.1), (10, 10, 1, 0.95), (10, 10, 9, 0.2)]
+        {
+            let of = |weight| {
+                slots(&pool(count, |index, it| it.weight = if index == 0 { weight } else { before }))
+            };
+            let (was, is) = (of(before), of(after));
+            let moved: Vec<_> = was.iter().zip(&is).filter(|(was, is)| was.member != is.member).collect();
+            assert!(moved.iter().all(|(was, _)| was.member == 0), "only its own move");
+            let wrong = moved.iter().filter(|(was, is)| is.other != was.member).count();
+            let part = wrong as f64 / moved.len() as f64;
+            println!(
+                "{count} members, weight {before} to {after}: {} move, {wrong} of them ask another ({part:.2})",
+                moved.len()
+            );
+            assert!(!moved.is_empty() && part < most, "{count}: {before} to {after}: {part}");
+        }
+    }
+
     #[test]
     fn who_comes_takes_from_those_who_are_asked() {
         for count in [1, 2, 4, 8, 16, 32, 63] {
