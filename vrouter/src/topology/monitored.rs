@@ -76,8 +76,8 @@ pub fn monitored<'t>(
     found
 }
 
-/// Tells most addresses that are not among some by a look, where a hash would cost ten times as much: a node has few
-/// ports, and pools a hundred thousand members. A bit for each value of an address's last two bytes.
+/// Tells most addresses that are not among some without a hash: a node has few ports, and pools a hundred thousand
+/// members. A bit for each value of an address's last two bytes.
 struct Sieve(Box<[u64; 1024]>);
 
 impl Sieve {
