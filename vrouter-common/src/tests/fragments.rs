@@ -112,31 +112,30 @@ fn r7_fragments_follow_their_first_through_translation_both_ways() {
     }
 }
 
+/// `A2` may send anything, and `server` is let hear UDP port 53; nobody else may do anything.
+fn a2_sends_and_53_is_heard(tables: &mut MemoryTables, f: Family, server: Host, flags: u32) {
+    tables.image.rules.clear();
+    for (key, binding) in &mut tables.image.bindings {
+        binding.policy = key.ifindex.id();
+    }
+    let v6 = if f == Family::V6 { RULE_V6 } else { 0 };
+    for (policy, direction, prefix_len, proto, port) in [
+        (A2.ifindex, v6, RuleKey::ANY_BITS, 0, 0),
+        (server.ifindex, RULE_INGRESS | v6, RuleKey::ALL_BITS, PROTO_UDP, 53),
+    ] {
+        let (policy, port) = (Scoped::new(0, policy), crate::addr::Be16::new(port));
+        let key = RuleKey { prefix_len, policy, class: 0, direction, proto, port };
+        tables.image.rules.insert(key, Rule { rule: 0, flags });
+    }
+}
+
 #[test]
 fn r7_fragments_follow_their_first_through_policy() {
     for f in BOTH {
         for server in [C1, A4] {
             let mut world = World::new(0);
             for tables in &mut world.nodes {
-                tables.image.rules.clear();
-                for (key, binding) in &mut tables.image.bindings {
-                    binding.policy = key.ifindex.id();
-                }
-                let v6 = if f == Family::V6 { RULE_V6 } else { 0 };
-                for (policy, direction, prefix_len, proto, port) in [
-                    (A2.ifindex, v6, RuleKey::ANY_BITS, 0, 0),
-                    (server.ifindex, RULE_INGRESS | v6, RuleKey::ALL_BITS, PROTO_UDP, 53_u16),
-                ] {
-                    let key = RuleKey {
-                        prefix_len,
-                        policy: Scoped::new(0, policy),
-                        class: 0,
-                        direction,
-                        proto,
-                        port: crate::addr::Be16::new(port),
-                    };
-                    tables.image.rules.insert(key, Rule { rule: 0, flags: RULE_STATEFUL });
-                }
+                a2_sends_and_53_is_heard(tables, f, server, RULE_STATEFUL);
             }
             let ask = |port| cut(&datagram(from(f, End::Inside(A2), server.ip(f)), 1500, port), port);
             for piece in ask(53) {
@@ -166,20 +165,7 @@ fn r7_fragments_that_are_flooded_follow_their_first_through_the_receivers_polici
     for f in BOTH {
         let mut world = World::new(0);
         let tables = &mut world.nodes[A2.node];
-        tables.image.rules.clear();
-        for (key, binding) in &mut tables.image.bindings {
-            binding.policy = key.ifindex.id();
-        }
-        let v6 = if f == Family::V6 { RULE_V6 } else { 0 };
-        for (policy, direction, prefix_len, proto, port) in [
-            (A2.ifindex, v6, RuleKey::ANY_BITS, 0, 0),
-            (A1.ifindex, RULE_INGRESS | v6, RuleKey::ALL_BITS, PROTO_UDP, 53_u16),
-        ] {
-            let port = crate::addr::Be16::new(port);
-            let key =
-                RuleKey { prefix_len, policy: Scoped::new(0, policy), class: 0, direction, proto, port };
-            tables.image.rules.insert(key, Rule { rule: 0, flags: 0 });
-        }
+        a2_sends_and_53_is_heard(tables, f, A1, 0);
         let network = Scoped::new(0, A);
         for (cursor, next, at) in [
             (FLOOD_LOCAL, 1, A2.ifindex),

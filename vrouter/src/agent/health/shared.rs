@@ -93,7 +93,7 @@ impl Index {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::store::health::NodeHealth;
 
@@ -101,7 +101,8 @@ mod tests {
         ("web".to_owned(), member.to_owned())
     }
 
-    fn down(members: &[&str]) -> Words {
+    /// What is said of members of the pool `web`.
+    pub fn down(members: &[&str]) -> Words {
         let down = members.iter().map(|member| ((*member).to_owned(), "refused".to_owned())).collect();
         Words { down: BTreeMap::from([("web".to_owned(), down)]), ..Words::default() }
     }

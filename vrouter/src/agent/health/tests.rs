@@ -1,6 +1,6 @@
 //! What is told, by the thread and of others.
 
-use super::*;
+use super::{shared::tests::down, *};
 use crate::store::health::NodeHealth;
 
 const DOCUMENT: &str = r#"
@@ -23,11 +23,6 @@ nodes: [{ name: a, vtep: 192.0.2.1 }, { name: b, vtep: 192.0.2.2 }]
 
 /// How long something may take that happens at once.
 const SOON: Duration = Duration::from_secs(10);
-
-fn down(members: &[&str]) -> Words {
-    let down = members.iter().map(|member| ((*member).to_owned(), "refused".to_owned())).collect();
-    Words { down: BTreeMap::from([("web".to_owned(), down)]), ..Words::default() }
-}
 
 /// Node a's, without its thread, with what tells it.
 fn alone() -> (Health, watch::Sender<Own>, watch::Sender<Arc<health::Health>>) {
